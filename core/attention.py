@@ -1,0 +1,107 @@
+"""Attention of the DiT: block-causal self-attention with a KV cache, and text cross-attention.
+
+Eqs. 1-2: condition tokens attend to condition tokens only; noisy tokens attend to both. The
+condition part therefore depends on the condition frames alone, and its keys and values can be
+cached over all sampling steps. Condition tokens take no part in cross-attention.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longtake.core.rope import rotate
+
+#: Keys (after QK-norm, before RoPE) and values of condition tokens, each [B, N, S_cond, D].
+KeyValue = tuple[Tensor, Tensor]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, computed in float32."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` [..., dim]."""
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return (y * self.weight.float()).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with fused qkv, QK RMSNorm and 3D RoPE."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, dim * 3)
+        self.q_norm = RMSNorm(dim // num_heads)
+        self.k_norm = RMSNorm(dim // num_heads)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        tables: tuple[Tensor, Tensor],
+        *,
+        num_cond_tokens: int = 0,
+        cached: KeyValue | None = None,
+    ) -> tuple[Tensor, KeyValue]:
+        """Attend over ``x`` [B, S, C].
+
+        Args:
+            x: tokens; with ``cached`` the noisy tokens only, else condition tokens then noisy ones.
+            tables: RoPE tables [S_cond + S_noisy, D/2] of the full sequence.
+            num_cond_tokens: S_cond, in ``x`` or in ``cached``.
+            cached: keys and values of the condition tokens.
+
+        Returns:
+            Output [B, S, C], and the keys (before RoPE) and values of the tokens in ``x``.
+        """
+        b, s, _ = x.shape
+        qkv = self.qkv(x).view(b, s, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)  # each [B, N, S, D]
+        q, k = self.q_norm(q), self.k_norm(k)
+        fresh = (k, v)
+        cos, sin = tables
+        if cached is not None:
+            k, v = torch.cat((cached[0], k), dim=2), torch.cat((cached[1], v), dim=2)
+            q = rotate(q, cos[num_cond_tokens:], sin[num_cond_tokens:])
+            k = rotate(k, cos, sin)
+            out = F.scaled_dot_product_attention(q, k, v)
+        else:
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            n = num_cond_tokens
+            if n in (0, s):
+                out = F.scaled_dot_product_attention(q, k, v)
+            else:
+                cond = F.scaled_dot_product_attention(q[:, :, :n], k[:, :, :n], v[:, :, :n])
+                noisy = F.scaled_dot_product_attention(q[:, :, n:], k, v)
+                out = torch.cat((cond, noisy), dim=2)
+        return self.proj(out.transpose(1, 2).reshape(b, s, -1)), fresh
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from video tokens to text tokens, with QK RMSNorm and no RoPE."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_linear = nn.Linear(dim, dim)
+        self.kv_linear = nn.Linear(dim, dim * 2)
+        self.q_norm = RMSNorm(dim // num_heads)
+        self.k_norm = RMSNorm(dim // num_heads)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend from ``x`` [B, S, C] to ``text`` [B, L, C]; ``mask`` [B, L] is True to attend."""
+        b, s, _ = x.shape
+        q = self.q_linear(x).view(b, s, self.num_heads, -1).transpose(1, 2)
+        kv = self.kv_linear(text).view(b, text.shape[1], 2, self.num_heads, -1)
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        attend = None if mask is None else mask[:, None, None, :].bool()
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
+        return self.proj(out.transpose(1, 2).reshape(b, s, -1))

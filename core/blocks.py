@@ -1,0 +1,177 @@
+"""Building blocks of the DiT: embedders, SwiGLU, the AdaLN-Zero block, the output layer (section 3.1).
+
+Modulation is computed per latent frame in float32, so that condition frames (t = 0) and noisy
+frames of one clip can share a forward pass.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from longtake.core.attention import CrossAttention, KeyValue, SelfAttention
+
+NORM_EPS = 1e-6
+FFN_MULTIPLE = 256
+
+
+def timestep_features(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal features [N, dim] (cosines, then sines) of timesteps [N] in units of 1000 t."""
+    half = dim // 2
+    step = torch.arange(half, device=t.device, dtype=torch.float32) / half
+    angle = t.float()[:, None] * torch.exp(-math.log(max_period) * step)
+    return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
+
+def _linear_fp32(layer: nn.Module, x: Tensor) -> Tensor:
+    assert isinstance(layer, nn.Linear)
+    bias = None if layer.bias is None else layer.bias.float()
+    return F.linear(x.float(), layer.weight.float(), bias)
+
+
+class TimestepEmbedder(nn.Module):
+    """MLP on sinusoidal features; runs in float32."""
+
+    def __init__(self, frequency_dim: int, embed_dim: int) -> None:
+        super().__init__()
+        self.frequency_dim = frequency_dim
+        self.mlp = nn.Sequential(
+            nn.Linear(frequency_dim, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed timesteps [N] to [N, embed_dim]."""
+        hidden = F.silu(_linear_fp32(self.mlp[0], timestep_features(t, self.frequency_dim)))
+        return _linear_fp32(self.mlp[2], hidden)
+
+
+class CaptionEmbedder(nn.Module):
+    """Two-layer projection of text-encoder states to the model width."""
+
+    def __init__(self, caption_dim: int, dim: int) -> None:
+        super().__init__()
+        self.y_proj = nn.Sequential(
+            nn.Linear(caption_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Project [B, L, caption_dim] to [B, L, dim]."""
+        return self.y_proj(text)
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping 3D patches to tokens, frame-major order."""
+
+    def __init__(self, patch: tuple[int, int, int], in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(in_channels, dim, kernel_size=patch, stride=patch)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[B, C, T, H, W] to tokens [B, S, dim]."""
+        return self.proj(z).flatten(2).transpose(1, 2)
+
+
+class SwiGLU(nn.Module):
+    """w2(silu(w1 x) * w3 x); width 2/3 of ``mlp_ratio`` x dim, rounded up to a multiple of 256."""
+
+    def __init__(self, dim: int, mlp_ratio: float) -> None:
+        super().__init__()
+        width = int(2 * int(dim * mlp_ratio) / 3)
+        width = FFN_MULTIPLE * math.ceil(width / FFN_MULTIPLE)
+        self.w1 = nn.Linear(dim, width, bias=False)
+        self.w2 = nn.Linear(width, dim, bias=False)
+        self.w3 = nn.Linear(dim, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, S, dim] to [B, S, dim]."""
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without affine, then scale and shift per frame, in float32.
+
+    Args:
+        x: tokens [B, S, C] in frame-major order.
+        shift: [B, T, C]; S must be a multiple of T.
+        scale: [B, T, C].
+    """
+    num_frames = shift.shape[1]
+    y = F.layer_norm(x.float(), x.shape[-1:], eps=NORM_EPS).unflatten(1, (num_frames, -1))
+    return (y * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2).to(x.dtype)
+
+
+def gated_add(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
+    """Residual sum x + gate * update with a per-frame gate [B, T, C], in float32."""
+    framed = update.float().unflatten(1, (gate.shape[1], -1))
+    return (x.float() + (gate[:, :, None] * framed).flatten(1, 2)).to(x.dtype)
+
+
+class DiTBlock(nn.Module):
+    """Single-stream block: self-attention, cross-attention, SwiGLU, with AdaLN-Zero modulation."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, embed_dim: int) -> None:
+        super().__init__()
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(embed_dim, 6 * dim))
+        self.attn = SelfAttention(dim, num_heads)
+        self.pre_crs_attn_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.cross_attn = CrossAttention(dim, num_heads)
+        self.ffn = SwiGLU(dim, mlp_ratio)
+
+    def forward(
+        self,
+        x: Tensor,
+        text: Tensor | None,
+        text_mask: Tensor | None,
+        embed: Tensor,
+        tables: tuple[Tensor, Tensor],
+        num_cond_tokens: int,
+        cached: KeyValue | None,
+    ) -> tuple[Tensor, KeyValue]:
+        """Transform tokens [B, S, C].
+
+        Args:
+            x: tokens, condition tokens first.
+            text: projected text [B, L, C], or None to leave cross-attention out.
+            text_mask: [B, L], or None to attend to every text token.
+            embed: timestep embedding per frame [B, T, E], float32.
+            tables: RoPE tables of the whole sequence.
+            num_cond_tokens: condition tokens in ``x`` or in ``cached``.
+            cached: keys and values of the condition tokens.
+
+        Returns:
+            Tokens [B, S, C] and the self-attention keys and values of ``x``.
+        """
+        modulation = _linear_fp32(self.adaLN_modulation[1], F.silu(embed))
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.chunk(6, dim=-1)
+        out, key_value = self.attn(
+            modulate(x, shift_a, scale_a), tables, num_cond_tokens=num_cond_tokens, cached=cached
+        )
+        x = gated_add(x, out, gate_a)
+        if text is not None:
+            skip = 0 if cached is not None else num_cond_tokens
+            normed = F.layer_norm(
+                x[:, skip:].float(),
+                x.shape[-1:],
+                self.pre_crs_attn_norm.weight.float(),
+                self.pre_crs_attn_norm.bias.float(),
+                NORM_EPS,
+            ).to(x.dtype)
+            crossed = x[:, skip:] + self.cross_attn(normed, text, text_mask)
+            x = crossed if skip == 0 else torch.cat((x[:, :skip], crossed), dim=1)
+        x = gated_add(x, self.ffn(modulate(x, shift_f, scale_f)), gate_f)
+        return x, key_value
+
+
+class FinalLayer(nn.Module):
+    """AdaLN and a linear map to patch pixels."""
+
+    def __init__(self, dim: int, out_features: int, embed_dim: int) -> None:
+        super().__init__()
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(embed_dim, 2 * dim))
+        self.linear = nn.Linear(dim, out_features)
+
+    def forward(self, x: Tensor, embed: Tensor) -> Tensor:
+        """Tokens [B, S, C] and per-frame embedding [B, T, E] to [B, S, out_features]."""
+        shift, scale = _linear_fp32(self.adaLN_modulation[1], F.silu(embed)).chunk(2, dim=-1)
+        return self.linear(modulate(x, shift, scale))

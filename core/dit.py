@@ -1,0 +1,207 @@
+"""The LongCat-Video diffusion transformer, with the published parameter names (section 3.1, Table 1).
+
+Different from Table 1: the released model's FFN is 11,008 wide (2/3 rule), not 16,384.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from longtake.core.attention import KeyValue
+from longtake.core.blocks import (
+    CaptionEmbedder,
+    DiTBlock,
+    FinalLayer,
+    PatchEmbed,
+    TimestepEmbedder,
+)
+from longtake.core.rope import RotaryTables
+from longtake.runtime.errors import CheckpointError, UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DiTConfig:
+    """Shape of the transformer; field names are those of the release's ``dit/config.json``."""
+
+    in_channels: int = 16
+    """Latent channels of the VAE."""
+    out_channels: int = 16
+    """Channels of the predicted velocity."""
+    hidden_size: int = 4096
+    """Token width C."""
+    depth: int = 48
+    """Number of blocks."""
+    num_heads: int = 32
+    """Attention heads; must divide ``hidden_size``."""
+    caption_channels: int = 4096
+    """Width of the text encoder's states."""
+    mlp_ratio: int = 4
+    """FFN expansion before the 2/3 rule of SwiGLU."""
+    adaln_tembed_dim: int = 512
+    """Width of the timestep embedding (Table 1: AdaLN embedding size)."""
+    frequency_embedding_size: int = 256
+    """Number of sinusoidal timestep features."""
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    """Patch (frames, rows, columns)."""
+    text_tokens_zero_pad: bool = False
+    """Zero the padded text tokens and attend to all of them, as the released model does."""
+
+    def __post_init__(self) -> None:
+        """Check that heads divide the width and that RoPE can split a head."""
+        head_dim, rest = divmod(self.hidden_size, self.num_heads)
+        if rest or head_dim % 2:
+            raise CheckpointError(
+                "DiT config: hidden_size must split into heads of even width",
+                received=f"hidden_size={self.hidden_size}, num_heads={self.num_heads}",
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "DiTConfig":
+        """Read a ``config.json`` mapping; keys that do not shape the network are left aside."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        kept = {k: v for k, v in values.items() if k in known}
+        if "patch_size" in kept:
+            kept["patch_size"] = tuple(kept["patch_size"])
+        return cls(**kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready mapping; inverse of :meth:`from_dict`."""
+        return {**dataclasses.asdict(self), "patch_size": list(self.patch_size)}
+
+
+class LongCatDiT(nn.Module):
+    """Video DiT predicting the velocity v = x0 - eps of every latent frame."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, embed_dim = config.hidden_size, config.adaln_tembed_dim
+        self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, dim)
+        self.t_embedder = TimestepEmbedder(config.frequency_embedding_size, embed_dim)
+        self.y_embedder = CaptionEmbedder(config.caption_channels, dim)
+        self.blocks = nn.ModuleList(
+            DiTBlock(dim, config.num_heads, config.mlp_ratio, embed_dim)
+            for _ in range(config.depth)
+        )
+        patch = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
+        self.final_layer = FinalLayer(dim, patch * config.out_channels, embed_dim)
+        self.rope = RotaryTables(dim // config.num_heads)
+        self.gradient_checkpointing = False
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator) -> "LongCatDiT":
+        """Fresh weights for training from nothing: Xavier linears, zero gates and output.
+
+        Zero modulation and output make every block the identity at the start (AdaLN-Zero).
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.ndim >= 2:
+                flat = parameter.view(parameter.shape[0], -1)
+                bound = (6.0 / (flat.shape[0] + flat.shape[1])) ** 0.5
+                parameter.uniform_(-bound, bound, generator=generator)
+                if name.startswith("t_embedder"):
+                    parameter.normal_(0, 0.02, generator=generator)
+            elif name.endswith("bias"):
+                parameter.zero_()
+        for module in (*(b.adaLN_modulation for b in self.blocks), self.final_layer):
+            for parameter in module.parameters():
+                parameter.zero_()
+        return self
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor | None = None,
+        *,
+        num_cond_latents: int = 0,
+        kv_cache: list[KeyValue] | None = None,
+        return_kv: bool = False,
+        skip_cross_attention: bool = False,
+    ) -> Any:
+        """Predict the velocity of latents.
+
+        Args:
+            hidden_states: latents [B, C, T, H, W], condition frames first. With ``kv_cache`` the
+                noisy frames only.
+            timestep: 1000 t, per sample [B] or per latent frame [B, T]; 0 for condition frames.
+            encoder_hidden_states: text states [B, 1, L, D] or [B, L, D].
+            encoder_attention_mask: [B, L], 1 for real tokens; None means all are real.
+            num_cond_latents: leading condition frames, in ``hidden_states`` or in ``kv_cache``.
+            kv_cache: per block, keys (before RoPE) and values of the condition tokens.
+            return_kv: also return the keys and values of every block, to build a cache.
+            skip_cross_attention: leave text out (when only condition frames are passed).
+
+        Returns:
+            Velocity [B, C_out, T, H, W], with ``return_kv`` also the list of key-value pairs.
+
+        Raises:
+            UserError: a size that the patch does not divide, or wrong timestep shape.
+        """
+        b, _, t, h, w = hidden_states.shape
+        grid = self._token_grid(t, h, w)
+        tokens_per_frame = grid[1] * grid[2]
+        num_cond_tokens = num_cond_latents // self.config.patch_size[0] * tokens_per_frame
+        embed = self._embed_timestep(timestep, b, t)
+        text, mask = (None, None)
+        if not skip_cross_attention:
+            text, mask = self._embed_text(encoder_hidden_states, encoder_attention_mask)
+        x = self.x_embedder(hidden_states)
+        past = num_cond_latents // self.config.patch_size[0] if kv_cache is not None else 0
+        tables = self.rope((grid[0] + past, grid[1], grid[2]), x.device)
+        key_values: list[KeyValue] = []
+        for i, block in enumerate(self.blocks):
+            cached = None if kv_cache is None else kv_cache[i]
+            args = (x, text, mask, embed, tables, num_cond_tokens, cached)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x, key_value = checkpoint(block, *args, use_reentrant=False)
+            else:
+                x, key_value = block(*args)
+            if return_kv:
+                key_values.append(key_value)
+        out = self._unpatchify(self.final_layer(x, embed), grid)
+        return (out, key_values) if return_kv else out
+
+    def _token_grid(self, t: int, h: int, w: int) -> tuple[int, int, int]:
+        p_t, p_h, p_w = self.config.patch_size
+        if t % p_t or h % p_h or w % p_w:
+            raise UserError(
+                "latent size is not a multiple of the patch",
+                received=f"(T, H, W) = ({t}, {h}, {w})",
+                expected=f"multiples of {self.config.patch_size}",
+                remedy="choose a frame size divisible by VAE factor times patch (16 px)",
+            )
+        return t // p_t, h // p_h, w // p_w
+
+    def _embed_timestep(self, timestep: Tensor, b: int, t: int) -> Tensor:
+        if timestep.ndim == 1:
+            timestep = timestep[:, None].expand(b, t)
+        if timestep.shape != (b, t):
+            raise UserError(
+                "timestep shape does not match the latents",
+                received=tuple(timestep.shape),
+                expected=f"({b},) or ({b}, {t})",
+            )
+        frames = timestep[:, :: self.config.patch_size[0]]
+        return self.t_embedder(frames.reshape(-1)).unflatten(0, frames.shape)
+
+    def _embed_text(self, states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if states.ndim == 4:
+            states = states.squeeze(1)
+        text = self.y_embedder(states)
+        if mask is not None and mask.ndim > 2:
+            mask = mask.flatten(1)
+        if mask is not None and self.config.text_tokens_zero_pad:
+            return text * mask[..., None].to(text.dtype), None
+        return text, mask
+
+    def _unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        b = x.shape[0]
+        x = x.view(b, *grid, *self.config.patch_size, self.config.out_channels)
+        x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # [B, C, T, p_t, H, p_h, W, p_w]
+        return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)

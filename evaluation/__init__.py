@@ -1,0 +1,1 @@
+"""Statistics that turn per-sample scores into numbers with intervals."""

@@ -1,0 +1,1 @@
+"""Reward protocol, the weighted suite and analytic rewards."""

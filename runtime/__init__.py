@@ -1,0 +1,1 @@
+"""House services below every model: errors, random keys, configs, run directories, logging."""

@@ -1,0 +1,314 @@
+"""A run directory: where one run keeps everything that it produced, safe against kill -9.
+
+    config.yaml  provenance.json  metrics.jsonl  samples/  checkpoints/step-N/  summary.json
+
+Three guarantees. A file or a checkpoint is either the whole old one or the whole new one (written
+beside, synced, renamed). ``metrics.jsonl`` loses at most its last, torn line. Two processes never
+write the same run (an advisory lock, which the kernel drops when the holder dies).
+"""
+
+import errno
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from longtake.runtime.errors import RunDirectoryError
+
+_TEMPORARY = ".tmp-"  # prefix of what a kill may leave behind; swept when the run is next opened
+_STEP = "step-"
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, then continue with --resume; earlier checkpoints are intact",
+    errno.EDQUOT: "free some quota, then continue with --resume; earlier checkpoints are intact",
+    errno.EFBIG: "raise the file size limit (ulimit -f), then continue with --resume",
+    errno.EACCES: "choose a directory that you may write with --output-dir",
+    errno.EPERM: "choose a directory that you may write with --output-dir",
+    errno.EROFS: "the file system is read-only: choose another place with --output-dir",
+    errno.ENOTDIR: "a part of the path is a file: choose another place with --output-dir",
+    errno.EEXIST: "a file is in the way: choose another place with --output-dir",
+}
+
+
+@contextmanager
+def _explained(what: str, path: Path) -> Iterator[None]:
+    """Turn an OSError under this block into a RunDirectoryError that says what to do."""
+    try:
+        yield
+    except RunDirectoryError:
+        raise
+    except OSError as error:
+        raise RunDirectoryError(
+            f"cannot {what}: {error.strerror or error}",
+            received=str(path),
+            remedy=_REMEDIES.get(error.errno or 0, "check the directory and continue with --resume"),
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    """fsync a file, or a directory (which makes renames inside it durable)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_atomic(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _remove_temporaries(folder: Path) -> None:
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+class RunDirectory:
+    """One run on disk. Make it with :meth:`create`; usable as a context manager.
+
+    Attributes:
+        path: the directory itself.
+        samples: folder of clips and grids.
+        checkpoints: folder of ``step-N`` checkpoints.
+    """
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+        self._metrics = path / "metrics.jsonl"
+        self._lock: int | None = lock
+
+    @classmethod
+    def create(cls, path: Path, config_yaml: str, *, resume: bool) -> Self:
+        """Open a run directory, new or (with ``resume``) existing, and lock it.
+
+        A directory that holds no ``config.yaml`` counts as new, so a run killed before it wrote
+        anything can be started again without ``resume``, and so can an empty folder.
+
+        Raises:
+            RunDirectoryError: the directory holds a run and ``resume`` is False, or it holds a run
+                with another configuration, or it is in use by another process, or not writable.
+        """
+        path = Path(path)
+        with _explained("prepare the run directory", path):
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _acquire_lock(path)
+            try:
+                run = cls(path, lock)
+                run._open(config_yaml, resume=resume)
+            except BaseException:  # the lock must not outlive a failed opening
+                os.close(lock)
+                raise
+        return run
+
+    def _open(self, config_yaml: str, *, resume: bool) -> None:
+        config = self.path / "config.yaml"
+        if config.exists() and not resume:
+            raise RunDirectoryError(
+                "the run directory already holds a run",
+                received=str(self.path),
+                remedy="continue it with --resume, or choose another --output-dir",
+            )
+        if config.exists() and config.read_text(encoding="utf-8") != config_yaml:
+            raise RunDirectoryError(
+                "the run to resume was started with another configuration",
+                received=str(self.path),
+                expected=f"the configuration in {config}",
+                remedy=f"resume with --config {config} and no --set, or choose another --output-dir",
+            )
+        self.samples.mkdir(exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        for folder in (self.path, self.samples, self.checkpoints):
+            _remove_temporaries(folder)
+        if not config.exists():
+            _write_atomic(config, config_yaml.encode())
+
+    def close(self) -> None:
+        """Release the lock; closing twice is fine."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``: key order kept, floats exact, NaN and inf as null."""
+        line = json.dumps(to_plain(record), allow_nan=False).encode() + b"\n"
+        with _explained("write metrics", self._metrics):
+            self._write_line(line)
+
+    def _write_line(self, line: bytes) -> None:
+        descriptor = os.open(self._metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            start = os.fstat(descriptor).st_size
+            try:
+                written = 0
+                while written < len(line):
+                    written += os.write(descriptor, line[written:])
+            except OSError:
+                os.ftruncate(descriptor, start)  # a full disk must not leave half a line behind
+                raise
+        finally:
+            os.close(descriptor)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All complete records; null stays None. A torn last line (a kill) is left out.
+
+        Raises:
+            RunDirectoryError: a line that is not the last one is not JSON.
+        """
+        with _explained("read metrics", self._metrics):
+            if not self._metrics.exists():
+                return []
+            data = self._metrics.read_bytes()
+        lines = data.split(b"\n")
+        records = []
+        for number, line in enumerate(lines[:-1], start=1):  # the last piece has no newline: torn
+            try:
+                records.append(dict(json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise RunDirectoryError(
+                    f"line {number} of metrics.jsonl is not a JSON object",
+                    received=str(self._metrics),
+                    remedy="remove the line, or start again in another --output-dir",
+                ) from error
+        return records
+
+    def truncate_metrics(self, updates: int) -> None:
+        """Keep the records with ``update`` < ``updates`` (and those without one), atomically.
+
+        Called on resume with the number of updates that the checkpoint holds, so that the redone
+        updates appear once.
+        """
+        kept = [r for r in self.read_metrics() if r.get("update", -1) < updates]
+        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept)
+        if kept or self._metrics.exists():
+            with _explained("write metrics", self._metrics):
+                _write_atomic(self._metrics, text.encode())
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int = 2) -> Path:
+        """Let ``write`` fill an empty folder, then publish it as ``checkpoints/step-N``.
+
+        The folder gets its name only when everything in it is on the disk. The newest ``keep``
+        checkpoints stay; ``keep=0`` keeps all.
+
+        Raises:
+            RunDirectoryError: the disk is full or not writable; earlier checkpoints are intact.
+        """
+        final = self.checkpoints / f"{_STEP}{step}"
+        temporary = self.checkpoints / f"{_TEMPORARY}{final.name}"
+        with _explained("write a checkpoint", final):
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                write(temporary)
+                for path in temporary.rglob("*"):
+                    _sync(path)
+                _sync(temporary)
+                self._publish(temporary, final)
+            except BaseException:  # also Ctrl-C: give the space back before anything else
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+            if keep:
+                for old in self._steps()[:-keep]:
+                    shutil.rmtree(old)
+        return final
+
+    def _publish(self, temporary: Path, final: Path) -> None:
+        # A folder cannot be renamed over another one. The old one moves aside first; a kill between
+        # the two renames loses one checkpoint of this very step, and the one before it remains.
+        aside = self.checkpoints / f"{_TEMPORARY}old-{final.name}"
+        if final.exists():
+            final.replace(aside)
+        temporary.replace(final)
+        _sync(self.checkpoints)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _steps(self) -> list[Path]:
+        found = [p for p in self.checkpoints.glob(f"{_STEP}*") if p.name[len(_STEP) :].isdigit()]
+        return sorted(found, key=lambda p: int(p.name[len(_STEP) :]))
+
+    def latest_checkpoint(self) -> Path | None:
+        """The checkpoint with the highest step, or None."""
+        steps = self._steps()
+        return steps[-1] if steps else None
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a file of the run atomically; ``name`` may contain folders that exist."""
+        path = self.path / name
+        with _explained(f"write {name}", path):
+            _write_atomic(path, text.encode())
+        return path
+
+    def write_json(self, name: str, obj: object) -> Path:
+        """Write an object as indented JSON, atomically; NaN and inf become null."""
+        return self.write_text(name, json.dumps(to_plain(obj), indent=2, allow_nan=False) + "\n")
+
+
+def _acquire_lock(path: Path) -> int:
+    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        raise RunDirectoryError(
+            "the run directory is in use by another process",
+            received=str(path),
+            remedy="wait for it to end, or choose another --output-dir",
+        ) from error
+    return descriptor
+
+
+def to_plain(value: object) -> Any:
+    """A JSON-ready copy: mappings, sequences, numbers; NaN and inf become None, arrays lists.
+
+    Raises:
+        TypeError: an object with no JSON form.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    convert = getattr(value, "tolist", None)  # numpy and torch, arrays and scalars
+    if convert is None:
+        raise TypeError(f"no JSON form for {type(value).__name__}: {value!r}")
+    return to_plain(convert())

@@ -1,0 +1,1 @@
+"""Flow-matching training of the base model."""
