@@ -62,7 +62,7 @@ class VideoBatch:
         """The clips as float32 [B, T, 3, H, W] in [0, 1]; uint8 is divided by 255."""
         if self.video.dtype == torch.uint8:
             return self.video.to(torch.float32) / 255.0
-        return self.video.to(torch.float32).clamp(0.0, 1.0)
+        return self.video.to(torch.float32).clamp(0.0, 1.0)  # NaN stays NaN
 
     def select(self, indices: Sequence[int]) -> "VideoBatch":
         """The sub-batch of the given sample indices, in their order (at least one index)."""
@@ -211,7 +211,8 @@ def _check_prompts(prompts: object, num_samples: int) -> None:
     # A bare string is a sequence too: its letters would pass as captions.
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise UserError(
-            "captions are not a list of strings", received=type(prompts).__name__,
+            "captions are not a list of strings",
+            received=type(prompts).__name__,
             expected="a sequence with one string per clip",
         )
     if len(prompts) != num_samples:
@@ -224,7 +225,9 @@ def _check_prompts(prompts: object, num_samples: int) -> None:
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise UserError(
-                f"caption {index} is not a string", received=prompt, expected="str",
+                f"caption {index} is not a string",
+                received=prompt,
+                expected="str",
                 remedy='use "" for a clip without a caption',
             )
 
@@ -238,11 +241,15 @@ def _check_fps(fps: object, num_samples: int) -> None:
     values = torch.as_tensor(fps, dtype=torch.float32)
     if values.ndim > 1 or (values.ndim == 1 and values.shape[0] != num_samples):
         raise UserError(
-            "playback rates do not fit the clips", received=tuple(values.shape),
-            expected=f"a scalar or shape [{num_samples}]", remedy=remedy,
+            "playback rates do not fit the clips",
+            received=tuple(values.shape),
+            expected=f"a scalar or shape [{num_samples}]",
+            remedy=remedy,
         )
     if not bool((values.isfinite() & (values > 0)).all()):
         raise UserError(
-            "playback rate is not positive", received=values.tolist(), expected=expected,
+            "playback rate is not positive",
+            received=values.tolist(),
+            expected=expected,
             remedy=remedy,
         )

@@ -72,9 +72,7 @@ def num_top_frames(
     elif rounding == "nearest":
         count = round(share)
     else:
-        raise UserError(
-            "rounding is unknown", received=rounding, expected="floor, ceil or nearest"
-        )
+        raise UserError("rounding is unknown", received=rounding, expected="floor, ceil or nearest")
     return min(max(count, minimum), num_frames)
 
 
@@ -100,7 +98,8 @@ def aggregate(
     """
     if per_frame.ndim != 2 or per_frame.shape[1] == 0:
         raise UserError(
-            "frame scores have the wrong shape", received=tuple(per_frame.shape),
+            "frame scores have the wrong shape",
+            received=tuple(per_frame.shape),
             expected="[B, F] with F >= 1",
         )
     if how == "mean":

@@ -17,6 +17,8 @@ GRAY_MODES: tuple[GrayMode, ...] = ("bt601", "bt601_trunc", "mean")
 
 BT601_MILLI = (299, 587, 114)
 """BT.601 luma weights in thousandths."""
+MEAN_THIRDS = (1, 1, 1)
+"""Weights of the plain mean in thirds."""
 
 
 def to_grayscale(video: Tensor, mode: GrayMode = "bt601") -> Tensor:
@@ -28,34 +30,25 @@ def to_grayscale(video: Tensor, mode: GrayMode = "bt601") -> Tensor:
             ``bt601_trunc`` truncates it, ``mean`` rounds the plain channel mean.
 
     Returns:
-        Same shape and dtype as the input. Float results lie on the 8-bit levels k/255, so that a
-        float clip and its 8-bit copy give the same gray.
+        Same shape and dtype as the input. Float results lie on the 8-bit levels k/255, and a
+        uint8 clip and its float copy (divided by 255) give the same gray.
     """
     if video.ndim < 3 or video.shape[-3] != 3:
         raise UserError(
             "clips have the wrong shape", received=tuple(video.shape), expected="[..., 3, H, W]"
         )
     if mode not in GRAY_MODES:
-        raise UserError(
-            "grayscale mode is unknown", received=mode, expected=", ".join(GRAY_MODES)
-        )
-    levels = _eight_bit(video).to(torch.int32)
-    red, green, blue = levels.unbind(-3)
-    # Integer arithmetic: a float sum of 0.299, 0.587 and 0.114 is 0.9999999 for white, which
-    # truncation would turn into level 254.
-    if mode == "mean":
-        gray = (2 * (red + green + blue) + 3) // 6
-    else:
-        weight_r, weight_g, weight_b = BT601_MILLI
-        milli = weight_r * red + weight_g * green + weight_b * blue
-        gray = (milli + 500) // 1000 if mode == "bt601" else milli // 1000
-    gray = gray.unsqueeze(-3).expand(video.shape)
-    if video.dtype == torch.uint8:
-        return gray.to(torch.uint8)
-    return (gray.to(torch.float32) / 255.0).to(video.dtype)
-
-
-def _eight_bit(video: Tensor) -> Tensor:
-    if video.dtype == torch.uint8:
-        return video
-    return (video.to(torch.float32).clamp(0.0, 1.0) * 255.0).round()
+        raise UserError("grayscale mode is unknown", received=mode, expected=", ".join(GRAY_MODES))
+    scale = 1.0 if video.dtype == torch.uint8 else 255.0
+    weights = MEAN_THIRDS if mode == "mean" else BT601_MILLI
+    whole = sum(weights)
+    red, green, blue = video.to(torch.float32).unbind(-3)
+    luma = (weights[0] * red + weights[1] * green + weights[2] * blue) * scale
+    # In thousandths (or thirds) of a level, 8-bit pixels have whole lumas, and float32 holds them
+    # exactly. With weights 0.299, 0.587, 0.114 white sums to 0.99999994, and truncation gives 254.
+    nearest = luma.round()
+    luma = torch.where((luma - nearest).abs() < 0.1, nearest, luma)
+    offset = 0.0 if mode == "bt601_trunc" else whole / 2
+    levels = ((luma + offset) / whole).floor().clamp(0, 255)
+    gray = levels.to(torch.uint8) if video.dtype == torch.uint8 else levels / 255.0
+    return gray.to(video.dtype).unsqueeze(-3).expand(video.shape)

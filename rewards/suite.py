@@ -86,15 +86,17 @@ class RewardSuite:
         for name, (reward, weight) in rewards.items():
             if not isinstance(reward, Reward):
                 raise UserError(
-                    f"{name!r} is not a reward", received=type(reward).__name__,
+                    f"{name!r} is not a reward",
+                    received=type(reward).__name__,
                     expected="an object with name, needs_prompt, needs_time, score, to, "
                     "fingerprint",
                 )
             if not (math.isfinite(weight) and weight >= 0):
                 raise UserError(
-                    f"weight of reward {name!r} cannot be used", received=weight,
-                    expected="a finite number >= 0", remedy="use 0 to log a reward without "
-                    "training on it",
+                    f"weight of reward {name!r} cannot be used",
+                    received=weight,
+                    expected="a finite number >= 0",
+                    remedy="use 0 to log a reward without training on it",
                 )
         self.rewards: dict[str, Reward] = {name: reward for name, (reward, _) in rewards.items()}
         self.weights: dict[str, float] = {name: float(w) for name, (_, w) in rewards.items()}
@@ -143,8 +145,11 @@ class RewardSuite:
             aux[name] = row_aux
         weights = torch.tensor([self.weights[name] for name in self.names])
         return SuiteScores(
-            names=self.names, weights=weights, scores=torch.stack(rows),
-            reasons=tuple(reasons), aux=aux,
+            names=self.names,
+            weights=weights,
+            scores=torch.stack(rows),
+            reasons=tuple(reasons),
+            aux=aux,
         )
 
     def _score_one(self, reward: Reward, batch: VideoBatch) -> RewardOutput:
@@ -172,7 +177,8 @@ def _checked(output: object, num_samples: int) -> RewardOutput:
     """The output with non-finite scores made unscored; raises ValueError on a wrong length."""
     if not isinstance(output, RewardOutput):
         raise UserError(
-            "reward returned the wrong type", received=type(output).__name__,
+            "reward returned the wrong type",
+            received=type(output).__name__,
             expected="RewardOutput",
         )
     if output.score.shape[0] != num_samples:

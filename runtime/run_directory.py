@@ -12,16 +12,20 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from safetensors import SafetensorError
+
 from longtake.runtime.errors import RunDirectoryError
 
 _TEMPORARY = ".tmp-"  # prefix of what a kill may leave behind; swept when the run is next opened
+_ASIDE = f"{_TEMPORARY}old-"
 _STEP = "step-"
 
 _REMEDIES = {
@@ -47,12 +51,29 @@ def _explained(what: str, path: Path) -> Iterator[None]:
         raise RunDirectoryError(
             f"cannot {what}: {error.strerror or error}",
             received=str(path),
-            remedy=_REMEDIES.get(error.errno or 0, "check the directory and continue with --resume"),
+            remedy=_REMEDIES.get(error.errno or 0, "check the directory, then use --resume"),
         ) from error
 
 
+@contextmanager
+def _serializers_raise_oserror() -> Iterator[None]:
+    """A failed disk write inside safetensors or torch.save is neither an OSError nor named so."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        # torch does not keep the reason; a short write is a full disk in all but odd cases.
+        raise OSError(errno.ENOSPC, "a file could not be written whole") from error
+
+
 def _sync(path: Path) -> None:
-    """fsync a file, or a directory (which makes renames inside it durable)."""
+    """Force to the disk a file, or a directory (which makes renames inside it durable)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -110,15 +131,12 @@ class RunDirectory:
                 with another configuration, or it is in use by another process, or not writable.
         """
         path = Path(path)
-        with _explained("prepare the run directory", path):
+        with _explained("prepare the run directory", path), ExitStack() as on_failure:
             path.mkdir(parents=True, exist_ok=True)
-            lock = _acquire_lock(path)
-            try:
-                run = cls(path, lock)
-                run._open(config_yaml, resume=resume)
-            except BaseException:  # the lock must not outlive a failed opening
-                os.close(lock)
-                raise
+            run = cls(path, _acquire_lock(path))
+            on_failure.callback(run.close)
+            run._open(config_yaml, resume=resume)
+            on_failure.pop_all()
         return run
 
     def _open(self, config_yaml: str, *, resume: bool) -> None:
@@ -134,14 +152,28 @@ class RunDirectory:
                 "the run to resume was started with another configuration",
                 received=str(self.path),
                 expected=f"the configuration in {config}",
-                remedy=f"resume with --config {config} and no --set, or choose another --output-dir",
+                remedy=f"resume with --config {config} only, or choose another --output-dir",
             )
         self.samples.mkdir(exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
+        self._restore_set_aside()
         for folder in (self.path, self.samples, self.checkpoints):
             _remove_temporaries(folder)
+        self._drop_torn_line()
         if not config.exists():
             _write_atomic(config, config_yaml.encode())
+
+    def _drop_torn_line(self) -> None:
+        if self._metrics.exists():
+            data = self._metrics.read_bytes()
+            if not data.endswith(b"\n"):
+                os.truncate(self._metrics, data.rfind(b"\n") + 1)
+
+    def _restore_set_aside(self) -> None:
+        for aside in self.checkpoints.glob(f"{_ASIDE}*"):
+            final = self.checkpoints / aside.name.removeprefix(_ASIDE)
+            if not final.exists():  # killed between the two renames of _publish
+                aside.replace(final)
 
     def close(self) -> None:
         """Release the lock; closing twice is fine."""
@@ -230,23 +262,24 @@ class RunDirectory:
             try:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir()
-                write(temporary)
-                for path in temporary.rglob("*"):
+                with _serializers_raise_oserror():
+                    write(temporary)
+                for path in (*temporary.rglob("*"), temporary):
                     _sync(path)
-                _sync(temporary)
+                if self._metrics.exists():  # the lines that this checkpoint counts on
+                    _sync(self._metrics)
                 self._publish(temporary, final)
-            except BaseException:  # also Ctrl-C: give the space back before anything else
+            finally:  # a failure or Ctrl-C gives the space back
                 shutil.rmtree(temporary, ignore_errors=True)
-                raise
             if keep:
                 for old in self._steps()[:-keep]:
                     shutil.rmtree(old)
         return final
 
     def _publish(self, temporary: Path, final: Path) -> None:
-        # A folder cannot be renamed over another one. The old one moves aside first; a kill between
-        # the two renames loses one checkpoint of this very step, and the one before it remains.
-        aside = self.checkpoints / f"{_TEMPORARY}old-{final.name}"
+        # A folder cannot be renamed over a full one: an old one of the same step moves aside first,
+        # and is put back on the next opening if a kill falls between the two renames.
+        aside = self.checkpoints / f"{_ASIDE}{final.name}"
         if final.exists():
             final.replace(aside)
         temporary.replace(final)
@@ -280,6 +313,8 @@ def _acquire_lock(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            return os.open(path / ".lock", os.O_RDWR | os.O_CLOEXEC)  # no locks on this file system
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             raise
         raise RunDirectoryError(

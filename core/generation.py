@@ -1,0 +1,123 @@
+"""From a prompt to an mp4: the `generate` command (text-, image- and video-conditioned)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from longtake.core.checkpoint import load_checkpoint
+from longtake.core.lora import load_lora
+from longtake.core.sampler import generate
+from longtake.core.video import read_video, write_mp4
+from longtake.runtime.config import merge_config
+from longtake.runtime.device import pick_device
+from longtake.runtime.errors import ConfigError, UserError
+
+TINY_CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "tiny"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationConfig:
+    """What `--set` may change; the defaults are those of the tiny model."""
+
+    num_frames: int = 17
+    """Frames of the result, 4 n + 1, condition frames included. Release: 93."""
+    height: int = 64
+    """Pixels, a multiple of 16. Release: 480."""
+    width: int = 64
+    """Pixels, a multiple of 16. Release: 832."""
+    fps: float = 8.0
+    """Frames per second of the file, > 0. Release: 15."""
+    num_steps: int = 16
+    """Euler steps, >= 1. Release: 50, or 16 with its distilled LoRA."""
+    guidance_scale: float = 4.0
+    """Guidance strength, dimensionless; 1 is none."""
+    cfg: Literal["cfg_zero", "cfg", "none"] = "cfg_zero"
+    """Guidance rule (report section 4.3)."""
+    negative_prompt: str = ""
+    """Text of the unconditional branch."""
+    distilled: bool = False
+    """Use the noise levels of the step-distilled model."""
+    shift: float | None = None
+    """Timestep shift, > 0; null takes the checkpoint's."""
+    num_condition_frames: int = 5
+    """Frames taken from the end of the clip to continue, 4 n + 1."""
+    scale: int = 1
+    """Enlargement of the pixels in the file, >= 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "scale", "num_frames", "num_condition_frames"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} is too small", received=getattr(self, name), expected=">= 1"
+                )
+        for name in ("num_frames", "num_condition_frames"):
+            if getattr(self, name) % 4 != 1:
+                raise ConfigError(
+                    f"{name} does not fit the VAE, which packs 4 frames into one latent",
+                    received=getattr(self, name),
+                    expected="4 n + 1",
+                )
+        if not self.fps > 0 or (self.shift is not None and not self.shift > 0):
+            raise ConfigError(
+                "fps and shift must be positive", received=f"fps={self.fps}, shift={self.shift}"
+            )
+
+
+def generate_to_file(
+    prompt: str,
+    out: Path,
+    *,
+    checkpoint: Path | None = None,
+    loras: Sequence[Path] = (),
+    image: Path | None = None,
+    video: Path | None = None,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    device: str = "auto",
+) -> Path:
+    """Sample one video and write it as mp4.
+
+    Args:
+        prompt: what it should show.
+        out: the file; its folder is made.
+        checkpoint: model directory; None takes checkpoints/tiny.
+        loras: adapter files, published or PEFT layout, applied together.
+        image: picture that becomes the first frame.
+        video: clip whose last frames are continued.
+        overrides: ``key=value`` of :class:`GenerationConfig`.
+        seed: of the noise.
+        device: see :func:`longtake.runtime.device.pick_device`.
+
+    Raises:
+        UserError: any wrong input; nothing is written.
+    """
+    config = merge_config(GenerationConfig(), overrides=overrides)
+    if image is not None and video is not None:
+        raise UserError(
+            "an image and a video cannot both start the clip",
+            received=f"{image} and {video}",
+            remedy="give only one of --image and --video",
+        )
+    first_frame = None if image is None else read_video(image, max_frames=1)[0][0]
+    clip = None if video is None else read_video(video)[0][-config.num_condition_frames :]
+    model = load_checkpoint(checkpoint or TINY_CHECKPOINT, pick_device(device))
+    for number, path in enumerate(loras):
+        load_lora(model.dit, path, f"lora_{number}")
+    pixels = generate(
+        model,
+        [prompt],
+        config.num_frames,
+        config.height,
+        config.width,
+        steps=config.num_steps,
+        guidance_scale=config.guidance_scale,
+        seed=seed,
+        image=first_frame,
+        video=clip,
+        negative_prompt=config.negative_prompt,
+        cfg=config.cfg,
+        distilled=config.distilled,
+        shift=config.shift,
+    )
+    return write_mp4(pixels[0], out, config.fps, config.scale)

@@ -1,0 +1,325 @@
+"""Comparison with golden files: recorded activations of the public implementations.
+
+A golden file carries weights, inputs and outputs; its metadata names its ``kind``. Our code runs
+on the same weights and inputs and every output is compared by its largest absolute error. Outputs
+named ``wrong.*`` are negative controls: matching one fails the check.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longtake.core import flow, guidance
+from longtake.core.dit import DiTConfig, LongCatDiT
+from longtake.core.guided import encode_condition
+from longtake.core.lora import load_lora
+from longtake.core.text import clean_prompt
+from longtake.core.weights import check_keys, read_json, read_metadata, read_tensors
+from longtake.runtime.errors import CheckpointError, UserError
+
+#: Activations of the DiT, of size about 1 (measured: 1e-6).
+ACTIVATION_TOLERANCE = 1e-5
+#: Gradients of sums over all tokens reach 64, where one float32 step is 4e-6. Against a float64 run
+#: of the same network the recorded values are themselves off by 3.1e-5, so a tighter absolute
+#: bound would compare rounding with rounding.
+GRADIENT_TOLERANCE = 1e-4
+SCHEDULE_TOLERANCE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class GoldenResult:
+    """Comparison of one recorded output."""
+
+    name: str
+    """Name in the file."""
+    max_abs_error: float
+    """Largest absolute difference; infinite when the shapes differ."""
+    tolerance: float
+    """Bound on the error."""
+    magnitude: float = float("nan")
+    """Largest absolute recorded value, to read the error against."""
+    is_control: bool = False
+    """A negative control passes when the error is above the tolerance."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the output is as it must be; NaN never passes."""
+        if self.is_control:
+            return self.max_abs_error > self.tolerance
+        return self.max_abs_error <= self.tolerance
+
+
+#: A check maps (path, tolerance or None for its own default) to results.
+GoldenCheck = Callable[[Path, float | None], list[GoldenResult]]
+
+
+def check_file(
+    path: str | Path,
+    tolerance: float | None = None,
+    checks: Mapping[str, GoldenCheck] | None = None,
+) -> list[GoldenResult]:
+    """Run our implementation on a golden file.
+
+    Args:
+        path: the file.
+        tolerance: largest absolute error allowed; None takes the default of the kind.
+        checks: by kind; None uses :data:`CHECKS`.
+
+    Returns:
+        One result per recorded output.
+
+    Raises:
+        UserError: missing file or unsupported kind.
+        CheckpointError: unreadable file.
+    """
+    source = Path(path)
+    known = CHECKS if checks is None else checks
+    if not source.is_file():
+        raise UserError(
+            "golden file not found",
+            received=str(source),
+            expected="a .safetensors or .json file",
+            remedy="check the path",
+        )
+    kind = "schedules" if source.suffix == ".json" else read_metadata(source).get("kind", "")
+    if kind not in known:
+        raise UserError(
+            "this kind of golden file is not supported yet",
+            received=f"kind {kind!r} in {source}",
+            expected=", ".join(sorted(known)),
+            remedy="update longtake, or leave this file out",
+        )
+    return known[kind](source, tolerance)
+
+
+def compare(
+    recorded: Mapping[str, Tensor], ours: Mapping[str, Tensor], tolerance: float
+) -> list[GoldenResult]:
+    """Results for every output in ``ours``, then for every ``wrong.*`` control in ``recorded``.
+
+    A control is compared with each of our outputs of its shape and must match none.
+    """
+    results = [
+        GoldenResult(
+            name=name,
+            max_abs_error=max_abs_error(value, recorded.get(name)),
+            tolerance=tolerance,
+            magnitude=float(recorded[name].abs().max()) if name in recorded else float("nan"),
+        )
+        for name, value in ours.items()
+    ]
+    for name, control in recorded.items():
+        if name.startswith("wrong."):
+            errors = [max_abs_error(value, control) for value in ours.values()]
+            results.append(
+                GoldenResult(
+                    name=name,
+                    max_abs_error=min(errors, default=float("inf")),
+                    tolerance=tolerance,
+                    is_control=True,
+                )
+            )
+    return results
+
+
+def max_abs_error(ours: Tensor, recorded: Tensor | None) -> float:
+    """Largest absolute difference in float64; infinite for a missing or differently shaped one."""
+    if recorded is None or ours.shape != recorded.shape:
+        return float("inf")
+    return float((ours.detach().double() - recorded.double()).abs().max())
+
+
+def check_dit(path: Path, tolerance: float | None = None) -> list[GoldenResult]:
+    """Kind ``dit``: forward, zero-pad mode, condition latents, cache, gradients and LoRA.
+
+    Without ``tolerance``, activations have to meet :data:`ACTIVATION_TOLERANCE` and gradients
+    :data:`GRADIENT_TOLERANCE`; a recorded output that cannot be computed counts as failed.
+    """
+    tensors, metadata = read_tensors(path), read_metadata(path)
+    config = DiTConfig.from_dict(_metadata_json(metadata, "config", path))
+    num_cond = int(metadata.get("num_cond_latents", "0"))
+    needed = ("in.hidden_states", "in.timestep", "in.encoder_hidden_states")
+    missing = [name for name in (*needed, "in.encoder_attention_mask") if name not in tensors]
+    if missing:
+        raise CheckpointError(
+            "the golden file lacks inputs",
+            received=str(path),
+            expected=", ".join(missing),
+            remedy="copy the file again from its source",
+        )
+    inputs = {name.removeprefix("in."): t for name, t in tensors.items() if name.startswith("in.")}
+    weights = {
+        name.removeprefix("weights."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("weights.")
+    }
+    dit = _build(config, weights, path)
+    ours: dict[str, Tensor] = {}
+    ours |= _forward_and_gradients(dit, inputs, tensors)
+    padded = _build(dataclasses.replace(config, text_tokens_zero_pad=True), weights, path)
+    with torch.no_grad():
+        ours["zero_pad.out"] = padded(**inputs)
+        ours |= _condition_outputs(dit, inputs, tensors, num_cond)
+        ours |= _lora_output(dit, inputs, path)
+    recorded = {
+        name
+        for name in tensors
+        if not name.startswith(("in.", "weights.", "wrong.")) and name not in _EXTRA_INPUTS
+    }
+    ours = {name: value for name, value in ours.items() if name in recorded}
+    gradients = {name: value for name, value in ours.items() if name.startswith("grad.")}
+    activations = {name: value for name, value in ours.items() if name not in gradients}
+    loose = GRADIENT_TOLERANCE if tolerance is None else tolerance
+    tight = ACTIVATION_TOLERANCE if tolerance is None else tolerance
+    results = compare(tensors, activations, tight)
+    results += compare({n: t for n, t in tensors.items() if n in gradients}, gradients, loose)
+    results += [
+        GoldenResult(name=name, max_abs_error=float("inf"), tolerance=tight)
+        for name in sorted(recorded - ours.keys())
+    ]
+    return results
+
+
+def check_dit_lora(path: Path, tolerance: float | None = None) -> list[GoldenResult]:
+    """Kind ``dit_lora``: checked through the ``dit`` file beside it, whose ``lora.out`` uses it."""
+    model = path.parent / path.name.replace("_lora", "")
+    if model == path or not model.is_file():
+        raise UserError(
+            "a dit_lora file is checked on the model beside it",
+            received=str(path),
+            expected=str(model),
+            remedy="copy the dit file into the same folder",
+        )
+    return [r for r in check_dit(model, tolerance) if r.name.startswith("lora.")]
+
+
+def check_schedules(path: Path, tolerance: float | None = None) -> list[GoldenResult]:
+    """``schedules.json``: sigma lists, refinement lists, CFG-Zero* and prompt cleaning."""
+    bound = SCHEDULE_TOLERANCE if tolerance is None else tolerance
+    content: dict[str, Any] = read_json(path)
+    known = {"note", "schedules", "refine", "cfg_zero", "prompt_clean"}
+    if not content.keys() & (known - {"note"}):
+        raise UserError(
+            "this kind of golden file is not supported yet",
+            received=f"{path} with keys {sorted(content)[:8]}",
+            expected="the keys schedules, refine, cfg_zero or prompt_clean",
+            remedy="update longtake, or leave this file out",
+        )
+    pairs: list[tuple[str, Tensor, Tensor]] = []
+    for s in content.get("schedules", []):
+        kind = "distilled" if s["distilled"] else "plain"
+        name = f"schedules.{kind}.{s['steps']}.shift_{s['shift']:g}"
+        ours = flow.sigmas(s["steps"], s["shift"], distilled=s["distilled"])
+        base = flow.base_sigmas(s["steps"], distilled=s["distilled"])
+        pairs.append((name, ours, torch.tensor(s["sigmas"], dtype=torch.float64)))
+        pairs.append((f"{name}.base", base, torch.tensor(s["base_sigmas"], dtype=torch.float64)))
+    for r in content.get("refine", []):
+        ours = flow.refine_sigmas(r["t_thresh"], num_steps=r["steps"], shift=r["shift"])
+        name = f"refine.{r['steps']}.t_{r['t_thresh']:g}.shift_{r['shift']:g}"
+        pairs.append((name, ours, torch.tensor(r["sigmas"], dtype=torch.float64)))
+    results = [
+        GoldenResult(name=name, max_abs_error=max_abs_error(ours, golden), tolerance=bound)
+        for name, ours, golden in pairs
+    ]
+    if "cfg_zero" in content:
+        results += _check_guidance(content["cfg_zero"], bound)
+    for i, (raw, cleaned) in enumerate(content.get("prompt_clean", [])):
+        error = 0.0 if clean_prompt(raw) == cleaned else float("inf")
+        results.append(GoldenResult(name=f"prompt_clean.{i}", max_abs_error=error, tolerance=bound))
+    return results
+
+
+CHECKS: dict[str, GoldenCheck] = {
+    "dit": check_dit,
+    "dit_lora": check_dit_lora,
+    "schedules": check_schedules,
+}
+
+_EXTRA_INPUTS = frozenset({"cond.timestep", "grad.cotangent"})
+
+
+def _build(config: DiTConfig, weights: Mapping[str, Tensor], source: Path) -> LongCatDiT:
+    with torch.device("meta"):
+        dit = LongCatDiT(config)
+    check_keys(weights, dit.state_dict(), source)
+    dit.load_state_dict({k: v.clone() for k, v in weights.items()}, assign=True)
+    return dit.eval()
+
+
+def _forward_and_gradients(
+    dit: LongCatDiT, inputs: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """``t2v.out`` and gradients of sum(t2v.out * cotangent) for the recorded parameters."""
+    names = [
+        n.removeprefix("grad.") for n in tensors if n.startswith("grad.") and n not in _EXTRA_INPUTS
+    ]
+    out = dit(**inputs)
+    outputs = {"t2v.out": out.detach()}
+    if names and "grad.cotangent" in tensors:
+        parameters = dict(dit.named_parameters())
+        grads = torch.autograd.grad(
+            (out * tensors["grad.cotangent"]).sum(), [parameters[name] for name in names]
+        )
+        outputs |= {f"grad.{name}": grad for name, grad in zip(names, grads, strict=True)}
+    return outputs
+
+
+def _condition_outputs(
+    dit: LongCatDiT, inputs: Mapping[str, Tensor], tensors: Mapping[str, Tensor], num_cond: int
+) -> dict[str, Tensor]:
+    """``cond.out``, the cache ``kv.{i}.k/v`` and ``kv.out``."""
+    if not num_cond or "cond.timestep" not in tensors:
+        return {}
+    timestep = tensors["cond.timestep"]
+    latents = inputs["hidden_states"]
+    outputs = {"cond.out": dit(**{**inputs, "timestep": timestep}, num_cond_latents=num_cond)}
+    condition = encode_condition(dit, latents[:, :, :num_cond])
+    assert condition.key_values is not None
+    for i, (k, v) in enumerate(condition.key_values):
+        outputs[f"kv.{i}.k"], outputs[f"kv.{i}.v"] = k, v
+    noisy = {
+        **inputs,
+        "hidden_states": latents[:, :, num_cond:],
+        "timestep": timestep[:, num_cond:],
+    }
+    outputs["kv.out"] = dit(**noisy, num_cond_latents=num_cond, kv_cache=condition.key_values)
+    return outputs
+
+
+def _lora_output(dit: LongCatDiT, inputs: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """``lora.out``, when the LoRA lies beside the file; without it the output counts as failed."""
+    beside = path.with_name(f"{path.stem}_lora{path.suffix}")
+    if not beside.is_file():
+        return {}
+    load_lora(dit, beside)
+    return {"lora.out": dit(**inputs)}
+
+
+def _check_guidance(record: Mapping[str, Any], tolerance: float) -> list[GoldenResult]:
+    cond, uncond = (torch.tensor(record[key]) for key in ("cond", "uncond"))
+    ours = {
+        "cfg_zero.scale": guidance.cfg_zero_scale(cond, uncond).flatten(),
+        "cfg_zero.guided_4": guidance.cfg_zero(cond, uncond, 4.0),
+    }
+    recorded = {
+        "cfg_zero.scale": torch.tensor(record["scale"]).flatten(),
+        "cfg_zero.guided_4": torch.tensor(record["guided_4"]),
+    }
+    return compare(recorded, ours, tolerance)
+
+
+def _metadata_json(metadata: Mapping[str, str], key: str, path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(metadata[key]))
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"the golden file has no usable {key} in its metadata",
+            received=str(path),
+            expected=f"{key} as JSON",
+            remedy="copy the file again from its source",
+        ) from error

@@ -1,0 +1,349 @@
+"""LoRA adapters on the linear layers of the DiT, through PEFT (report section 3.3.5, Table 9).
+
+Targets are the layers the release adapts: self-attention qkv and proj, cross-attention q, kv and
+proj, and the three FFN matrices of every block. Adapter weights are float32 whatever the base
+dtype, and their initial values are named by (seed, layer), so two runs start bitwise equal.
+Several named adapters can be stacked; with adapters off the base model is exact.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from longtake.core.lora_files import (
+    LoraLayerWeights,
+    LoraWeights,
+    listed,
+    read_lora,
+    write_peft,
+    write_published,
+)
+from longtake.runtime.errors import CheckpointError, UserError
+from longtake.runtime.rng import generator
+
+DEFAULT_ADAPTER = "default"
+TARGETS = (
+    "attn.qkv",
+    "attn.proj",
+    "cross_attn.q_linear",
+    "cross_attn.kv_linear",
+    "cross_attn.proj",
+    "ffn.w1",
+    "ffn.w2",
+    "ffn.w3",
+)
+_TARGET_PATTERN = re.compile(
+    r"blocks\.\d+\.(" + "|".join(re.escape(target) for target in TARGETS) + ")"
+)
+
+
+def add_lora(
+    dit: nn.Module,
+    rank: int,
+    alpha: float,
+    seed: int,
+    name: str = DEFAULT_ADAPTER,
+    targets: Sequence[str] = TARGETS,
+) -> nn.Module:
+    """Inject a trainable LoRA and freeze everything else; the model's function is unchanged.
+
+    A is uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5, as PEFT draws it) and B is zero.
+
+    Args:
+        dit: changed in place and returned.
+        rank: r >= 1 (the report uses 128).
+        alpha: scale numerator; the update is multiplied by alpha / rank (the report: 64 / 128).
+        seed: names the draw of A.
+        name: adapter name; the new adapter is activated on top of those already active.
+        targets: subset of :data:`TARGETS`.
+
+    Raises:
+        UserError: rank below 1, an adapter name in use, or a target that does not exist.
+    """
+    if not targets or not set(targets) <= set(TARGETS) or rank < 1 or alpha <= 0:
+        raise UserError(
+            "LoRA settings out of range",
+            received=f"rank={rank}, alpha={alpha}, targets={list(targets)}",
+            expected=f"rank >= 1, alpha > 0, targets among {', '.join(TARGETS)}",
+            remedy="correct lora.rank, lora.alpha or lora.targets",
+        )
+    modules = [m for m in target_modules(dit) if m.endswith(tuple(f".{t}" for t in targets))]
+    layers = _inject(dit, dict.fromkeys(modules, rank), name)
+    for module, layer in layers.items():
+        down, up = _factors(layer, name)
+        bound = 1 / math.sqrt(down.shape[1])
+        draw = torch.rand(down.shape, generator=generator(seed, "lora", module))
+        with torch.no_grad():
+            down.copy_((2 * draw - 1) * bound)
+            up.zero_()
+        layer.scaling[name] = alpha / rank
+        layer.lora_alpha[name] = alpha
+    dit.requires_grad_(False)
+    for parameter in lora_parameters(dit, name).values():
+        parameter.requires_grad_(True)
+    return dit
+
+
+def load_lora(
+    dit: nn.Module,
+    path: str | Path,
+    name: str = DEFAULT_ADAPTER,
+    *,
+    multiplier: float = 1.0,
+    trainable: bool = False,
+) -> nn.Module:
+    """Add the LoRA stored at ``path`` (published or PEFT layout) on top of the active adapters.
+
+    Args:
+        dit: changed in place and returned.
+        path: a file or a PEFT folder.
+        name: adapter name.
+        multiplier: strength of the adapter, on top of the scale in the file.
+        trainable: whether its weights get gradients.
+
+    Raises:
+        CheckpointError: unreadable file, or layers that do not exist or fit (all listed).
+        UserError: the adapter name is in use.
+    """
+    return apply_lora(
+        dit, read_lora(path), name, multiplier=multiplier, trainable=trainable, source=str(path)
+    )
+
+
+def apply_lora(
+    dit: nn.Module,
+    weights: LoraWeights,
+    name: str = DEFAULT_ADAPTER,
+    *,
+    multiplier: float = 1.0,
+    trainable: bool = False,
+    source: str = "memory",
+) -> nn.Module:
+    """As :func:`load_lora`, from weights in the neutral form."""
+    linears = target_modules(dit)
+    problems = []
+    for module, layer in weights.items():
+        linear = linears.get(module)
+        if linear is None:
+            problems.append(f"{module} is not a target")
+        elif (layer.up.shape[0], layer.down.shape[1]) != tuple(linear.weight.shape):
+            shape = (layer.up.shape[0], layer.down.shape[1])
+            problems.append(f"{module} is {shape}, the model has {tuple(linear.weight.shape)}")
+    if problems or not weights:
+        raise CheckpointError(
+            "the LoRA does not fit this model",
+            received=f"{source}: {listed(problems) or 'no layers'}",
+            expected=f"layers among blocks.*.({', '.join(TARGETS)}) with the model's shapes",
+            remedy="use a LoRA that was trained on this model",
+        )
+    layers = _inject(dit, {module: layer.rank for module, layer in weights.items()}, name)
+    for module, layer in layers.items():
+        down, up = _factors(layer, name)
+        with torch.no_grad():
+            down.copy_(weights[module].down)
+            up.copy_(weights[module].up)
+        layer.scaling[name] = weights[module].scaling * multiplier
+        layer.lora_alpha[name] = weights[module].scaling * multiplier * weights[module].rank
+    for parameter in lora_parameters(dit, name).values():
+        parameter.requires_grad_(trainable)
+    return dit
+
+
+@contextmanager
+def adapters_off(dit: nn.Module) -> Iterator[None]:
+    """Within the block the model is bitwise the base model; gradient flags are not touched."""
+    # PEFT's own switch also toggles requires_grad of the factors, which would break a graph that
+    # is still waiting for its backward pass; the flag its forward reads is enough.
+    layers = list(lora_layers(dit).values())
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, state in zip(layers, before, strict=True):
+            layer._disable_adapters = state
+
+
+@contextmanager
+def only_adapters(dit: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Within the block only the named adapters act; UserError for one that is not loaded."""
+    _require(dit, names)
+    before = active_adapters(dit)
+    _activate_only(dit, names)
+    try:
+        yield
+    finally:
+        _activate_only(dit, before)
+
+
+def lora_layers(dit: nn.Module) -> dict[str, LoraLayer]:
+    """Injected layers by module path."""
+    return {name: module for name, module in dit.named_modules() if isinstance(module, LoraLayer)}
+
+
+def adapter_names(dit: nn.Module) -> list[str]:
+    """Names of all injected adapters, in the order they were added."""
+    return list(dict.fromkeys(n for layer in lora_layers(dit).values() for n in layer.lora_A))
+
+
+def active_adapters(dit: nn.Module) -> list[str]:
+    """Names of the adapters that act in a forward pass."""
+    active = {name for layer in lora_layers(dit).values() for name in layer.active_adapters}
+    return [name for name in adapter_names(dit) if name in active]
+
+
+def lora_parameters(dit: nn.Module, name: str = DEFAULT_ADAPTER) -> dict[str, nn.Parameter]:
+    """Factors of an adapter, keyed ``<module>.lora_A.weight`` and ``<module>.lora_B.weight``."""
+    parameters: dict[str, nn.Parameter] = {}
+    for module, layer in lora_layers(dit).items():
+        if name in layer.lora_A:
+            down, up = _factors(layer, name)
+            parameters[f"{module}.lora_A.weight"] = down
+            parameters[f"{module}.lora_B.weight"] = up
+    return parameters
+
+
+def lora_state_dict(dit: nn.Module, name: str = DEFAULT_ADAPTER) -> dict[str, Tensor]:
+    """Copies of the factors on the CPU, keyed as :func:`lora_parameters`."""
+    return {
+        key: value.detach().to("cpu", copy=True)
+        for key, value in lora_parameters(dit, name).items()
+    }
+
+
+def load_lora_state_dict(
+    dit: nn.Module, state: Mapping[str, Tensor], name: str = DEFAULT_ADAPTER
+) -> None:
+    """Overwrite the factors of an injected adapter (resume).
+
+    Raises:
+        CheckpointError: keys or shapes that differ from the injected adapter.
+    """
+    parameters = lora_parameters(dit, name)
+    wrong = sorted(parameters.keys() ^ state.keys()) or sorted(
+        key for key in parameters if parameters[key].shape != state[key].shape
+    )
+    if wrong:
+        raise CheckpointError(
+            "the saved LoRA does not fit the injected one",
+            received=", ".join(wrong[:8]),
+            expected=f"the {len(parameters)} factors of adapter {name!r}",
+            remedy="resume with the rank and targets of the saved run",
+        )
+    with torch.no_grad():
+        for key, parameter in parameters.items():
+            parameter.copy_(state[key])
+
+
+def lora_weights(dit: nn.Module, name: str = DEFAULT_ADAPTER) -> LoraWeights:
+    """An adapter in the neutral form of :mod:`longtake.core.lora_files`, on the CPU."""
+    _require(dit, [name])
+    weights: LoraWeights = {}
+    for module, layer in lora_layers(dit).items():
+        if name in layer.lora_A:
+            down, up = (f.detach().to("cpu", torch.float32) for f in _factors(layer, name))
+            weights[module] = LoraLayerWeights(down, up, float(layer.scaling[name]))
+    return weights
+
+
+def save_lora(
+    dit: nn.Module, path: str | Path, layout: str = "peft", name: str = DEFAULT_ADAPTER
+) -> Path:
+    """Write an adapter.
+
+    Args:
+        dit: the model that carries it.
+        path: a folder for ``peft``, a ``.safetensors`` file for ``longcat``.
+        layout: ``peft`` or ``longcat`` (the published layout).
+        name: adapter name.
+
+    Raises:
+        UserError: unknown layout or adapter.
+    """
+    writers = {"peft": write_peft, "longcat": write_published}
+    if layout not in writers:
+        raise UserError(
+            "unknown LoRA layout",
+            received=layout,
+            expected=" or ".join(writers),
+            remedy="use peft unless the file is meant for the public LongCat-Video code",
+        )
+    return writers[layout](lora_weights(dit, name), path)
+
+
+def target_modules(dit: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers a LoRA may adapt, by module path, whether adapted already or not."""
+    found: dict[str, nn.Linear] = {}
+    for path, module in dit.named_modules():
+        if _TARGET_PATTERN.fullmatch(path):
+            linear = module.base_layer if isinstance(module, LoraLayer) else module
+            assert isinstance(linear, nn.Linear)
+            found[path] = linear
+    return found
+
+
+def _inject(dit: nn.Module, ranks: Mapping[str, int], name: str) -> dict[str, LoraLayer]:
+    """Create and activate PEFT layers of the given ranks, float32, on the base layer's device."""
+    if name in adapter_names(dit):
+        raise UserError(
+            "a LoRA adapter of this name is loaded already",
+            received=name,
+            expected=f"a name other than {', '.join(adapter_names(dit))}",
+            remedy="pass another name to stack adapters",
+        )
+    active = active_adapters(dit)
+    flags = {
+        key.replace(".base_layer.", "."): parameter.requires_grad
+        for key, parameter in dit.named_parameters()
+    }
+    config = LoraConfig(
+        r=max(ranks.values()),
+        lora_alpha=1,
+        rank_pattern=dict(ranks),
+        target_modules="|".join(re.escape(module) for module in ranks),
+        bias="none",
+    )
+    # PEFT draws initial values from the global generator; they are all overwritten by the callers.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        inject_adapter_in_model(config, dit, adapter_name=name)
+    layers = {m: layer for m, layer in lora_layers(dit).items() if name in layer.lora_A}
+    assert set(layers) == set(ranks), "PEFT adapted other layers than asked"
+    for layer in layers.values():
+        layer.lora_A[name].float()
+        layer.lora_B[name].float()
+    _activate_only(dit, [*active, name])  # injection deactivates and freezes other adapters
+    for key, parameter in dit.named_parameters():
+        parameter.requires_grad_(flags.get(key.replace(".base_layer.", "."), False))
+    return layers
+
+
+def _require(dit: nn.Module, names: Sequence[str]) -> None:
+    known = adapter_names(dit)
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise UserError(
+            "no such LoRA adapter",
+            received=", ".join(unknown),
+            expected=f"among {', '.join(known) or 'none (no adapter is loaded)'}",
+            remedy="add it with add_lora or load it with load_lora",
+        )
+
+
+def _factors(layer: LoraLayer, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+    """(A [R, in], B [out, R]) of one adapter of one layer."""
+    return layer.lora_A[name].weight, layer.lora_B[name].weight
+
+
+def _activate_only(dit: nn.Module, names: Sequence[str]) -> None:
+    for layer in lora_layers(dit).values():
+        layer._active_adapter = list(dict.fromkeys(names))

@@ -1,0 +1,221 @@
+"""Sampling: the probability-flow ODE for text-to-video, image-to-video and continuation.
+
+All three are one loop. Image-to-video starts from one clean latent frame, continuation from
+several; those frames keep timestep 0 and, with the cache, are evaluated once for all steps
+(report section 3.1, Eqs. 1-2).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from longtake.core import shapes
+from longtake.core.checkpoint import Checkpoint
+from longtake.core.flow import euler_step, sigmas, step_pairs
+from longtake.core.guided import (
+    Condition,
+    GuidanceMode,
+    Text,
+    encode_condition,
+    guided_velocity,
+)
+from longtake.runtime.errors import UserError
+from longtake.runtime.rng import normal
+
+#: Called after each step with (step index, noise level reached, noisy latents).
+StepCallback = Callable[[int, float, Tensor], None]
+
+
+@torch.no_grad()
+def sample_latents(
+    dit: nn.Module,
+    noise: Tensor,
+    cond_text: Text,
+    uncond_text: Text | None,
+    sigmas: Sequence[float] | Tensor,
+    guidance_scale: float = 4.0,
+    cfg: GuidanceMode = "cfg_zero",
+    cond_latents: Tensor | None = None,
+    use_kv_cache: bool = True,
+    callback: StepCallback | None = None,
+    batched: bool = True,
+) -> Tensor:
+    """Integrate from noise to clean latents with Euler steps.
+
+    Args:
+        dit: the transformer.
+        noise: start of the noisy frames [B, C, T, H, W] at ``sigmas[0]``.
+        cond_text: text of the prompts (batch B or 1).
+        uncond_text: text of the empty or negative prompt; None only without guidance.
+        sigmas: noise levels [S + 1], descending; the last is 0 for finished samples.
+        guidance_scale: the report uses 4.
+        cfg: guidance mode.
+        cond_latents: clean leading latents [B, C, T_cond, H, W].
+        use_kv_cache: evaluate the condition latents once instead of in every step.
+        callback: observer of the steps.
+        batched: both guidance branches in one forward.
+
+    Returns:
+        Latents [B, C, T_cond + T, H, W], float32, condition frames first and unchanged.
+
+    Raises:
+        UserError: condition latents that do not fit the noise.
+    """
+    condition = None
+    if cond_latents is not None:
+        _check_condition(cond_latents, noise)
+        condition = Condition(cond_latents)
+        if use_kv_cache:
+            is_doubled = batched and cfg != "none" and guidance_scale != 1
+            condition = encode_condition(dit, cond_latents, copies=2 if is_doubled else 1)
+    x = noise.float()
+    for step, (t, dt) in enumerate(step_pairs(sigmas)):
+        v = guided_velocity(
+            dit,
+            x,
+            t,
+            cond_text,
+            uncond_text,
+            guidance_scale,
+            cfg,
+            condition=condition,
+            batched=batched,
+        )
+        x = euler_step(x, v, dt)
+        if callback is not None:
+            callback(step, t - dt, x)
+    return x if cond_latents is None else torch.cat((cond_latents.to(x), x), dim=2)
+
+
+@torch.no_grad()
+def generate(
+    checkpoint: Checkpoint,
+    prompts: Sequence[str],
+    num_frames: int,
+    height: int,
+    width: int,
+    steps: int = 16,
+    guidance_scale: float = 4.0,
+    seed: int = 0,
+    image: Tensor | None = None,
+    video: Tensor | None = None,
+    *,
+    negative_prompt: str = "",
+    cfg: GuidanceMode = "cfg_zero",
+    distilled: bool = False,
+    shift: float | None = None,
+    use_kv_cache: bool = True,
+    batch_size: int = 8,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Videos of prompts, from a checkpoint to pixels.
+
+    Sample i depends on (seed, i), its prompt and its condition only, not on ``batch_size``, up to
+    float rounding.
+
+    Args:
+        checkpoint: the loaded model.
+        prompts: one per video.
+        num_frames: frames of the result, condition frames included; 4k + 1.
+        height: pixels, a multiple of 16.
+        width: pixels, a multiple of 16.
+        steps: Euler steps.
+        guidance_scale: guidance strength.
+        seed: of the noise.
+        image: first frame, [3, H, W] or [B, 3, H, W], uint8 or float in [0, 1].
+        video: frames to continue, [T', 3, H, W] or [B, T', 3, H, W], T' = 4k + 1 < num_frames.
+        negative_prompt: text of the unconditional branch.
+        cfg: guidance mode.
+        distilled: use the schedule of the step-distilled model.
+        shift: timestep shift; None takes the checkpoint's.
+        use_kv_cache: evaluate condition frames once.
+        batch_size: videos sampled at a time (memory).
+        callback: observer of the steps of each batch.
+
+    Returns:
+        [B, num_frames, 3, H, W] float in [0, 1] on the CPU.
+
+    Raises:
+        UserError: no prompts, sizes that do not fit, or both an image and a video.
+    """
+    if isinstance(prompts, str) or not prompts or batch_size < 1:
+        raise UserError(
+            "generate needs a list of prompts and a batch size",
+            received=f"prompts={prompts!r}, batch_size={batch_size}",
+            expected="at least one prompt, batch_size >= 1",
+            remedy="pass prompts=['...']",
+        )
+    channels, t, h, w = checkpoint.vae.latent_shape(num_frames, height, width)
+    clips = _condition_clips(image, video, len(prompts), num_frames, height, width)
+    num_cond = 0 if clips is None else shapes.latent_frames(clips.shape[1])
+    schedule = sigmas(steps, checkpoint.shift if shift is None else shift, distilled=distilled)
+    uncond = checkpoint.text.encode([negative_prompt])
+    device = checkpoint.device
+    videos = []
+    for start in range(0, len(prompts), batch_size):
+        stop = min(start + batch_size, len(prompts))
+        size = (channels, t - num_cond, h, w)
+        noise = torch.stack([normal(size, seed, "generate", i) for i in range(start, stop)])
+        latents = sample_latents(
+            checkpoint.dit,
+            noise.to(device),
+            checkpoint.text.encode(prompts[start:stop]),
+            uncond,
+            schedule,
+            guidance_scale,
+            cfg,
+            cond_latents=None if clips is None else checkpoint.vae.encode(clips[start:stop]),
+            use_kv_cache=use_kv_cache,
+            callback=callback,
+        )
+        videos.append(checkpoint.vae.decode(latents).cpu())
+    return torch.cat(videos)
+
+
+def _condition_clips(
+    image: Tensor | None,
+    video: Tensor | None,
+    batch: int,
+    num_frames: int,
+    height: int,
+    width: int,
+) -> Tensor | None:
+    """Condition frames [B, T', 3, H, W] of every video, or None for text-to-video."""
+    if image is not None and video is not None:
+        raise UserError(
+            "an image and a video cannot both start the clip",
+            received="image and video",
+            expected="one of them",
+            remedy="put the image in front of the video, or drop one",
+        )
+    if image is None and video is None:
+        return None
+    if video is None:
+        assert image is not None
+        clips = image.unsqueeze(-4)  # [..., 1, 3, H, W]
+    else:
+        clips = video
+    clips = clips if clips.ndim == 5 else clips[None]
+    expected = f"{height}x{width} RGB, 1 or {batch} clips, fewer than {num_frames} frames"
+    wrong_size = clips.ndim != 5 or clips.shape[2:] != (3, height, width)
+    if wrong_size or clips.shape[0] not in (1, batch) or clips.shape[1] >= num_frames:
+        raise UserError(
+            "the condition frames do not fit the requested video",
+            received=tuple(clips.shape),
+            expected=expected,
+            remedy="resize them, or raise num_frames",
+        )
+    return clips.expand(batch, *clips.shape[1:])
+
+
+def _check_condition(cond_latents: Tensor, noise: Tensor) -> None:
+    b, c, _, h, w = noise.shape
+    got = cond_latents.shape
+    if cond_latents.ndim != 5 or (got[0], got[1], got[3], got[4]) != (b, c, h, w) or not got[2]:
+        raise UserError(
+            "condition latents do not fit the noise",
+            received=tuple(got),
+            expected=f"[{b}, {c}, T_cond >= 1, {h}, {w}]",
+            remedy="encode condition frames at the size of the video",
+        )

@@ -1,0 +1,265 @@
+"""The text encoder: prompts to umT5 embeddings, cleaned, padded and cached.
+
+The DiT attends to umT5 states of a fixed length with a mask (report section 3.1). Prompts are
+cleaned as the public release cleans them: mojibake repaired, HTML entities resolved twice,
+whitespace collapsed. Each distinct prompt is encoded in a forward of its own, so its embedding
+does not depend on which other prompts share the batch.
+"""
+
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+
+from longtake.core.text_cache import EmbeddingCache
+from longtake.core.weights import (
+    check_keys,
+    check_shape,
+    digest_tensors,
+    iter_tensors,
+    read_json,
+    shard_paths,
+    write_shards,
+)
+from longtake.runtime.errors import CheckpointError, UserError
+
+RELEASE_MAX_LENGTH = 512
+# transformers writes an astronomically large model_max_length when a tokenizer states none.
+_UNSTATED_LENGTH = 1_000_000
+_TIED_TABLE = "encoder.embed_tokens.weight"
+
+
+def clean_prompt(prompt: str) -> str:
+    """Repair encoding, unescape HTML twice, collapse runs of whitespace and strip.
+
+    Two unescapes because web captions often carry ``&amp;amp;``.
+    """
+    repaired = html.unescape(html.unescape(ftfy.fix_text(prompt))).strip()
+    return re.sub(r"\s+", " ", repaired).strip()
+
+
+class TextEncoder(nn.Module):
+    """umT5 encoder with its tokenizer and an embedding cache.
+
+    Args:
+        tokenizer: a transformers tokenizer that appends the end token.
+        model: the encoder.
+        cache_dir: folder of the optional on-disk cache; None keeps embeddings in memory only.
+    """
+
+    def __init__(
+        self, tokenizer: Any, model: UMT5EncoderModel, cache_dir: str | Path | None = None
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.model = model
+        stated = int(tokenizer.model_max_length)
+        self.max_length = stated if stated < _UNSTATED_LENGTH else RELEASE_MAX_LENGTH
+        self.cache = EmbeddingCache(None if cache_dir is None else Path(cache_dir))
+        self._digest: str | None = None
+
+    @property
+    def dim(self) -> int:
+        """Width Dc of the embeddings."""
+        return int(self.model.config.d_model)
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, both int64 [B, L], of cleaned prompts, padded to ``max_length``.
+
+        A longer prompt is cut; its last kept token is still the end token.
+        """
+        if isinstance(prompts, str) or not prompts:
+            raise UserError(
+                "prompts must be a non-empty list of strings",
+                received=prompts,
+                expected='for example ["a red circle moves left"]',
+                remedy="wrap a single prompt in a list",
+            )
+        batch = self.tokenizer(
+            [clean_prompt(prompt) for prompt in prompts],
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_length,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        device = self._device
+        return batch["input_ids"].to(device), batch["attention_mask"].to(device, torch.int64)
+
+    def embed(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """Embeddings [B, 1, L, Dc], zero after the mask; keeps gradients (for pretraining)."""
+        states = self.model(input_ids=token_ids, attention_mask=mask).last_hidden_state
+        # torch.where instead of a product: a NaN in a padded row must not survive as 0 * NaN.
+        keep = mask[:, :, None].bool()
+        return torch.where(keep, states, states.new_zeros(()))[:, None]  # [B, 1, L, Dc]
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Embeddings and mask of prompts, from the cache where possible.
+
+        Returns:
+            embeds [B, 1, L, Dc] on the encoder's device and dtype, zero after the mask;
+            mask [B, L] int64.
+
+        Raises:
+            UserError: no prompts.
+        """
+        token_ids, mask = self.tokenize(prompts)
+        digest = self.digest() if self.cache.is_persistent else ""
+        rows: dict[str, Tensor] = {}
+        for row, prompt in enumerate(prompts):
+            key = clean_prompt(prompt)
+            if key in rows:
+                continue
+            length = int(mask[row].sum())
+            found = self.cache.get(digest, key, (length, self.dim))
+            if found is None:
+                found = self.embed(token_ids[row : row + 1], mask[row : row + 1])[0, 0, :length]
+                self.cache.put(digest, key, found)
+            rows[key] = found
+        parameter = next(self.model.parameters())
+        embeds = parameter.new_zeros((len(prompts), 1, self.max_length, self.dim))
+        for row, prompt in enumerate(prompts):
+            found = rows[clean_prompt(prompt)]
+            embeds[row, 0, : len(found)] = found.to(embeds)
+        return embeds, mask
+
+    def clear_cache(self) -> None:
+        """Forget embeddings in memory; call it after changing the encoder's weights."""
+        self.cache.clear()
+        self._digest = None
+
+    def digest(self) -> str:
+        """sha256 of the encoder weights, token table and length; computed once."""
+        if self._digest is None:
+            vocabulary = repr(sorted(self.tokenizer.get_vocab().items()))
+            header = f"{self.max_length}:{vocabulary}".encode()
+            state = dict(self.model.state_dict())
+            state["longtake.tokenizer"] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
+            self._digest = digest_tensors(state)
+        return self._digest
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint_dir: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        cache_dir: str | Path | None = None,
+    ) -> "TextEncoder":
+        """Load ``tokenizer/`` and ``text_encoder/`` of a checkpoint directory, offline.
+
+        Raises:
+            CheckpointError: a folder is missing, or its files are unreadable or incomplete.
+        """
+        root = Path(checkpoint_dir)
+        for part in ("tokenizer", "text_encoder"):
+            if not (root / part).is_dir():
+                raise CheckpointError(
+                    f"{part} folder not found",
+                    received=str(root),
+                    expected=f"{root / part}",
+                    remedy="point to a complete checkpoint directory",
+                )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer", local_files_only=True)
+            config = UMT5Config.from_dict(read_json(root / "text_encoder" / "config.json"))
+            with torch.device("meta"):
+                model = UMT5EncoderModel(config)
+        except CheckpointError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+            raise CheckpointError(
+                f"the text encoder cannot be loaded: {error}",
+                received=str(root),
+                expected="tokenizer/ and text_encoder/ as transformers saves them",
+                remedy="copy both folders again from their source",
+            ) from error
+        _stream_weights(model, root / "text_encoder", device, dtype)
+        return cls(tokenizer, model.eval().requires_grad_(False), cache_dir)
+
+    def save_pretrained(self, checkpoint_dir: str | Path) -> None:
+        """Write ``tokenizer/`` and ``text_encoder/`` into the checkpoint directory."""
+        root = Path(checkpoint_dir)
+        self.tokenizer.save_pretrained(root / "tokenizer")
+        self.model.config.architectures = [type(self.model).__name__]
+        self.model.config.save_pretrained(root / "text_encoder")
+        state = {k: v for k, v in self.model.state_dict().items() if k != _TIED_TABLE}
+        write_shards(state, root / "text_encoder", "model")
+
+    @property
+    def _device(self) -> torch.device:
+        parameter: Tensor = next(self.model.parameters())
+        return parameter.device
+
+
+def _stream_weights(
+    model: UMT5EncoderModel, folder: Path, device: torch.device | str, dtype: torch.dtype
+) -> None:
+    """Fill a model built on the meta device, shard by shard, straight to its device and dtype."""
+    expected = model.state_dict()
+    found: set[str] = set()
+    for shard in shard_paths(folder, "model"):
+        part: dict[str, Tensor] = {}
+        for name, tensor in iter_tensors(shard, device):
+            if name in expected:
+                check_shape(name, tensor, expected[name].shape, shard)
+                part[name] = tensor.to(dtype)
+            found.add(name)
+        model.load_state_dict(part, strict=False, assign=True)
+    check_keys(found - {_TIED_TABLE}, set(expected) - {_TIED_TABLE}, folder)
+    # The encoder reads the shared token table; files carry it once or twice.
+    model.encoder.embed_tokens.weight = model.shared.weight
+
+
+def new_text_encoder(
+    vocab_size: int,
+    d_model: int = 64,
+    *,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    d_ff: int | None = None,
+    seed: int = 0,
+) -> UMT5EncoderModel:
+    """A randomly initialised small umT5 encoder for the sandbox.
+
+    Args:
+        vocab_size: rows of the token table.
+        d_model: embedding width Dc; must be a multiple of ``num_heads``.
+        num_layers: encoder blocks.
+        num_heads: attention heads.
+        d_ff: feed-forward width, ``2 * d_model`` by default.
+        seed: of the initialisation; the global random state is left as it was.
+
+    Raises:
+        UserError: heads that do not divide the width.
+    """
+    if d_model % num_heads:
+        raise UserError(
+            "the heads do not divide the width of the text encoder",
+            received=f"d_model={d_model}, num_heads={num_heads}",
+            expected="d_model a multiple of num_heads",
+            remedy=f"use d_model={(d_model // num_heads + 1) * num_heads}",
+        )
+    config = UMT5Config(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        d_kv=d_model // num_heads,
+        d_ff=2 * d_model if d_ff is None else d_ff,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UMT5EncoderModel(config)

@@ -1,0 +1,245 @@
+"""The video VAE: pixels in [0, 1] to normalised latents and back.
+
+Wraps diffusers' ``AutoencoderKLWan`` (3D causal VAE, 4x8x8 compression, report section 3.1). The
+DiT works on latents with mean 0 and deviation 1 per channel, z = (z_raw - mean) / std, with both
+vectors kept in the VAE's own config. Nothing else in the package touches raw latents.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+
+from longtake.core import shapes
+from longtake.core.weights import (
+    check_keys,
+    check_shape,
+    iter_tensors,
+    read_json,
+    shard_paths,
+)
+from longtake.runtime.errors import CheckpointError, UserError
+
+WEIGHTS_STEM = "diffusion_pytorch_model"
+
+
+class VideoVAE(nn.Module):
+    """Encoder and decoder between clips and normalised latents.
+
+    Neither direction switches gradients off: wrap calls in ``torch.no_grad()`` where none are
+    needed. Clips never mix, so splitting a batch changes the result only by float rounding.
+
+    Args:
+        model: the diffusers VAE; its config carries ``latents_mean`` and ``latents_std``.
+    """
+
+    def __init__(self, model: AutoencoderKLWan) -> None:
+        super().__init__()
+        self.model = model
+        config = model.config
+        channels = int(config.z_dim)
+        mean, std = list(config.latents_mean), list(config.latents_std)
+        if len(mean) != channels or len(std) != channels or min(std) <= 0:
+            raise CheckpointError(
+                "the latent statistics of the VAE config do not fit its channels",
+                received=f"{len(mean)} means and {len(std)} deviations, smallest {min(std)}",
+                expected=f"{channels} of each, every deviation positive",
+                remedy="measure them again and call set_latent_statistics",
+            )
+        shape = (1, channels, 1, 1, 1)
+        self.register_buffer(
+            "latents_mean", torch.tensor(mean, dtype=torch.float32).view(shape), persistent=False
+        )
+        self.register_buffer(
+            "latents_std", torch.tensor(std, dtype=torch.float32).view(shape), persistent=False
+        )
+        self.latents_mean: Tensor
+        self.latents_std: Tensor
+
+    @property
+    def channels(self) -> int:
+        """Number of latent channels."""
+        return int(self.model.config.z_dim)
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Latent shape ``(C, T_lat, h, w)`` of one clip; UserError for sizes that do not fit."""
+        return shapes.latent_shape(num_frames, height, width, self.channels)
+
+    def set_latent_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Store measured raw-latent statistics, one value per channel, in module and config.
+
+        Raises:
+            UserError: wrong length or a deviation that is not positive.
+        """
+        values_mean, values_std = [float(v) for v in mean], [float(v) for v in std]
+        if len(values_mean) != self.channels or len(values_std) != self.channels:
+            raise UserError(
+                "latent statistics need one value per channel",
+                received=f"{len(values_mean)} means, {len(values_std)} deviations",
+                expected=f"{self.channels} of each",
+                remedy="reduce over batch, time and space only",
+            )
+        if min(values_std) <= 0:
+            raise UserError(
+                "latent deviations must be positive",
+                received=min(values_std),
+                expected="> 0 for every channel",
+                remedy="a dead channel means the VAE has collapsed; train it longer",
+            )
+        self.model.register_to_config(latents_mean=values_mean, latents_std=values_std)
+        with torch.no_grad():
+            self.latents_mean.copy_(torch.tensor(values_mean).view_as(self.latents_mean))
+            self.latents_std.copy_(torch.tensor(values_std).view_as(self.latents_std))
+
+    def encode(
+        self, video: Tensor, *, generator: torch.Generator | None = None, chunk: int = 8
+    ) -> Tensor:
+        """Normalised latents of clips.
+
+        Args:
+            video: [B, T, 3, H, W], float in [0, 1] or uint8; T = 4k + 1, H and W multiples of 8.
+            generator: draws from the posterior with it; without it the posterior mean is used.
+            chunk: clips per forward (memory), never changes the draws.
+
+        Returns:
+            [B, C, T_lat, H/8, W/8] in the parameter dtype.
+
+        Raises:
+            UserError: wrong rank or sizes.
+        """
+        if video.ndim != 5 or video.shape[2] != 3:
+            raise UserError(
+                "encode expects a batch of RGB clips",
+                received=tuple(video.shape),
+                expected="[B, T, 3, H, W]",
+                remedy="add the batch axis or permute the channels",
+            )
+        size = self.latent_shape(video.shape[1], video.shape[3], video.shape[4])
+        noise = None
+        if generator is not None:
+            noise = torch.randn((len(video), *size), generator=generator, device=generator.device)
+        parts = []
+        for start in range(0, len(video), _checked_chunk(chunk)):
+            clips = _to_vae_range(video[start : start + chunk], self._dtype, self._device)
+            posterior = self.model.encode(clips).latent_dist
+            z = posterior.mean
+            if noise is not None:
+                z = z + posterior.std * noise[start : start + chunk].to(z)
+            parts.append(self.normalise(z))
+        return torch.cat(parts) if parts else video.new_zeros((0, *size), dtype=self._dtype)
+
+    def decode(self, z: Tensor, chunk: int = 8) -> Tensor:
+        """Clips of normalised latents.
+
+        Args:
+            z: [B, C, T_lat, h, w], normalised.
+            chunk: clips per forward (memory).
+
+        Returns:
+            [B, T, 3, H, W] float in [0, 1], clamped, T = 4 T_lat - 3.
+
+        Raises:
+            UserError: wrong rank or number of channels.
+        """
+        if z.ndim != 5 or z.shape[1] != self.channels:
+            raise UserError(
+                "decode expects a batch of latents",
+                received=tuple(z.shape),
+                expected=f"[B, {self.channels}, T, h, w]",
+                remedy="pass latents made by encode or by the sampler of this checkpoint",
+            )
+        parts = []
+        for start in range(0, len(z), _checked_chunk(chunk)):
+            raw = self.denormalise(z[start : start + chunk].to(self._device)).to(self._dtype)
+            parts.append(self.model.decode(raw, return_dict=False)[0])
+        if not parts:
+            _, _, t, h, w = z.shape
+            stride = shapes.SPATIAL_STRIDE
+            return z.new_zeros((0, shapes.pixel_frames(t), 3, h * stride, w * stride))
+        video = torch.cat(parts).transpose(1, 2)  # [B, T, 3, H, W] in [-1, 1]
+        return (video.float() * 0.5 + 0.5).clamp(0, 1)
+
+    def normalise(self, z_raw: Tensor) -> Tensor:
+        """(z_raw - mean) / std per channel, computed in float32, returned in the input dtype."""
+        return ((z_raw.float() - self.latents_mean) / self.latents_std).to(z_raw.dtype)
+
+    def denormalise(self, z: Tensor) -> Tensor:
+        """Raw latents z * std + mean, per channel, in float32."""
+        return z.float() * self.latents_std + self.latents_mean
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "VideoVAE":
+        """Load from a ``vae`` folder, or from the checkpoint directory that contains it.
+
+        Raises:
+            CheckpointError: missing folder, unreadable files, or weights that do not fit.
+        """
+        path = Path(folder)
+        if not (path / "config.json").is_file() and (path / "vae").is_dir():
+            path = path / "vae"
+        if not (path / "config.json").is_file():
+            raise CheckpointError(
+                "VAE not found",
+                received=str(path),
+                expected=f"config.json and {WEIGHTS_STEM}.safetensors",
+                remedy="point to a checkpoint directory with a complete vae folder",
+            )
+        config = read_json(path / "config.json")
+        try:
+            model = AutoencoderKLWan.from_config(config)
+        except (TypeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"the VAE config cannot be used: {error}",
+                received=str(path / "config.json"),
+                expected="the configuration of a diffusers AutoencoderKLWan",
+                remedy="copy the file again from its source",
+            ) from error
+        expected = model.state_dict()
+        state: dict[str, Tensor] = {}
+        for shard in shard_paths(path, WEIGHTS_STEM):
+            for name, tensor in iter_tensors(shard):
+                if name in expected:
+                    check_shape(name, tensor, expected[name].shape, shard)
+                state[name] = tensor.to(device, dtype)
+        check_keys(state, expected, path)
+        model.load_state_dict(state, assign=True)
+        return cls(model.eval().requires_grad_(False)).to(device=device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and safetensors weights into ``folder`` (the vae folder itself)."""
+        self.model.save_pretrained(str(folder), safe_serialization=True)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        parameter: Tensor = next(self.model.parameters())
+        return parameter.dtype
+
+    @property
+    def _device(self) -> torch.device:
+        parameter: Tensor = next(self.model.parameters())
+        return parameter.device
+
+
+def _to_vae_range(video: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[b, T, 3, H, W] uint8 or float in [0, 1] -> [b, 3, T, H, W] in [-1, 1]."""
+    pixels = video.to(device)
+    pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+    return (pixels * 2 - 1).to(dtype).transpose(1, 2)
+
+
+def _checked_chunk(chunk: int) -> int:
+    if chunk < 1:
+        raise UserError(
+            "chunk is the number of clips per forward",
+            received=chunk,
+            expected=">= 1",
+            remedy="use chunk=1 for the least memory",
+        )
+    return chunk

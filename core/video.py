@@ -1,0 +1,276 @@
+"""Video files: H.264 mp4, gif, png and contact sheets, through PyAV and Pillow.
+
+A clip is [T, 3, H, W], uint8 or float in [0, 1]. Small clips are enlarged by whole factors with
+nearest neighbour, so that a 64x64 clip can be watched without a player smoothing it.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from longtake.runtime.errors import UserError
+
+_CRF = "12"  # visually lossless for flat sprites; mp4 files stay a few kB
+_MAX_LABEL_LINES = 3
+
+
+def to_uint8(video: Tensor) -> Tensor:
+    """Any clip tensor, uint8 or float in [0, 1] (clamped), as uint8 on the CPU."""
+    if video.dtype == torch.uint8:
+        return video.detach().cpu()
+    return (video.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def upscale(video: Tensor, scale: int) -> Tensor:
+    """Repeat each pixel of [..., H, W] ``scale`` times along both axes."""
+    if scale < 1:
+        raise UserError(
+            "scale is a whole enlargement factor",
+            received=scale,
+            expected=">= 1",
+            remedy="use scale=1 to keep the size",
+        )
+    return video.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+
+
+def write_mp4(video: Tensor, path: str | Path, fps: float, scale: int = 1) -> Path:
+    """Write one clip [T, 3, H, W] as H.264 yuv420p; the file appears only when complete.
+
+    Raises:
+        UserError: wrong shape, an odd final size, or a path that cannot be written.
+    """
+    frames = _frames(video, fps, scale)
+    height, width = frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise UserError(
+            "H.264 yuv420p needs even sides",
+            received=f"{width}x{height}",
+            expected="even width and height",
+            remedy="pass scale=2 or crop one pixel",
+        )
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    rate = Fraction(fps).limit_denominator(1001)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(temporary), "w", format="mp4") as container:
+            # One thread: x264 splits work by threads, and bytes should not depend on the machine.
+            options = {"crf": _CRF, "preset": "veryfast", "threads": "1"}
+            stream = container.add_stream("libx264", rate=rate, options=options)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for image in frames:
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        os.replace(temporary, target)
+    except (OSError, av.FFmpegError) as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _unwritable(target, error) from error
+    return target
+
+
+def write_gif(video: Tensor, path: str | Path, fps: float, scale: int = 1) -> Path:
+    """Write one clip [T, 3, H, W] as a looping gif (frame times in steps of 10 ms, >= 20 ms).
+
+    Raises:
+        UserError: wrong shape or a path that cannot be written.
+    """
+    images = [Image.fromarray(image) for image in _frames(video, fps, scale)]
+    # Gif time has steps of 10 ms: round the moments, not the durations, to keep the mean rate.
+    moments = [round(i * 100 / fps) for i in range(len(images) + 1)]
+    durations = [10 * max(2, b - a) for a, b in pairwise(moments)]
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        images[0].save(
+            target,
+            format="GIF",
+            save_all=True,
+            append_images=images[1:],
+            duration=durations,
+            loop=0,
+        )
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    return target
+
+
+def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Tensor, float]:
+    """Decode a video, gif or image file.
+
+    Args:
+        path: the file.
+        max_frames: stop after that many frames.
+
+    Returns:
+        uint8 [T, 3, H, W] and the frame rate in frames per second.
+
+    Raises:
+        UserError: missing, corrupt or without frames.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise UserError(
+            "video file not found",
+            received=str(source),
+            expected="an existing file",
+            remedy="check the path",
+        )
+    frames: list[np.ndarray] = []
+    rate: Fraction | None = None
+    try:
+        with av.open(str(source)) as container:
+            if container.streams.video:
+                rate = container.streams.video[0].average_rate
+                for frame in container.decode(video=0):
+                    frames.append(frame.to_ndarray(format="rgb24"))
+                    if max_frames is not None and len(frames) >= max_frames:
+                        break
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise _undecodable(source, str(error)) from error
+    if not frames:
+        raise _undecodable(source, "it has no video frames")
+    video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
+    return video, float(rate) if rate else 1.0
+
+
+def contact_sheet(
+    videos: Tensor,
+    frames: int | Sequence[int] = 4,
+    labels: Sequence[str] | None = None,
+    columns: int = 2,
+    scale: int = 1,
+) -> Tensor:
+    """One picture of many clips: each clip a strip of frames, its label underneath.
+
+    Args:
+        videos: [N, T, 3, H, W], uint8 or float in [0, 1].
+        frames: indices to show, or how many to spread evenly over the clip.
+        labels: one text per clip, wrapped to the width of its strip.
+        columns: strips per row.
+        scale: enlargement of the frames.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        UserError: no clips, or a number of labels that differs from the number of clips.
+    """
+    if videos.ndim != 5 or videos.shape[2] != 3 or not len(videos):
+        raise UserError(
+            "a contact sheet needs RGB clips",
+            received=tuple(videos.shape),
+            expected="[N, T, 3, H, W] with N >= 1",
+            remedy="add the batch axis with video[None]",
+        )
+    if labels is not None and len(labels) != len(videos):
+        raise UserError(
+            "labels and clips differ in number",
+            received=f"{len(labels)} labels",
+            expected=f"{len(videos)}",
+            remedy="pass one label per clip or none",
+        )
+    num_frames = videos.shape[1]
+    if isinstance(frames, int):
+        spread = torch.linspace(0, num_frames - 1, max(1, min(frames, num_frames)))
+        frames = [int(i) for i in spread.round()]
+    shown = upscale(to_uint8(videos[:, list(frames)]), scale)
+    strips = shown.permute(0, 3, 1, 4, 2)  # [N, H, F, W, 3]
+    strips = strips.reshape(len(videos), strips.shape[1], -1, 3)
+    return _layout(strips.numpy(), labels, max(1, min(columns, len(videos))))
+
+
+def write_png(image: Tensor, path: str | Path) -> Path:
+    """Write uint8 [H, W, 3].
+
+    Raises:
+        UserError: a path that cannot be written.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.cpu().numpy()).save(target, format="PNG")
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    return target
+
+
+def _layout(strips: np.ndarray, labels: Sequence[str] | None, columns: int) -> Tensor:
+    num, height, width, _ = strips.shape
+    margin = 4
+    font = ImageFont.load_default()
+    lines = [_wrap(label, font, width) for label in labels] if labels is not None else []
+    line_px = 13
+    label_px = line_px * max((len(wrapped) for wrapped in lines), default=0)
+    cell_h, cell_w = height + label_px + margin, width + margin
+    rows = -(-num // columns)
+    sheet = Image.new("RGB", (columns * cell_w + margin, rows * cell_h + margin), (255, 255, 255))
+    draw = ImageDraw.Draw(sheet)
+    for index, strip in enumerate(strips):
+        x, y = margin + index % columns * cell_w, margin + index // columns * cell_h
+        sheet.paste(Image.fromarray(np.ascontiguousarray(strip)), (x, y))
+        for line, text in enumerate(lines[index] if lines else []):
+            draw.text((x, y + height + line * line_px), text, fill=(0, 0, 0), font=font)
+    return torch.from_numpy(np.array(sheet))
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Break text into at most three lines of ``width`` pixels; the default font is Latin-1."""
+    lines = [""]
+    for word in text.encode("latin-1", "replace").decode("latin-1").split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    if len(lines) > _MAX_LABEL_LINES:
+        lines = lines[:_MAX_LABEL_LINES]
+        lines[-1] += " ..."
+    return lines
+
+
+def _frames(video: Tensor, fps: float, scale: int) -> np.ndarray:
+    """[T, 3, H, W] -> uint8 [T, H, W, 3], checked."""
+    if video.ndim != 4 or video.shape[1] != 3 or not len(video):
+        raise UserError(
+            "a video file holds one RGB clip",
+            received=tuple(video.shape),
+            expected="[T, 3, H, W] with T >= 1",
+            remedy="write the clips of a batch one by one",
+        )
+    if not 0 < fps <= 1000:
+        raise UserError(
+            "the frame rate is not usable",
+            received=fps,
+            expected="0 < fps <= 1000 frames per second",
+            remedy="pass the frame rate the clip was made for",
+        )
+    return upscale(to_uint8(video), scale).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _unwritable(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"cannot write {path.name}: {error}",
+        received=str(path),
+        expected="a writable folder with free space",
+        remedy="choose another output folder",
+    )
+
+
+def _undecodable(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"cannot decode {path.name}: {reason}",
+        received=str(path),
+        expected="a complete video file with at least one frame",
+        remedy="play it once to check it, or copy it again from its source",
+    )

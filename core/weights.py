@@ -1,0 +1,211 @@
+"""Safetensors files of a checkpoint folder: single or sharded, always with a named error.
+
+A folder holds either ``<stem>.safetensors`` or ``<stem>.safetensors.index.json`` with shards, the
+convention of diffusers and transformers. Weights are read shard by shard, so the peak is the model
+plus one tensor, and every problem names the file it was found in.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from longtake.runtime.errors import CheckpointError
+
+_MAX_LISTED = 8
+
+
+def shard_paths(folder: Path, stem: str) -> list[Path]:
+    """Files that hold the weights ``stem`` in ``folder``, in reading order.
+
+    Raises:
+        CheckpointError: neither a single file nor a complete set of shards is there.
+    """
+    index = folder / f"{stem}.safetensors.index.json"
+    single = folder / f"{stem}.safetensors"
+    if not index.is_file():
+        if single.is_file():
+            return [single]
+        raise CheckpointError(
+            "weights not found",
+            received=str(folder),
+            expected=f"{single.name} or {index.name}",
+            remedy="copy the missing files or point to a complete checkpoint directory",
+        )
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            "the shard index has no weight_map",
+            received=str(index),
+            expected='{"weight_map": {"tensor name": "file name"}}',
+            remedy="copy the index again from its source",
+        )
+    paths = [folder / str(name) for name in sorted(set(weight_map.values()))]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise CheckpointError(
+            "shards of the checkpoint are missing",
+            received=str(folder),
+            expected=", ".join(missing),
+            remedy="finish the copy of these files",
+        )
+    return paths
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """The JSON object in ``path``.
+
+    Raises:
+        CheckpointError: missing, unreadable or not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot read {path.name}: {error}",
+            received=str(path),
+            expected="a JSON object in UTF-8",
+            remedy="copy the file again from its source",
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path.name} is not a JSON object",
+            received=type(content).__name__,
+            expected="a JSON object",
+            remedy=f"copy {path} again from its source",
+        )
+    return content
+
+
+def iter_tensors(path: Path, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
+    """Yield ``(name, tensor)`` of one safetensors file, reading one tensor at a time.
+
+    Tensors on the CPU are copies: views of the mapped file keep its odd alignment, which slows
+    matrix products and changes their rounding, and they die when the file is replaced.
+
+    Raises:
+        CheckpointError: missing, truncated or otherwise unreadable file, by name.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            for name in file.keys():  # noqa: SIM118 (safe_open is not iterable)
+                tensor = file.get_tensor(name)
+                yield name, tensor.clone() if tensor.device.type == "cpu" else tensor
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_names(path: Path) -> list[str]:
+    """Tensor names of one safetensors file, from its header (errors as :func:`iter_tensors`)."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """All tensors of one safetensors file (errors as :func:`iter_tensors`)."""
+    return dict(iter_tensors(path, device))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The header metadata of a safetensors file (errors as :func:`iter_tensors`)."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def check_keys(found: Iterable[str], expected: Iterable[str], source: Path) -> None:
+    """Compare state-dict keys.
+
+    Raises:
+        CheckpointError: listing the missing and the unexpected keys.
+    """
+    found_set, expected_set = set(found), set(expected)
+    missing, unexpected = sorted(expected_set - found_set), sorted(found_set - expected_set)
+    if missing or unexpected:
+        raise CheckpointError(
+            "the weights do not fit the model",
+            received=f"{source}: {len(missing)} missing ({_listed(missing)}), "
+            f"{len(unexpected)} unexpected ({_listed(unexpected)})",
+            expected=f"exactly the {len(expected_set)} tensors of the model",
+            remedy="use the config.json that belongs to these weights",
+        )
+
+
+def check_shape(name: str, tensor: Tensor, expected: torch.Size, source: Path) -> None:
+    """Raise a CheckpointError when ``tensor`` has not the ``expected`` shape."""
+    if tensor.shape != expected:
+        raise CheckpointError(
+            f"tensor {name} has the wrong shape",
+            received=f"{tuple(tensor.shape)} in {source}",
+            expected=str(tuple(expected)),
+            remedy="use the config.json that belongs to these weights",
+        )
+
+
+def write_shards(
+    state: Mapping[str, Tensor], folder: Path, stem: str, max_shard_bytes: int = 5 * 2**30
+) -> list[Path]:
+    """Write ``state`` as one file, or as shards of at most ``max_shard_bytes`` plus an index.
+
+    A tensor larger than the limit gets a shard of its own. Keys keep their order.
+    """
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name, tensor in state.items():
+        size = tensor.numel() * tensor.element_size()
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor.detach().contiguous()
+        filled += size
+    folder.mkdir(parents=True, exist_ok=True)
+    if len(shards) == 1:
+        names = [f"{stem}.safetensors"]
+    else:
+        names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, folder / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        total = sum(t.numel() * t.element_size() for t in state.values())
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": {
+                key: name for name, shard in zip(names, shards, strict=True) for key in shard
+            },
+        }
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    return [folder / name for name in names]
+
+
+def digest_tensors(state: Mapping[str, Tensor]) -> str:
+    """sha256 of names, dtypes, shapes and bytes, independent of key order and of the file split."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        sha.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _listed(names: list[str]) -> str:
+    more = f", ... {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more if names else "none"
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"cannot read {path.name}: {error}",
+        received=str(path),
+        expected="a complete safetensors file",
+        remedy="copy the file again; a broken copy is often truncated",
+    )

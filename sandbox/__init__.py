@@ -1,0 +1,1 @@
+"""A small synthetic world of captioned sprite clips whose quality is computable."""

@@ -1,0 +1,143 @@
+"""Video files: round trips, contact sheets, and what broken files raise."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from longtake.core.video import (
+    contact_sheet,
+    read_video,
+    to_uint8,
+    upscale,
+    write_gif,
+    write_mp4,
+    write_png,
+)
+from longtake.runtime.errors import UserError
+
+
+def moving_square(frames: int = 9, size: int = 64) -> Tensor:
+    """A bright square that moves right on a dark ground, float in [0, 1]."""
+    video = torch.full((frames, 3, size, size), 0.1)
+    for t in range(frames):
+        video[t, 0, 20:40, 4 + 4 * t : 24 + 4 * t] = 0.9
+    return video
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_mp4_round_trip(tmp_path: Path, scale: int) -> None:
+    video = moving_square()
+    path = write_mp4(video, tmp_path / "deep" / "clip.mp4", fps=8, scale=scale)
+    read, fps = read_video(path)
+    assert read.dtype == torch.uint8 and read.shape == (9, 3, 64 * scale, 64 * scale)
+    assert fps == 8
+    error = (read.float() - upscale(to_uint8(video), scale).float()).abs()
+    assert error.mean() < 3  # lossy, and colour is kept at half resolution
+    red = read[:, 0].float()
+    centres = [(frame > 128).float().mean(0).nonzero().float().mean() for frame in red]
+    steps = torch.stack(centres).diff()
+    torch.testing.assert_close(steps, torch.full((8,), 4.0 * scale), atol=0.6, rtol=0)
+
+
+def test_mp4_bytes_are_reproducible_and_uint8_equals_float(tmp_path: Path) -> None:
+    video = moving_square()
+    first = write_mp4(video, tmp_path / "a.mp4", fps=8).read_bytes()
+    assert write_mp4(to_uint8(video), tmp_path / "b.mp4", fps=8).read_bytes() == first
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]  # no leftovers
+
+
+def test_gif_keeps_frames_and_mean_rate(tmp_path: Path) -> None:
+    video = moving_square()
+    path = write_gif(video, tmp_path / "clip.gif", fps=8)
+    read, _ = read_video(path)
+    assert read.shape == (9, 3, 64, 64)
+    assert (read.float() - to_uint8(video).float()).abs().mean() < 2
+    with Image.open(path) as image:
+        total = 0
+        for index in range(image.n_frames):
+            image.seek(index)
+            total += image.info["duration"]
+    assert total == pytest.approx(1000 * 9 / 8, abs=10)
+
+
+def test_read_stops_at_max_frames(tmp_path: Path) -> None:
+    path = write_mp4(moving_square(), tmp_path / "clip.mp4", fps=8)
+    assert len(read_video(path, max_frames=4)[0]) == 4
+
+
+def test_to_uint8_clamps_and_rounds() -> None:
+    values = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0])
+    assert to_uint8(values).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_upscale_repeats_pixels() -> None:
+    image = torch.arange(4).view(2, 2)
+    assert upscale(image, 2).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    with pytest.raises(UserError, match="scale"):
+        upscale(image, 0)
+
+
+def test_contact_sheet_places_frames_and_labels(tmp_path: Path) -> None:
+    videos = torch.stack([moving_square(), moving_square().flip(1)])
+    sheet = contact_sheet(videos, frames=(0, 8), labels=["first", "second one"], columns=2)
+    assert sheet.dtype == torch.uint8 and sheet.ndim == 3 and sheet.shape[2] == 3
+    first = to_uint8(videos[0, 8]).permute(1, 2, 0)
+    assert torch.equal(sheet[4:68, 4 + 64 : 4 + 128], first)
+    second = to_uint8(videos[1, 0]).permute(1, 2, 0)
+    assert torch.equal(sheet[4:68, 136:200], second)
+    assert (sheet[68:81] < 100).any()  # dark ink of the labels
+    assert not (contact_sheet(videos, 2)[-4:] < 255).any()
+    path = write_png(sheet, tmp_path / "sheet.png")
+    assert torch.equal(read_video(path)[0][0].permute(1, 2, 0), sheet)
+
+
+def test_contact_sheet_spreads_frames_and_wraps_long_or_foreign_labels() -> None:
+    videos = torch.rand(3, 5, 3, 16, 16)
+    plain = contact_sheet(videos, frames=3, columns=2)
+    assert plain.shape == (2 * 20 + 4, 2 * (3 * 16 + 4) + 4, 3)
+    assert torch.equal(plain[4:20, 20:36], to_uint8(videos[0, 2]).permute(1, 2, 0))
+    label = "a very long label that needs several lines \u4e00" * 4
+    assert contact_sheet(videos, 3, [label] * 3).shape[0] > plain.shape[0]
+
+
+def test_contact_sheet_errors() -> None:
+    with pytest.raises(UserError, match="labels"):
+        contact_sheet(torch.rand(2, 5, 3, 8, 8), labels=["one"])
+    with pytest.raises(UserError, match="contact sheet"):
+        contact_sheet(torch.rand(5, 3, 8, 8))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video", None])
+def test_unreadable_files_are_user_errors(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "broken.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"broken\.mp4"):
+        read_video(path)
+
+
+def test_truncated_mp4_is_a_user_error(tmp_path: Path) -> None:
+    path = write_mp4(moving_square(), tmp_path / "clip.mp4", fps=8)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match="cannot decode"):
+        read_video(path)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 1, 8, 8), (0, 3, 8, 8), (2, 3, 7, 8)])
+def test_clips_that_cannot_be_written(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="remedy"):
+        write_mp4(torch.zeros(shape), tmp_path / "clip.mp4", fps=8)
+
+
+def test_unwritable_target_and_bad_rate(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for write in (write_mp4, write_gif):
+        with pytest.raises(UserError, match="cannot write"):
+            write(moving_square(2), tmp_path / "file" / "clip.out", 8)
+        with pytest.raises(UserError, match="frame rate"):
+            write(moving_square(2), tmp_path / "clip.out", 0)
+    with pytest.raises(UserError, match="cannot write"):
+        write_png(torch.zeros(2, 2, 3, dtype=torch.uint8), tmp_path / "file" / "sheet.png")

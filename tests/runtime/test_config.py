@@ -1,0 +1,144 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from longtake.runtime.config import config_to_yaml, merge_config
+from longtake.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampler:
+    num_steps: int = 16
+    shift: float | None = None
+    betas: tuple[float, float] = (0.9, 0.99)
+    rule: Literal["cfg", "cfg_zero"] = "cfg_zero"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    seed: int = 0
+    name: str = "tiny"
+    resume: bool = False
+    learning_rate: float = 1e-4
+    sizes: list[str] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=lambda: {"motion": 1.0})
+    sampler: Sampler = field(default_factory=Sampler)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError("seed is negative", received=self.seed, expected=">= 0")
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "run.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_nothing_to_merge_gives_an_equal_config() -> None:
+    assert merge_config(Run(seed=3)) == Run(seed=3)
+
+
+def test_file_then_overrides_in_order(tmp_path: Path) -> None:
+    file = write(tmp_path, "seed: 1\nname: file\nsampler: {num_steps: 4, betas: [0.5, 1]}\n")
+    got = merge_config(Run(), file, ["name=override", "sampler.num_steps=8", "seed=2", "seed=5"])
+    assert got == Run(seed=5, name="override", sampler=Sampler(num_steps=8, betas=(0.5, 1.0)))
+    assert isinstance(got.sampler, Sampler)
+    assert isinstance(got.sampler.betas, tuple)
+
+
+@pytest.mark.parametrize(
+    ("override", "field_name", "value"),
+    [
+        ("learning_rate=1e-3", "learning_rate", 1e-3),
+        ("learning_rate=2", "learning_rate", 2.0),
+        ("resume=true", "resume", True),
+        ("name=a=b", "name", "a=b"),
+        ("name='0x1'", "name", "0x1"),
+        ("sizes=[480x832,720x1280]", "sizes", ["480x832", "720x1280"]),
+        ("weights.text=0.5", "weights", {"motion": 1.0, "text": 0.5}),
+        ("weights={text: 2}", "weights", {"motion": 1.0, "text": 2.0}),
+    ],
+)
+def test_override_values(override: str, field_name: str, value: object) -> None:
+    got = getattr(merge_config(Run(), overrides=[override]), field_name)
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_optional_can_be_set_and_cleared() -> None:
+    assert merge_config(Run(), overrides=["sampler.shift=12"]).sampler.shift == 12.0
+    with_shift = Run(sampler=Sampler(shift=3.0))
+    assert merge_config(with_shift, overrides=["sampler.shift=null"]).sampler.shift is None
+
+
+def test_yaml_round_trip_is_exact(tmp_path: Path) -> None:
+    config = Run(learning_rate=1 / 3 * 1e-5, sizes=["64x64"], sampler=Sampler(betas=(0.1, 0.2)))
+    other = Run(weights={"motion": 9.0}, sampler=Sampler(num_steps=1))
+    assert merge_config(other, write(tmp_path, config_to_yaml(config))) == config
+
+
+def test_the_default_is_not_changed() -> None:
+    default = Run()
+    merge_config(default, overrides=["weights.motion=7", "sizes=[1x1]"])
+    assert default == Run()
+
+
+def test_interpolation_refers_to_another_key() -> None:
+    got = merge_config(Run(), overrides=["seed=6", "sampler.num_steps=${seed}"])
+    assert got.sampler.num_steps == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sed: 1", ["unknown configuration key `sed`", "did you mean `seed`?", "run.yaml"]),
+        ("sampler: {num_step: 1}", ["`sampler.num_step`", "did you mean `sampler.num_steps`?"]),
+        ("zzz: 1", ["`zzz`", "one of: seed, name"]),
+        ("seed: 1.5", ["wrong value for `seed`", "received: 1.5", "expected: int"]),
+        ("seed: abc", ["wrong value for `seed`", "received: abc"]),
+        ("seed: null", ["wrong value for `seed`", "expected: int"]),
+        ("seed: [1]", ["wrong value for `seed`"]),
+        ("learning_rate: .nan", ["`learning_rate`", "NaN"]),
+        ("sampler: 3", ["`sampler`", "group of keys", "num_steps, shift, betas, rule"]),
+        ("sampler: {betas: [1, 2, 3]}", ["`sampler.betas`", "tuple[float, float]"]),
+        ("sampler: {rule: cgf}", ["`sampler.rule`", "cfg_zero"]),
+        ("weights: {motion: x}", ["`weights`", "dict[str, float]"]),
+        ("seed: -1", ["seed is negative", "received: -1"]),
+        ("name: ${nothing}", ["nothing"]),
+        ("- 1\n- 2", ["not a mapping"]),
+        ("7", ["YAML"]),
+        ("seed: 1\nseed: 2", ["not valid YAML", "duplicate"]),
+        ("seed: [1", ["not valid YAML", "run.yaml"]),
+    ],
+)
+def test_bad_files_are_named_precisely(tmp_path: Path, text: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        merge_config(Run(), write(tmp_path, text))
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["seed", "=1", "a..b=1", "", ".seed=1", "seed=[1", "sed=1"])
+def test_bad_overrides_show_the_option(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        merge_config(Run(), overrides=[override])
+    assert override in str(caught.value)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        merge_config(Run(), tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="Is a directory"):
+        merge_config(Run(), tmp_path)
+    file = tmp_path / "latin.yaml"
+    file.write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        merge_config(Run(), file)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
+def test_empty_file_changes_nothing(tmp_path: Path, text: str) -> None:
+    assert merge_config(Run(), write(tmp_path, text)) == Run()

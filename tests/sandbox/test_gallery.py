@@ -1,0 +1,34 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from longtake.core.video import read_video
+from longtake.runtime.errors import UserError
+from longtake.sandbox.captions import parse_caption
+from longtake.sandbox.gallery import render_to_directory
+
+
+@pytest.mark.parametrize("corrupt", [False, True])
+def test_gallery_is_complete_and_repeats(tmp_path: Path, corrupt: bool) -> None:
+    sheets = []
+    for name in ("first", "second"):
+        sheet = render_to_directory(tmp_path / name, 4, 9, "held_out", corrupt)
+        sheets.append(sheet.read_bytes())
+        lines = (tmp_path / name / "captions.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        assert len(records) == 4
+        for record in records:
+            parse_caption(record["caption"])
+            assert (record["corruption"] != "none") == corrupt
+            clip, fps = read_video(tmp_path / name / record["clip"])
+            assert clip.shape == (17, 3, 256, 256) and fps == 8
+    assert sheets[0] == sheets[1]
+
+
+def test_bad_input_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        render_to_directory(tmp_path, 0, 0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="writable"):
+        render_to_directory(tmp_path / "file", 1, 0)

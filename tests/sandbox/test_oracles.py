@@ -1,0 +1,155 @@
+"""The oracles on renders: near 1 when all is right, clearly lower when one thing is wrong."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from longtake.runtime.errors import UserError
+from longtake.sandbox.captions import caption, parse_caption
+from longtake.sandbox.corruptions import CORRUPTIONS
+from longtake.sandbox.facts import BACKGROUNDS, COLOURS, FRAME_PX, MOTIONS, SHAPES, SIZES, SPEEDS
+from longtake.sandbox.oracles import ORACLES, oracle_scores
+from longtake.sandbox.oracles.alignment import alignment_of, fact_scores
+from longtake.sandbox.oracles.segmentation import segment
+from longtake.sandbox.render import render
+from longtake.sandbox.scene import Scene, sample_scene, sample_scenes
+
+SCENES = sample_scenes(41, 0, 300)
+TEXTS = [caption(scene, index) for index, scene in enumerate(SCENES)]
+
+
+@pytest.fixture(scope="module")
+def clean() -> dict[str, torch.Tensor]:
+    return oracle_scores(render(SCENES), TEXTS)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_renders_score_near_one(name: str, clean: dict[str, torch.Tensor]) -> None:
+    assert clean[name].mean() >= 0.98
+    assert clean[name].min() >= 0.9
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_separate_and_shared_calls_agree_on_any_batch_split(
+    name: str, clean: dict[str, torch.Tensor]
+) -> None:
+    video = render(SCENES[:6], dtype=torch.float32)
+    oracle = ORACLES[name]
+    parts = torch.cat([oracle(video[:1], TEXTS[:1]), oracle(video[1:], TEXTS[1:6])])
+    assert torch.equal(parts, oracle(video, TEXTS[:6]))
+    assert torch.equal(parts, clean[name][:6])
+
+
+def test_decoder_softness_and_grain_cost_little() -> None:
+    video = render(SCENES[:24], dtype=torch.float32)
+    soft = CORRUPTIONS["blur"](video, 0.75 / 3.0, torch.Generator())
+    grain = torch.randn(soft.shape, generator=torch.Generator().manual_seed(0))
+    scores = oracle_scores((soft + 0.02 * grain).clamp(0, 1), TEXTS[:24])
+    assert scores["visual"].mean() >= 0.93
+    assert scores["alignment"].mean() >= 0.98
+    assert scores["motion"].mean() >= 0.98
+
+
+def _swapped(scene: Scene, attribute: str) -> Scene | None:
+    """The scene whose caption is wrong about one attribute of its first sprite."""
+    sprite = scene.sprites[0]
+    if attribute == "background":
+        names = list(BACKGROUNDS)
+        other = names[(names.index(scene.background) + 1) % len(names)]
+        return replace(scene, background=other)
+    if attribute == "speed" and sprite.speed is None:
+        return None
+    options = {
+        "colour": list(COLOURS),
+        "shape": list(SHAPES),
+        "size": list(SIZES),
+        "motion": [m for m in MOTIONS if m != "still"],
+        "speed": list(SPEEDS),
+    }[attribute]
+    value = getattr(sprite, attribute)
+    if value == "still":
+        changed = replace(sprite, motion="left", speed="slow")
+    else:
+        other = options[(options.index(value) + 1) % len(options)]
+        changed = replace(sprite, **{attribute: other})
+    if attribute == "colour" and any(s.colour == changed.colour for s in scene.sprites[1:]):
+        return None
+    return replace(scene, sprites=(changed, *scene.sprites[1:]))
+
+
+@pytest.mark.parametrize("attribute", ["colour", "shape", "size", "motion", "speed", "background"])
+def test_a_wrong_attribute_lowers_alignment(attribute: str) -> None:
+    states = ("colour", "shape", "size", "motion", "speed", "background")
+    checked = 0
+    for index in range(16):
+        scene = SCENES[index]
+        wrong = _swapped(scene, attribute)
+        if wrong is None:
+            continue
+        clip = segment(render([scene], dtype=torch.float32)[0].numpy())
+        right = parse_caption(caption(scene, index, states=states))
+        false = parse_caption(caption(wrong, index, states=states))
+        key = "background" if attribute == "background" else f"{attribute}1"
+        assert fact_scores(clip, right)[key] > 0.95
+        assert fact_scores(clip, false)[key] < 0.3
+        assert alignment_of(clip, false) < alignment_of(clip, right) - 0.06
+        checked += 1
+    assert checked >= 8
+
+
+def test_a_wrong_number_of_sprites_lowers_alignment() -> None:
+    one = next(s for s in SCENES if len(s.sprites) == 1)
+    two = next(s for s in SCENES if len(s.sprites) == 2)
+    lone = replace(two, sprites=two.sprites[:1])
+    video = render([two, lone])
+    text_one, text_two = caption(lone, 0, length="long"), caption(two, 0, length="long")
+    scores = ORACLES["alignment"](video, [text_two, text_two])
+    assert scores[0] > 0.98 and scores[1] < 0.65
+    assert ORACLES["alignment"](video, [text_one, text_one])[0] < 0.95
+    assert ORACLES["motion"](video, [text_two, text_two])[1] < 0.6
+    assert one is not lone
+
+
+def test_stillness_and_movement_against_the_caption_lower_motion() -> None:
+    moving = next(s for s in SCENES if s.sprites[0].motion == "right" and len(s.sprites) == 1)
+    still = replace(moving, sprites=(replace(moving.sprites[0], motion="still", speed=None),))
+    video = render([moving, still])
+    texts = [caption(still, 0, length="long"), caption(moving, 0, length="long")]
+    assert ORACLES["motion"](video, texts).max() < 0.5
+    assert ORACLES["motion"](video, texts[::-1]).min() > 0.98
+
+
+def test_a_clip_without_a_sprite_scores_low() -> None:
+    empty = torch.full((2, 17, 3, 64, 64), 0.4)
+    scores = oracle_scores(empty, ["red circle", TEXTS[0]])
+    assert scores["alignment"].max() < 0.35
+    assert scores["motion"].max() < 0.1 and scores["visual"].max() < 0.1
+
+
+def test_pure_noise_scores_low() -> None:
+    noise = torch.rand((2, 17, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    scores = oracle_scores(noise, TEXTS[:2])
+    assert scores["motion"].max() < 0.3 and scores["visual"].max() < 0.2
+    assert scores["alignment"].max() < 0.6
+
+
+def test_not_finite_pixels_are_unscored() -> None:
+    video = render(SCENES[:2], dtype=torch.float32)
+    video[1, 3, 0, 5, 5] = float("nan")
+    for scores in oracle_scores(video, TEXTS[:2]).values():
+        assert torch.isfinite(scores[0]) and torch.isnan(scores[1])
+
+
+def test_bad_input_is_refused() -> None:
+    video = render([sample_scene(0, 0)])
+    with pytest.raises(UserError, match="one caption per clip"):
+        ORACLES["alignment"](video, [])
+    with pytest.raises(UserError, match="grammar"):
+        ORACLES["motion"](video, ["a dog"])
+    with pytest.raises(UserError, match=r"\[B, T, 3, H, W\]"):
+        ORACLES["visual"](video[0], ["red circle"])
+
+
+def test_frames_have_the_native_size() -> None:
+    assert render([sample_scene(0, 0)]).shape[-1] == FRAME_PX
