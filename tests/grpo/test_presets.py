@@ -1,0 +1,166 @@
+"""Presets against Tables 5 and 9 as printed, and the checks of every configuration group."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from longtake.grpo import advantage, config, loss, presets, sde
+from longtake.grpo.config import GRPOConfig
+from longtake.runtime.config import config_to_yaml, merge_config
+from longtake.runtime.errors import ConfigError
+
+# Parameter of Table 5 or 9 -> where it is in the configuration, and its printed value.
+TABLES: dict[str, tuple[Callable[[GRPOConfig], object], object]] = {
+    "group size": (lambda c: c.num_generations, 4),
+    "sampling steps": (lambda c: c.rollout.num_steps, 16),
+    "prompts per update": (lambda c: c.prompts_per_update, 64),
+    "timeshift": (lambda c: c.rollout.shift, 12),
+    "SDE steps range [0,6]": (lambda c: c.sde.num_sde_steps, 6),
+    "CFG": (lambda c: c.rollout.guidance_scale, 4),
+    "online training": (lambda c: c.num_iterations, 1),
+    "learning rate": (lambda c: c.optimizer.learning_rate, 1e-4),
+    "policy loss weight": (lambda c: c.loss.policy_weight, 1),
+    "KL loss weight": (lambda c: c.loss.beta, 3e-4),
+    "LoRA dim": (lambda c: c.lora.rank, 128),
+    "LoRA alpha": (lambda c: c.lora.alpha, 64),
+    "reward weights": (
+        lambda c: c.rewards.reward_weights,
+        {"hpsv3_general": 1, "hpsv3_percentile": 1, "videoalign_mq": 1, "videoalign_ta": 1},
+    ),
+    "frames": (lambda c: c.rollout.num_frames, 93),
+    "size bucket": (lambda c: c.rollout.bucket_sizes(), [(480, 832), (720, 1280)]),
+    "base size": (lambda c: (c.rollout.height, c.rollout.width), (480, 832)),
+    "iterations 0.5k": (lambda c: c.num_updates, 500),
+    "a (section 3.3.1)": (lambda c: c.sde.a, 1),
+    "tau (section 3.3.1)": (lambda c: c.sde.tau, 0.45),
+    "truncated schedule": (lambda c: c.sde.kind, "flow_truncated"),
+    "max group std (section 3.3.1)": (lambda c: c.advantage.scale, "max_group"),
+    "weighted advantages (Eq. 10)": (lambda c: c.advantage.aggregation, "weighted_advantages"),
+    "no clip range is given": (lambda c: c.loss.epsilon, None),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_table9_has_the_printed_value(name: str) -> None:
+    read, printed = TABLES[name]
+    assert read(presets.table9()) == printed
+
+
+def test_tiny_runs_the_same_algorithm() -> None:
+    tiny, table9 = presets.tiny(), presets.table9()
+    assert tiny.sde == table9.sde
+    assert tiny.advantage == table9.advantage
+    assert tiny.loss == table9.loss
+    assert tiny.num_generations == table9.num_generations
+    assert tiny.rollout.num_steps == table9.rollout.num_steps
+    assert tiny.rollout.cfg == table9.rollout.cfg
+    assert len(tiny.rewards.reward_weights) == len(table9.rewards.reward_weights)
+    assert (tiny.rollout.num_frames, tiny.rollout.height, tiny.rollout.width) == (17, 64, 64)
+    assert tiny.rollout.shift is None
+    assert Path(tiny.checkpoint).parts[-2:] == ("checkpoints", "tiny")
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
+    original = presets.PRESETS[name]()
+    file = tmp_path / "config.yaml"
+    file.write_text(config_to_yaml(original))
+    assert merge_config(original, file) == original
+
+
+def test_overrides_reach_every_group() -> None:
+    merged = merge_config(
+        presets.tiny(),
+        None,
+        ["sde.tau=0.3", "loss.epsilon=1e-3", "rewards.reward_weights.general=0", "rollout.shift=3"],
+    )
+    assert merged.sde.tau == 0.3
+    assert merged.loss.epsilon == 1e-3
+    assert merged.rewards.reward_weights["general"] == 0
+    assert merged.rewards.reward_weights["percentile"] == 1
+    assert merged.rollout.shift == 3
+
+
+BAD = {
+    "num_updates=0": "num_updates",
+    "num_generations=1": "no spread",
+    "rollout.num_frames=16": "does not fit the VAE",
+    "rollout.width=65": "video size",
+    "rollout.cfg=apg": "cfg_zero | cfg | none",
+    "rollout.shift=0": "rollout.shift",
+    "rollout.fps=0": "rollout.fps",
+    "rollout.size_buckets=[480p]": "HEIGHTxWIDTH",
+    "sde.num_sde_steps=17": "more SDE steps",
+    "sde.kind=flow": "sde.kind",
+    "sde.tau=0": "sde.tau",
+    "sde.reweight=root": "exact | sigma | paper | none",
+    "sde.timestep_strategy=fixed": "uniform | stratified",
+    "advantage.scale=std": "max_group",
+    "advantage.aggregation=mean": "weighted_advantages",
+    "loss.beta=-1": "loss.beta",
+    "loss.epsilon=1": "loss.epsilon",
+    "loss.ratio=median": "mean | sum | score",
+    "optimizer.learning_rate=0": "learning_rate",
+    "optimizer.adam_beta2=1": "adam_beta2",
+    "optimizer.ema_decay=1": "ema_decay",
+    "lora.rank=0": "lora.rank",
+    "rewards.reward_weights.general=-1": "general",
+    "evaluation.confidence=1": "confidence",
+    "evaluation.num_prompts=1": "num_prompts",
+    "trackers=[mlflow]": "tensorboard | wandb | trackio",
+    "dtype=float16": "float32 | bfloat16",
+    "num_threads=0": "num_threads",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_bad_values_are_refused(override: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        merge_config(presets.tiny(), None, [override])
+    assert BAD[override] in str(error.value)
+
+
+def test_combinations_are_refused() -> None:
+    with pytest.raises(ConfigError, match="ratio to clip"):
+        config.LossConfig(epsilon=0.1, ratio="score")
+    with pytest.raises(ConfigError, match="no reward"):
+        config.RewardConfig(reward_weights={"general": 0.0})
+    with pytest.raises(ConfigError, match="out of range"):
+        config.SDEConfig(a=float("nan"))
+
+
+def test_single_member_is_fine_without_a_std() -> None:
+    merged = merge_config(presets.tiny(), None, ["num_generations=1", "advantage.scale=none"])
+    assert merged.num_generations == 1
+
+
+def test_choices_are_those_of_the_maths() -> None:
+    assert config.REWEIGHT_MODES == sde.REWEIGHT_MODES
+    assert set(config.NOISE_KINDS) == set(sde.NOISE_KINDS) - {"flow"}
+    assert config.SCALES == advantage.SCALES
+    assert config.AGGREGATIONS == advantage.AGGREGATIONS
+    assert config.RATIOS == loss.RATIOS
+
+
+def test_every_field_is_documented() -> None:
+    """A string literal follows every field, so that the source doubles as the reference."""
+    source = Path(config.__file__).read_text()
+    groups = [
+        value
+        for value in vars(config).values()
+        if isinstance(value, type) and dataclasses.is_dataclass(value)
+    ]
+    assert len(groups) == 9
+    for group in groups:
+        for item in dataclasses.fields(group):
+            after = source.split(f"\n    {item.name}: ", 1)[1].split("\n", 1)[1]
+            assert after.startswith('    """'), f"{group.__name__}.{item.name}"
+
+
+def test_presets_do_not_import_torch() -> None:
+    code = "import sys, longtake.grpo.presets; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

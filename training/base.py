@@ -1,0 +1,277 @@
+"""Base training of the video DiT: multi-task flow matching (sections 3.2 and 4.1).
+
+One model learns text-to-image, text-to-video, image-to-video and continuation; a task is only a
+number of latent frames and of leading condition frames. Every random draw is named by
+(seed, step), so a resumed run continues the same sequence.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from longtake.core import flow
+from longtake.core.dit import LongCatDiT
+from longtake.runtime.errors import ConfigError
+from longtake.runtime.rng import derive_key
+from longtake.training.graphs import GraphedStep
+from longtake.training.objective import draw_times, flow_matching_loss, noisy_input
+
+LOSS_WEIGHTS = ("logit_normal", "none")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One row of the task mix."""
+
+    name: str
+    """t2i, t2v, i2v or vc."""
+    num_frames: int
+    """Latent frames used, condition frames included; 0 means all."""
+    num_cond: int
+    """Leading condition latents."""
+    probability: float
+    """Share of training steps."""
+
+
+#: Text-to-image, text-to-video, image-to-video, continuation. Shares are ours: unpublished.
+TASKS = (
+    Task(name="t2v", num_frames=0, num_cond=0, probability=0.7),
+    Task(name="t2i", num_frames=1, num_cond=0, probability=0.1),
+    Task(name="i2v", num_frames=0, num_cond=1, probability=0.1),
+    Task(name="vc", num_frames=0, num_cond=2, probability=0.1),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BaseTrainingConfig:
+    """Flow-matching training; values the report does not publish say so."""
+
+    seed: int = 0
+    """Names every random draw of the run."""
+    num_steps: int = 6000
+    """Optimizer steps."""
+    batch_size: int = 256
+    """Clips per step (unpublished in the report)."""
+    learning_rate: float = 1.0e-3
+    """AdamW peak; the report uses 1e-4 to 2e-5 for 13.6B (Table 3), small models take more."""
+    final_learning_rate_ratio: float = 0.05
+    """Cosine decay ends at this share of the peak; 1 keeps it constant as in section 4.1."""
+    warmup_steps: int = 200
+    """Linear warm-up, steps."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW moments."""
+    weight_decay: float = 0.01
+    """AdamW decay of matrices."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping, L2 norm."""
+    ema_decay: float = 0.999
+    """Decay of the averaged weights that are shipped."""
+    loss_weight: str = "logit_normal"
+    """"logit_normal" (section 4.1: uniform t, logit-normal-like weight) or "none"."""
+    reference_shift: float = 3.0
+    """Timestep shift at ``reference_tokens`` noisy tokens (the release: 12 at 37,440)."""
+    reference_tokens: int = 80
+    """Noisy tokens at which ``reference_shift`` holds."""
+    max_shift: float = 12.0
+    """Upper bound of the resolution-dependent shift."""
+    condition_noise: float = 0.1
+    """Largest noise level of a continuation condition frame (unpublished; "slight")."""
+    caption_dropout: float = 0.1
+    """Share of captions replaced by the empty prompt, for classifier-free guidance."""
+
+    def __post_init__(self) -> None:
+        """Reject values the loop cannot run with."""
+        if self.loss_weight not in LOSS_WEIGHTS:
+            raise ConfigError(
+                "unknown loss weight", received=self.loss_weight, expected=f"one of {LOSS_WEIGHTS}"
+            )
+        if self.num_steps < 1 or self.batch_size < 1:
+            raise ConfigError(
+                "num_steps and batch_size must be at least 1",
+                received=f"num_steps={self.num_steps}, batch_size={self.batch_size}",
+            )
+
+
+class ConditionModel(Protocol):
+    """Maps token ids [B, L] and mask [B, L] to text states [B, L, D]."""
+
+    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Encode token ids."""
+        ...
+
+
+#: One training batch: latents z [B, C, T, H, W], token ids [B, L] and mask [B, L].
+Batch = Mapping[str, Tensor]
+
+
+def learning_rate(config: BaseTrainingConfig, step: int) -> float:
+    """Warm-up, then cosine decay to the final ratio."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    progress = step / max(1, config.num_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    floor = config.final_learning_rate_ratio
+    return config.learning_rate * warm * (floor + (1 - floor) * cosine)
+
+
+def pick_task(tasks: Iterable[Task], seed: int, step: int) -> Task:
+    """The task of one step, drawn with the mix's probabilities from the key (seed, step)."""
+    mix = list(tasks)
+    draw = derive_key(seed, "task", step) / 2**63 * sum(t.probability for t in mix)
+    for task in mix:
+        draw -= task.probability
+        if draw < 0:
+            return task
+    return mix[-1]
+
+
+class BaseTrainer:
+    """Trains a DiT, and optionally its text encoder, on batches of latents and captions.
+
+    Args:
+        dit: the model, on the training device.
+        text: text model trained jointly (its parameters are included), or a frozen callable.
+        empty_ids: token ids [L] of the empty prompt, for caption dropout.
+        empty_mask: mask [L] of the empty prompt.
+        config: hyperparameters.
+        tasks: the task mix.
+    """
+
+    def __init__(
+        self,
+        dit: LongCatDiT,
+        text: nn.Module,
+        empty_ids: Tensor,
+        empty_mask: Tensor,
+        config: BaseTrainingConfig,
+        tasks: tuple[Task, ...] = TASKS,
+    ) -> None:
+        self.dit, self.text, self.config, self.tasks = dit, text, config, tasks
+        self.device = next(dit.parameters()).device
+        self.empty_ids, self.empty_mask = empty_ids.to(self.device), empty_mask.to(self.device)
+        self.modules = nn.ModuleDict({"dit": dit, "text": text})
+        self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p)
+        self.optimizer = torch.optim.AdamW(
+            self._parameter_groups(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            fused=self.device.type == "cuda",
+        )
+        self.ema = [p.detach().clone() for p in self.parameters]
+        self.step = 0
+        self._graphs: dict[str, GraphedStep] = {}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        matrices = [p for p in self.parameters if p.ndim >= 2]
+        vectors = [p for p in self.parameters if p.ndim < 2]
+        return [
+            {"params": matrices, "weight_decay": self.config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+
+    def train(self, batches: Callable[[int], Batch]) -> Iterator[dict[str, float | str]]:
+        """Run from the current step to the end, yielding one record per step.
+
+        ``batches(step)`` returns that step's batch; losses in the records are device scalars
+        turned to float only when read every 50 steps, to keep the device busy.
+        """
+        while self.step < self.config.num_steps:
+            task = pick_task(self.tasks, self.config.seed, self.step)
+            loss = self._graph(task)(self._inputs(batches(self.step), task))
+            lr = learning_rate(self.config, self.step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+            self.optimizer.step()
+            self._update_ema()
+            self.step += 1
+            record: dict[str, float | str] = {"step": self.step, "task": task.name, "lr": lr}
+            if self.step % 50 == 0 or self.step == self.config.num_steps:
+                record |= {"loss": float(loss), "grad_norm": float(norm)}
+            yield record
+
+    def _graph(self, task: Task) -> GraphedStep:
+        if task.name not in self._graphs:
+            self._graphs[task.name] = GraphedStep(
+                lambda inputs: self._loss(inputs, task), self.parameters
+            )
+        return self._graphs[task.name]
+
+    def _inputs(self, batch: Batch, task: Task) -> dict[str, Tensor]:
+        """Draw every random number of the step from its key, outside the captured graph."""
+        config, device = self.config, self.device
+        rng = torch.Generator(device).manual_seed(derive_key(config.seed, "step", self.step))
+        z = batch["z"].to(device, torch.float32)
+        if task.num_frames:
+            z = z[:, :, : task.num_frames].contiguous()
+        b = z.shape[0]
+        drop = torch.rand(b, 1, generator=rng, device=device) < config.caption_dropout
+        ids, mask = batch["ids"].to(device), batch["mask"].to(device)
+        level = torch.rand(b, max(1, task.num_cond), generator=rng, device=device)
+        return {
+            "z": z,
+            "eps": torch.randn(z.shape, generator=rng, device=device),
+            "u": torch.rand(b, generator=rng, device=device),
+            "level": level * config.condition_noise,
+            "ids": torch.where(drop, self.empty_ids, ids),
+            "mask": torch.where(drop, self.empty_mask, mask),
+        }
+
+    def _loss(self, inputs: Mapping[str, Tensor], task: Task) -> Tensor:
+        config = self.config
+        z, eps, u = inputs["z"], inputs["eps"], inputs["u"]
+        patch = self.dit.config.patch_size
+        frames = z.shape[2] - task.num_cond
+        tokens = (frames // patch[0]) * (z.shape[3] // patch[1]) * (z.shape[4] // patch[2])
+        shift = flow.resolution_shift(
+            tokens,
+            reference_shift=config.reference_shift,
+            reference_tokens=config.reference_tokens,
+            maximum=config.max_shift,
+        )
+        t = draw_times(u, shift)
+        # Image-to-video sees a clean frame; only continuation is perturbed (section 4.1).
+        level = inputs["level"] if task.name == "vc" else None
+        x_t, timestep = noisy_input(z, eps, t, level, task.num_cond)
+        weight = flow.logit_normal_weight(u) if config.loss_weight == "logit_normal" else None
+        use_autocast = self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, use_autocast, cache_enabled=False):
+            states = self.text(inputs["ids"], inputs["mask"])
+            v = self.dit(x_t, timestep, states, inputs["mask"], num_cond_latents=task.num_cond)
+        return flow_matching_loss(
+            v, z, eps, torch.ones_like(u) if weight is None else weight, task.num_cond
+        )
+
+    @torch.no_grad()
+    def _update_ema(self) -> None:
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
+
+    @torch.no_grad()
+    def load_ema(self) -> None:
+        """Copy the averaged weights into the modules (the end of training)."""
+        for p, mean in zip(self.parameters, self.ema, strict=True):
+            p.copy_(mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a bitwise continuation needs."""
+        return {
+            "step": self.step,
+            "modules": self.modules.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.step = int(state["step"])
+        self.modules.load_state_dict(state["modules"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for mine, saved in zip(self.ema, state["ema"], strict=True):
+            mine.copy_(saved)

@@ -1,0 +1,319 @@
+"""Reproduce checkpoints/tiny from nothing: tokenizer, VAE, text encoder, DiT.
+
+``python cli.py sandbox pretrain`` renders the sandbox's train split, trains the VAE in stages,
+then the DiT and its text encoder jointly, and writes a checkpoint in the public layout. The state
+of training is saved under ``OUT/state`` while it runs; ``--resume`` continues from there.
+"""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longtake.core.checkpoint import save_checkpoint
+from longtake.core.dit import DiTConfig, LongCatDiT
+from longtake.core.text import TextEncoder, new_text_encoder
+from longtake.core.tokenizer import train_tokenizer
+from longtake.core.vae import VideoVAE
+from longtake.runtime.config import config_to_yaml, merge_config
+from longtake.runtime.errors import ConfigError, RunDirectoryError
+from longtake.runtime.progress import progress_bar
+from longtake.runtime.provenance import collect
+from longtake.runtime.rng import derive_key, generator
+from longtake.training.base import BaseTrainer, BaseTrainingConfig
+from longtake.training.pretrain_state import PretrainState
+from longtake.training.sandbox_data import (
+    ClipPool,
+    encode_pool,
+    pool_captions,
+    render_pool,
+    to_vae_range,
+    tokenize_all,
+)
+from longtake.training.vae import VAETrainer, VAETrainingConfig, build_vae
+
+STATISTICS_CLIPS = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig:
+    """Everything that defines checkpoints/tiny."""
+
+    seed: int = 0
+    """Names every draw: scenes, captions, initial weights, noise."""
+    num_clean_clips: int = 16384
+    """Training clips as rendered."""
+    num_wild_clips: int = 12288
+    """Training clips that carry corruptions, as web video does."""
+    wild_passes: int = 2
+    """Corruptions of each wild clip."""
+    wild_share: float = 0.4
+    """Chance that a clip of a DiT batch is a wild one; sets the quality of the model's samples."""
+    vae_wild_share: float = 0.3
+    """The same for VAE batches."""
+    captions_per_clip: int = 4
+    """Paraphrases per clip; a step picks one."""
+    max_text_tokens: int = 48
+    """Padded caption length."""
+    vocab_size: int = 320
+    """Upper bound of the tokenizer's vocabulary."""
+    text_dim: int = 64
+    """Width of the umT5 encoder."""
+    hidden_size: int = 192
+    """Width of the DiT."""
+    depth: int = 6
+    """Blocks of the DiT."""
+    num_heads: int = 3
+    """Attention heads of the DiT."""
+    adaln_dim: int = 128
+    """Timestep-embedding width."""
+    sampling_shift: float = 3.0
+    """Timestep shift written to scheduler/scheduler_config.json."""
+    save_every: int = 1000
+    """Optimizer steps between resumable states."""
+    vae: VAETrainingConfig = dataclasses.field(default_factory=VAETrainingConfig)
+    """VAE shape and stages."""
+    base: BaseTrainingConfig = dataclasses.field(default_factory=BaseTrainingConfig)
+    """Flow-matching training of the DiT."""
+
+    def __post_init__(self) -> None:
+        """Reject counts and shares that cannot be drawn from."""
+        for name in ("wild_share", "vae_wild_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"{name} is a probability", received=getattr(self, name), expected="0 to 1"
+                )
+        for name in ("num_clean_clips", "captions_per_clip", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} is too small", received=getattr(self, name), expected=">= 1"
+                )
+
+
+class JointText(nn.Module):
+    """Text encoder as a module of token ids, so that the DiT's loss trains it too."""
+
+    def __init__(self, text: TextEncoder) -> None:
+        super().__init__()
+        self.model = text.model
+        self._embed = text.embed
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids and mask [B, L] to states [B, 1, L, D]."""
+        return self._embed(ids, mask)
+
+
+def pretrain(
+    out: Path,
+    overrides: Sequence[str] = (),
+    *,
+    config_file: Path | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Train and write the tiny checkpoint.
+
+    Args:
+        out: checkpoint directory to write; ``out/state`` holds resumable states until the end.
+        overrides: ``key=value`` settings of :class:`PretrainConfig`.
+        config_file: YAML with the same keys.
+        resume: continue from ``out/state`` instead of refusing a directory that has content.
+        dry_run: only return the plan.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        Plan with ``dry_run``; else the record written to ``provenance.json``.
+
+    Raises:
+        RunDirectoryError: ``out`` has content and ``resume`` is off, or is finished already.
+        ConfigError: unknown settings, or others than those of the run to resume.
+    """
+    config = merge_config(PretrainConfig(), config_file, overrides)
+    where = torch.device(_pick(device))
+    if dry_run:
+        return {
+            "config": dataclasses.asdict(config),
+            "device": str(where),
+            "vae_steps": sum(config.vae.stage_steps),
+            "dit_steps": config.base.num_steps,
+        }
+    if out.exists() and any(out.iterdir()):
+        if not resume:
+            raise RunDirectoryError(
+                "the output directory is not empty",
+                received=str(out),
+                expected="a new or empty directory",
+                remedy="pass --resume to continue it, or another --out",
+            )
+        if not (out / "state").is_dir():
+            raise RunDirectoryError(
+                "nothing to resume in the output directory",
+                received=str(out),
+                expected="a state folder, which an interrupted pretraining leaves behind",
+                remedy="the checkpoint is finished, or pass another --out",
+            )
+    state = PretrainState(out / "state", config_to_yaml(config), where)
+    with _fast_arithmetic(where):
+        return _Pretraining(config, out, state, where).run()
+
+
+def _pick(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+@contextmanager
+def _fast_arithmetic(device: torch.device) -> Iterator[None]:
+    """TF32 products and measured convolution algorithms on a GPU, for the time of the run."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    saved = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.benchmark = cudnn.allow_tf32 = matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = saved
+
+
+class _Pretraining:
+    """One run: each method is one part and saves its state while it runs."""
+
+    def __init__(
+        self, config: PretrainConfig, out: Path, state: PretrainState, device: torch.device
+    ) -> None:
+        self.config, self.out, self.state, self.device = config, out, state, device
+
+    def run(self) -> dict[str, Any]:
+        config = self.config
+        self.state.start("data")
+        pool = render_pool(
+            config.num_clean_clips,
+            config.num_wild_clips,
+            config.wild_passes,
+            config.seed,
+            self.device,
+        )
+        captions = pool_captions(pool, config.captions_per_clip, config.seed)
+        text = self._text_encoder(captions)
+        ids, mask = tokenize_all(text, captions)
+        vae = self._train_vae(pool)
+        z = self._latents(vae, pool)
+        dit = self._train_dit(text, pool, z, ids.to(self.device), mask.to(self.device))
+        return self._write(text, vae, dit)
+
+    def _text_encoder(self, captions: list[str]) -> TextEncoder:
+        config = self.config
+        tokenizer = train_tokenizer(
+            captions, config.vocab_size, config.max_text_tokens, self.out / "tokenizer"
+        )
+        model = new_text_encoder(
+            len(tokenizer), config.text_dim, seed=derive_key(config.seed, "text") % 2**31
+        )
+        return TextEncoder(tokenizer, model).to(self.device)
+
+    def _train_vae(self, pool: ClipPool) -> VideoVAE:
+        config = self.config
+        self.state.start("vae")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_key(config.seed, "vae_init") % 2**31)
+            model = build_vae(config.vae).to(self.device)
+
+        def clips(size: int, rng: torch.Generator) -> Tensor:
+            return to_vae_range(pool.video[pool.rows(size, config.vae_wild_share, rng)])
+
+        trainer = VAETrainer(model, config.vae, clips, config.seed)
+        self.state.load("vae", trainer)
+        before = [sum(config.vae.stage_steps[:i]) for i in range(len(config.vae.stage_steps))]
+        with progress_bar("VAE", sum(config.vae.stage_steps)) as bar:
+            for record in trainer.train():
+                done = before[int(record["stage"])] + int(record["step"])
+                if "loss" in record:
+                    self.state.record({"part": "vae", **record})
+                    bar.update(done, stage=record["stage"] + 1, loss=record["loss"])
+                if done % config.save_every == 0:
+                    self.state.save("vae", trainer)
+        self.state.save("vae", trainer)
+        return VideoVAE(model.eval().requires_grad_(False))
+
+    def _latents(self, vae: VideoVAE, pool: ClipPool) -> Tensor:
+        """Normalised latents [N, C, T, h, w] float16 of the pool, by the clean clips' statistics."""
+        self.state.start("encode")
+        z = encode_pool(vae, pool)
+        clean = z[pool.num_wild :][:STATISTICS_CLIPS].float()
+        std, mean = torch.std_mean(clean, dim=(0, 2, 3, 4))
+        vae.set_latent_statistics(mean.tolist(), std.tolist())
+        return torch.cat([vae.normalise(part.float()).half() for part in z.split(1024)])
+
+    def _train_dit(
+        self, text: TextEncoder, pool: ClipPool, z: Tensor, ids: Tensor, mask: Tensor
+    ) -> LongCatDiT:
+        config = self.config
+        self.state.start("dit")
+        dit = LongCatDiT(
+            DiTConfig(
+                in_channels=z.shape[1],
+                out_channels=z.shape[1],
+                hidden_size=config.hidden_size,
+                depth=config.depth,
+                num_heads=config.num_heads,
+                caption_channels=config.text_dim,
+                adaln_tembed_dim=config.adaln_dim,
+                text_tokens_zero_pad=True,
+            )
+        )
+        dit.initialize(generator(config.seed, "dit_init")).to(self.device)
+        empty_ids, empty_mask = text.tokenize([""])
+        joint = JointText(text).train().requires_grad_(True)
+        trainer = BaseTrainer(dit, joint, empty_ids[0], empty_mask[0], config.base)
+        self.state.load("dit", trainer)
+        repeats = config.captions_per_clip
+
+        def batches(step: int) -> dict[str, Tensor]:
+            key = derive_key(config.seed, "batch", step)
+            rng = torch.Generator(self.device).manual_seed(key)
+            size = config.base.batch_size
+            row = pool.rows(size, config.wild_share, rng)
+            pick = torch.randint(repeats, (size,), generator=rng, device=self.device)
+            text_row = row * repeats + pick
+            return {"z": z[row], "ids": ids[text_row], "mask": mask[text_row]}
+
+        with progress_bar("DiT", config.base.num_steps) as bar:
+            for record in trainer.train(batches):
+                if "loss" in record:
+                    self.state.record({"part": "dit", **record})
+                    bar.update(trainer.step, loss=float(record["loss"]))
+                if trainer.step % config.save_every == 0:
+                    self.state.save("dit", trainer)
+        self.state.save("dit", trainer)
+        trainer.load_ema()
+        joint.eval().requires_grad_(False)
+        text.clear_cache()
+        return dit.eval()
+
+    def _write(self, text: TextEncoder, vae: VideoVAE, dit: LongCatDiT) -> dict[str, Any]:
+        config = self.config
+        self.state.start("write")
+        save_checkpoint(self.out, dit=dit, vae=vae, text=text, shift=config.sampling_shift)
+        parts = ("tokenizer", "text_encoder", "vae", "scheduler", "dit")
+        record = {
+            "config": dataclasses.asdict(config),
+            "seconds": self.state.seconds,
+            "final": self.state.last_records(),
+            **collect({part: self.out / part for part in parts}),
+        }
+        text_record = json.dumps(record, indent=2) + "\n"
+        (self.out / "provenance.json").write_text(text_record, encoding="utf-8")
+        shutil.copyfile(self.state.history, self.out / "history.jsonl")
+        self.state.delete()
+        return record

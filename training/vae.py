@@ -1,0 +1,224 @@
+"""Training of the WAN-architecture VAE from nothing, in stages of growing clip length.
+
+Flat backgrounds dominate a plain L1, and a model that starts with full clips learns nothing else:
+so images come first, then short clips, then full clips, with a foreground-weighted L1
+(docs/LOG.md has the measurements this rests on).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+
+from longtake.core import shapes
+from longtake.runtime.errors import ConfigError
+from longtake.runtime.rng import derive_key
+from longtake.training import whole_clip
+from longtake.training.graphs import GraphedStep
+
+PRECISIONS = ("bf16", "tf32")
+WARMUP_STEPS = 50
+RECORD_EVERY = 50
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class VAETrainingConfig:
+    """Shape of the VAE and its training stages."""
+
+    base_dim: int = 8
+    """Channels at full resolution (WAN 2.1: 96)."""
+    dim_mult: tuple[int, ...] = (1, 2, 4, 8)
+    """Channel multiple per resolution."""
+    num_res_blocks: int = 1
+    """Residual blocks per resolution."""
+    z_dim: int = 16
+    """Latent channels; the DiT's in_channels."""
+    stage_frames: tuple[int, ...] = (1, 5, 17)
+    """Frames per clip of each stage, 4 k + 1."""
+    stage_batch: tuple[int, ...] = (128, 48, 32)
+    """Clips per step of each stage."""
+    stage_steps: tuple[int, ...] = (4000, 3000, 6000)
+    """Optimizer steps of each stage."""
+    learning_rate: float = 2.0e-3
+    """AdamW peak of the first stage; each stage restarts a cosine at half the last peak."""
+    kl_weight: float = 2.0e-5
+    """Weight of the KL divergence from a standard normal, mean over latent elements."""
+    foreground_weight: float = 8.0
+    """Extra L1 weight on pixels that differ from the frame's background."""
+    edge_weight: float = 1.0
+    """Weight of the L1 between image gradients, against soft edges."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping, L2 norm."""
+    precision: str = "bf16"
+    """Arithmetic on a GPU: "bf16" autocast or "tf32"; a CPU always uses float32."""
+
+    def __post_init__(self) -> None:
+        """Reject stages of different number and unknown precisions."""
+        lengths = {len(self.stage_frames), len(self.stage_batch), len(self.stage_steps)}
+        if len(lengths) != 1 or min(self.stage_batch + self.stage_steps) < 1:
+            raise ConfigError(
+                "stage_frames, stage_batch and stage_steps must be positive and of one length",
+                received=f"{self.stage_frames}, {self.stage_batch}, {self.stage_steps}",
+            )
+        if any(frames % 4 != 1 for frames in self.stage_frames):
+            raise ConfigError(
+                "the VAE packs 4 frames into one latent",
+                received=self.stage_frames,
+                expected="stage_frames of the form 4 k + 1",
+            )
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                "unknown precision", received=self.precision, expected=f"one of {PRECISIONS}"
+            )
+
+
+def build_vae(config: VAETrainingConfig) -> AutoencoderKLWan:
+    """A WAN-architecture VAE: 4x temporal and 8x spatial compression."""
+    return AutoencoderKLWan(
+        base_dim=config.base_dim,
+        z_dim=config.z_dim,
+        dim_mult=list(config.dim_mult),
+        num_res_blocks=config.num_res_blocks,
+        temperal_downsample=[False, True, True],  # spelling of the published config key
+    )
+
+
+def reconstruction_loss(
+    output: Tensor, target: Tensor, *, foreground_weight: float, edge_weight: float
+) -> Tensor:
+    """Foreground-weighted L1 plus L1 of spatial differences.
+
+    The weights of a clip have mean 1: otherwise a clip of pure noise, all of it foreground, would
+    count several times as much as a clip with a small sprite.
+
+    Args:
+        output: decoded clip [B, 3, T, H, W] in [-1, 1].
+        target: input clip.
+        foreground_weight: extra weight where the target differs from its frame's median colour.
+        edge_weight: weight of the gradient term.
+    """
+    background = target.median(-1, keepdim=True).values.median(-2, keepdim=True).values
+    foreground = ((target - background).abs().amax(1, keepdim=True) > 0.1).float()
+    weight = 1 + foreground_weight * foreground
+    weight = weight / weight.mean(dim=(1, 2, 3, 4), keepdim=True)
+    error = (output - target).float()
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return (error.abs() * weight).mean() + edge_weight * edges
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL of N(mean, exp(log_variance)) from N(0, 1), mean over all elements, []."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+
+
+class VAETrainer:
+    """Runs the stages in order; resumes bit for bit from :meth:`state_dict`.
+
+    Args:
+        vae: the model on the training device.
+        config: stages and weights.
+        clips: ``clips(B, generator) -> video [B, 3, T, H, W]`` in [-1, 1] on the device, T at
+            least the longest stage.
+        seed: names every draw.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKLWan,
+        config: VAETrainingConfig,
+        clips: Callable[[int, torch.Generator], Tensor],
+        seed: int,
+    ) -> None:
+        self.vae, self.config, self.clips, self.seed = vae, config, clips, seed
+        self.parameters = [p for p in vae.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p)
+        self.stage, self.step = 0, 0
+        self.optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW(
+            self.parameters, betas=(0.9, 0.95), fused=self.device.type == "cuda"
+        )
+
+    def train(self) -> Iterator[dict[str, float]]:
+        """Run from the current step to the end, yielding a record per step.
+
+        Keys ``stage`` and ``step`` (1 is the first), and ``loss`` every 50 steps.
+        """
+        while self.stage < len(self.config.stage_steps):
+            yield from self._train_stage()
+            self.stage, self.step = self.stage + 1, 0
+            self.optimizer = self._new_optimizer()
+
+    def _train_stage(self) -> Iterator[dict[str, float]]:
+        steps = self.config.stage_steps[self.stage]
+        graph = GraphedStep(self.loss, self.parameters)
+        while self.step < steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._learning_rate()
+            loss = graph(self._inputs())
+            nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+            self.optimizer.step()
+            self.step += 1
+            record: dict[str, float] = {"stage": self.stage, "step": self.step}
+            if self.step % RECORD_EVERY == 0 or self.step == steps:
+                record["loss"] = float(loss)
+            yield record
+
+    def _learning_rate(self) -> float:
+        progress = self.step / self.config.stage_steps[self.stage]
+        warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
+        peak = self.config.learning_rate * 0.5**self.stage
+        return peak * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
+
+    def _inputs(self) -> dict[str, Tensor]:
+        """Draw the clips and the posterior noise of one step from its key."""
+        key = derive_key(self.seed, "vae", self.stage, self.step)
+        rng = torch.Generator(self.device).manual_seed(key)
+        frames = self.config.stage_frames[self.stage]
+        video = self.clips(self.config.stage_batch[self.stage], rng)
+        start = key % (video.shape[2] - frames + 1)
+        video = video[:, :, start : start + frames].contiguous()
+        b, _, t, h, w = video.shape
+        size = shapes.latent_shape(t, h, w, self.config.z_dim)
+        return {"video": video, "eps": torch.randn(b, *size, generator=rng, device=self.device)}
+
+    def loss(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Reconstruction plus KL of clips ``video`` with posterior noise ``eps``, []."""
+        video, config = inputs["video"], self.config
+        use_autocast = self.device.type == "cuda" and config.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, use_autocast, cache_enabled=False):
+            moments = whole_clip.encode_moments(self.vae, video).float()
+            mean, log_variance = moments.chunk(2, dim=1)
+            log_variance = log_variance.clamp(-30.0, 20.0)
+            z = mean + (0.5 * log_variance).exp() * inputs["eps"]
+            # The published decoder clamps; the loss sees the value before, which keeps gradients.
+            output = whole_clip.decode(self.vae, z).float()
+        reconstruction = reconstruction_loss(
+            output,
+            video,
+            foreground_weight=config.foreground_weight,
+            edge_weight=config.edge_weight,
+        )
+        return reconstruction + config.kl_weight * kl_divergence(mean, log_variance)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a bitwise continuation needs."""
+        return {
+            "stage": self.stage,
+            "step": self.step,
+            "vae": self.vae.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.stage, self.step = int(state["stage"]), int(state["step"])
+        self.vae.load_state_dict(state["vae"])
+        self.optimizer.load_state_dict(state["optimizer"])
