@@ -140,11 +140,11 @@ def check_golden(
     columns = ["output", "max abs error", "tolerance", "result"]
     failed = 0
     for file in files:
-        rows = []
+        rows: list[tuple[str, float, str, str]] = []
         for result in check_file(file, tolerance):
             bound = f"{'>' if result.is_control else '<='} {result.tolerance:g}"
             verdict = "ok" if result.passed else "FAILED"
-            rows.append([result.name, result.max_abs_error, bound, verdict])
+            rows.append((result.name, result.max_abs_error, bound, verdict))
             failed += not result.passed
         Console().print(result_table(str(file), columns, rows))
     raise typer.Exit(1 if failed else 0)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longtake.core.precision import widen
 from longtake.core.rope import rotate
 
 #: Keys (after QK-norm, before RoPE) and values of condition tokens, each [B, N, S_cond, D].
@@ -25,9 +26,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` [..., dim]."""
-        y = x.float()
+        y = widen(x)
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        return (y * self.weight.float()).to(x.dtype)
+        return (y * widen(self.weight)).to(x.dtype)
 
 
 class SelfAttention(nn.Module):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longtake.core.attention import CrossAttention, KeyValue, SelfAttention
+from longtake.core.precision import widen
 
 NORM_EPS = 1e-6
 FFN_MULTIPLE = 256
@@ -20,14 +21,15 @@ def timestep_features(t: Tensor, dim: int, max_period: float = 10000.0) -> Tenso
     """Sinusoidal features [N, dim] (cosines, then sines) of timesteps [N] in units of 1000 t."""
     half = dim // 2
     step = torch.arange(half, device=t.device, dtype=torch.float32) / half
-    angle = t.float()[:, None] * torch.exp(-math.log(max_period) * step)
+    angle = widen(t)[:, None] * torch.exp(-math.log(max_period) * step)
     return torch.cat((angle.cos(), angle.sin()), dim=-1)
 
 
-def _linear_fp32(layer: nn.Module, x: Tensor) -> Tensor:
+def _wide_linear(layer: nn.Module, x: Tensor) -> Tensor:
     assert isinstance(layer, nn.Linear)
-    bias = None if layer.bias is None else layer.bias.float()
-    return F.linear(x.float(), layer.weight.float(), bias)
+    weight = widen(layer.weight)
+    bias = None if layer.bias is None else widen(layer.bias)
+    return F.linear(x.to(weight.dtype), weight, bias)
 
 
 class TimestepEmbedder(nn.Module):
@@ -42,8 +44,8 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed timesteps [N] to [N, embed_dim]."""
-        hidden = F.silu(_linear_fp32(self.mlp[0], timestep_features(t, self.frequency_dim)))
-        return _linear_fp32(self.mlp[2], hidden)
+        hidden = F.silu(_wide_linear(self.mlp[0], timestep_features(t, self.frequency_dim)))
+        return _wide_linear(self.mlp[2], hidden)
 
 
 class CaptionEmbedder(nn.Module):
@@ -97,14 +99,14 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         scale: [B, T, C].
     """
     num_frames = shift.shape[1]
-    y = F.layer_norm(x.float(), x.shape[-1:], eps=NORM_EPS).unflatten(1, (num_frames, -1))
+    y = F.layer_norm(widen(x), x.shape[-1:], eps=NORM_EPS).unflatten(1, (num_frames, -1))
     return (y * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2).to(x.dtype)
 
 
 def gated_add(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     """Residual sum x + gate * update with a per-frame gate [B, T, C], in float32."""
-    framed = update.float().unflatten(1, (gate.shape[1], -1))
-    return (x.float() + (gate[:, :, None] * framed).flatten(1, 2)).to(x.dtype)
+    framed = widen(update).unflatten(1, (gate.shape[1], -1))
+    return (widen(x) + (gate[:, :, None] * framed).flatten(1, 2)).to(x.dtype)
 
 
 class DiTBlock(nn.Module):
@@ -142,7 +144,7 @@ class DiTBlock(nn.Module):
         Returns:
             Tokens [B, S, C] and the self-attention keys and values of ``x``.
         """
-        modulation = _linear_fp32(self.adaLN_modulation[1], F.silu(embed))
+        modulation = _wide_linear(self.adaLN_modulation[1], F.silu(embed))
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.chunk(6, dim=-1)
         out, key_value = self.attn(
             modulate(x, shift_a, scale_a), tables, num_cond_tokens=num_cond_tokens, cached=cached
@@ -151,10 +153,10 @@ class DiTBlock(nn.Module):
         if text is not None:
             skip = 0 if cached is not None else num_cond_tokens
             normed = F.layer_norm(
-                x[:, skip:].float(),
+                widen(x[:, skip:]),
                 x.shape[-1:],
-                self.pre_crs_attn_norm.weight.float(),
-                self.pre_crs_attn_norm.bias.float(),
+                widen(self.pre_crs_attn_norm.weight),
+                widen(self.pre_crs_attn_norm.bias),
                 NORM_EPS,
             ).to(x.dtype)
             crossed = x[:, skip:] + self.cross_attn(normed, text, text_mask)
@@ -173,5 +175,5 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, embed: Tensor) -> Tensor:
         """Tokens [B, S, C] and per-frame embedding [B, T, E] to [B, S, out_features]."""
-        shift, scale = _linear_fp32(self.adaLN_modulation[1], F.silu(embed)).chunk(2, dim=-1)
+        shift, scale = _wide_linear(self.adaLN_modulation[1], F.silu(embed)).chunk(2, dim=-1)
         return self.linear(modulate(x, shift, scale))

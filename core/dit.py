@@ -107,8 +107,8 @@ class LongCatDiT(nn.Module):
                     parameter.normal_(0, 0.02, generator=generator)
             elif name.endswith("bias"):
                 parameter.zero_()
-        for module in (*(b.adaLN_modulation for b in self.blocks), self.final_layer):
-            for parameter in module.parameters():
+        for name, parameter in self.named_parameters():
+            if "adaLN_modulation" in name or name.startswith("final_layer"):
                 parameter.zero_()
         return self
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from longtake.core.attention import KeyValue
 from longtake.core.flow import TIMESTEP_SCALE
 from longtake.core.guidance import cfg, cfg_zero
+from longtake.core.precision import widen
 from longtake.runtime.errors import UserError
 
 #: Text states [B, 1, L, Dc] and mask [B, L], as ``TextEncoder.encode`` returns them.
@@ -139,20 +140,20 @@ def _velocity(
     embeds, mask = text[0].to(dtype), text[1]
     if condition is None:
         out: Tensor = dit(x.to(dtype), timestep, embeds, mask)
-        return out.float()
+        return widen(out)
     num_cond = condition.latents.shape[2]
     frames = timestep[:, None].expand(batch, num_frames)  # [B, T]
     if condition.key_values is not None:
         copies = batch // condition.key_values[0][0].shape[0]
         cache = [_repeat_pair(pair, copies) for pair in condition.key_values]
         out = dit(x.to(dtype), frames, embeds, mask, num_cond_latents=num_cond, kv_cache=cache)
-        return out.float()
+        return widen(out)
     clean = condition.latents.to(x)
     clean = clean.repeat(batch // clean.shape[0], 1, 1, 1, 1)
     frames = torch.cat((frames.new_zeros(batch, num_cond), frames), dim=1)
     whole = torch.cat((clean, x), dim=2).to(dtype)  # [B, C, T_cond + T, H, W]
     out = dit(whole, frames, embeds, mask, num_cond_latents=num_cond)
-    return out[:, :, num_cond:].float()
+    return widen(out[:, :, num_cond:])
 
 
 def _expand_text(text: Text, batch: int) -> Text:

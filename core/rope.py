@@ -7,6 +7,8 @@ consecutive channel pairs by position / 10000^(2i/dim).
 import torch
 from torch import Tensor, nn
 
+from longtake.core.precision import widen
+
 ROPE_BASE = 10000.0
 
 
@@ -31,7 +33,7 @@ def rotation_angles(grid: tuple[int, int, int], head_dim: int, device: torch.dev
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate channel pairs of ``x`` [B, N, S, D] by tables [S, D/2]; computed in float32."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = widen(x).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
     return turned.flatten(-2).to(x.dtype)
 

@@ -103,35 +103,28 @@ def before_after_png(
     gap, gutter, big, small = 4, 84, 23, 19
     height, step = strips[0][0].shape[-2], strips[0][0].shape[-1] + gap
     width = gutter + len(pick) * step - gap
-    columns = min(2, count)
+    columns, per_row = min(2, count), 4 if width > 800 else 2
     lines = [wrap(prompt, big, width, max_lines=3) for prompt in prompts[:count]]
-    text_px = max(map(len, lines)) * (big + 8) + 6
-    per_row = 4 if width > 800 else 2
-    names = list(scores_before[0])
-    score_rows = -(-len(names) // per_row)
-    block = text_px + 2 * height + gap + 12 + score_rows * (2 * small + 24)
-    margin, space_x, space_y = 36, 64, 36
-    rows = -(-count // columns)
-    page = Page(
-        columns * width + (columns - 1) * space_x + 2 * margin,
-        rows * block + (rows - 1) * space_y + 2 * margin,
+    score_px = _score_height(scores_before[0], per_row, small)
+    margin, space = 36, (64, 44)
+    tops, bottom = _stack(
+        [len(wrapped) * (big + 8) + 6 for wrapped in lines],
+        2 * height + gap + 12 + score_px,
+        columns,
+        space[1],
     )
+    page = Page(columns * (width + space[0]) - space[0] + 2 * margin, bottom + 2 * margin)
     for i, (first, second) in enumerate(strips):
-        x = margin + i % columns * (width + space_x)
-        y = margin + i // columns * (block + space_y)
-        spare = text_px - len(lines[i]) * (big + 8) - 6  # prompts stand on their strips
-        for n, line in enumerate(lines[i]):
-            page.text(x, y + spare + n * (big + 8), line, big, _INK, bold=True)
-        y += text_px
+        x, y = margin + i % columns * (width + space[0]), margin + tops[i]
+        for n, line in enumerate(reversed(lines[i])):  # prompts stand on their strips
+            page.text(x, y - 6 - (n + 1) * (big + 8), line, big, _INK, bold=True)
         for label, strip in (("before", first), ("after", second)):
-            page.text(x, y + height // 2 - small, label, small, _FAINT)
+            page.text(x, y + (height - small) // 2, label, small, _FAINT)
             for n, frame in enumerate(strip):
                 page.image(x + gutter + n * step, y, frame)
             y += height + gap
-        y += 12 - gap
-        _score_change(
-            page, x + gutter, y, width - gutter, small, per_row, scores_before[i], scores_after[i]
-        )
+        changes = (scores_before[i], scores_after[i])
+        _score_change(page, x + gutter, y + 12 - gap, width - gutter, small, per_row, *changes)
     return write_png(page.pixels().permute(1, 2, 0).contiguous(), path)
 
 
@@ -155,28 +148,26 @@ def before_after_mp4(
         for i in range(count)
     ]
     height, clip_width = pairs[0][0].shape[-2:]
-    width, big, small = 2 * clip_width + _GAP, 14, 12
-    columns = min(2, count)
+    width, big, small, space = 2 * clip_width + _GAP, 14, 12, 32
+    columns, per_row = min(2, count), 4 if width > 480 else 2
     lines = [wrap(prompt, big, width, max_lines=3) for prompt in prompts[:count]]
-    text_px = max(map(len, lines)) * (big + 5) + small + 10
-    per_row = 4 if width > 480 else 2
-    block = text_px + height + 6 + -(-len(scores_before[0]) // per_row) * (2 * small + 14)
-    rows = -(-count // columns)
-    space = 28
-    page = Page(
-        columns * width + (columns - 1) * space + 2 * _MARGIN,
-        rows * block + (rows - 1) * space + 2 * _MARGIN,
+    score_px = _score_height(scores_before[0], per_row, small)
+    label_px = small + 8
+    tops, bottom = _stack(
+        [len(wrapped) * (big + 5) + label_px for wrapped in lines],
+        height + 6 + score_px,
+        columns,
+        space,
     )
+    page = Page(columns * (width + space) - space + 2 * _MARGIN, bottom + 2 * _MARGIN)
     places = []
     for i in range(count):
-        x = _MARGIN + i % columns * (width + space)
-        y = _MARGIN + i // columns * (block + space)
-        for n, line in enumerate(lines[i]):
-            page.text(x, y + n * (big + 5), line, big, _INK, bold=True)
-        page.text(x, y + text_px - small - 6, "before", small, _FAINT)
-        page.text(x + clip_width + _GAP, y + text_px - small - 6, "after", small, _FAINT)
-        y += text_px
+        x, y = _MARGIN + i % columns * (width + space), _MARGIN + tops[i]
         places.append((x, y))
+        for n, line in enumerate(reversed(lines[i])):
+            page.text(x, y - label_px - (n + 1) * (big + 5), line, big, _INK, bold=True)
+        page.text(x, y - label_px, "before", small, _FAINT)
+        page.text(x + clip_width + _GAP, y - label_px, "after", small, _FAINT)
         changes = (scores_before[i], scores_after[i])
         _score_change(page, x, y + height + 6, width, small, per_row, *changes)
     sheet = page.pixels()[None].repeat(before.shape[1], 1, 1, 1)
@@ -250,6 +241,24 @@ def _member_scores(
         page.text(x + width, y + k * (size + 4), text, size, ink, bold=best, right=True)
 
 
+def _stack(
+    text_px: Sequence[int], block_px: int, columns: int, space: int
+) -> tuple[list[int], int]:
+    """Tops of the clips of each pair when rows are as high as their longest text; total height."""
+    tops: list[int] = []
+    y = 0
+    for start in range(0, len(text_px), columns):
+        row = text_px[start : start + columns]
+        tops += [y + max(row)] * len(row)
+        y += max(row) + block_px + space
+    return tops, y - space
+
+
+def _score_height(scores: Scores, per_row: int, size: int) -> int:
+    rows = -(-len(scores) // per_row)
+    return rows * (2 * size + 14) - 4
+
+
 def _score_change(
     page: Page,
     x: int,
@@ -319,4 +328,6 @@ def _check_pairs(
 
 def _check_length(what: str, received: int, expected: int) -> None:
     if received != expected:
-        raise UserError(f"{what} and clips differ in number", received=received, expected=f"{expected}")
+        raise UserError(
+            f"{what} and clips differ in number", received=received, expected=str(expected)
+        )

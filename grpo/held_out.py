@@ -175,7 +175,7 @@ def compare(
     by_key = {(r["prompt_id"], r["sample"]): r for r in after}
     pairs = [(r, by_key[r["prompt_id"], r["sample"]]) for r in before]
     names = list(before[0][group]) if before else []
-    out = {}
+    out: dict[str, dict[str, Any]] = {}
     for name in names:
         values = [[_number(r[group][name]) for r in side] for side in zip(*pairs, strict=True)]
         if len({r["prompt_id"] for r, s in pairs if _both(r, s, group, name)}) < 2:

@@ -40,6 +40,7 @@ from longtake.grpo.trainer import GRPOTrainer, NonFinite, Update
 from longtake.rewards import load_suite
 from longtake.rewards.suite import RewardSuite
 from longtake.runtime.config import config_to_yaml, merge_config
+from longtake.runtime.device import pick_device
 from longtake.runtime.errors import ConfigError, UserError
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.provenance import collect
@@ -102,7 +103,7 @@ def run_grpo(
     suite = suite or load_suite(config.rewards.reward_weights)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    where = torch.device(_pick(config.device))
+    where = pick_device(config.device)
     ranks = connect(where)
     path = output_dir or RUNS / time.strftime("grpo-%Y%m%d-%H%M%S")
     with ExitStack() as stack:
@@ -147,12 +148,6 @@ def _choose_metrics(config: GRPOConfig, metrics: Mapping[str, Metric]) -> dict[s
             remedy="set evaluation.metrics=[] or name one of these",
         )
     return {name: metrics[name] for name in config.evaluation.metrics}
-
-
-def _pick(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
 
 
 def _load(config: GRPOConfig, device: torch.device) -> Checkpoint:

@@ -4,6 +4,7 @@ All random draws are named by (seed, update, slot), so no generator state is sav
 """
 
 import json
+import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ class Counters:
     """The same with one forward per sample."""
     unscored: dict[str, int] = field(default_factory=dict)
     """Reward -> samples without a score."""
+
+
+#: What reading a damaged archive raises besides the usual errors.
+_DAMAGE = (EOFError, pickle.UnpicklingError)
 
 
 class AdapterAverage:
@@ -92,7 +97,7 @@ def load_state(
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
             _copy(average.mean, state["average"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, *_DAMAGE) as error:
         raise CheckpointError(
             f"the saved state cannot be read: {error}",
             received=str(folder),

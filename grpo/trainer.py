@@ -8,6 +8,7 @@ per group (grpo/loss.py).
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -220,7 +221,7 @@ class GRPOTrainer:
         steps, size = self.config.rollout.num_steps, self.config.num_generations
         shared = self.config.sde.share_prefix
         per_group = (1 + (self.config.loss.beta > 0)) * self.config.num_iterations
-        local = {
+        local: dict[str, Any] = {
             "rollout": sum(
                 rollout_evaluations(steps, t.t_index, size, shared=shared) for t in tasks
             ),

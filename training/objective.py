@@ -4,9 +4,8 @@ Condition latents come first in time; they carry t = 0, optional per-frame noise
 continuation) and no loss.
 """
 
-from torch import Tensor
-
 import torch
+from torch import Tensor
 
 from longtake.core import flow
 

@@ -97,12 +97,11 @@ class PretrainState:
     def load(self, part: str, trainer: Resumable) -> None:
         """Restore ``trainer`` from the last save, if there is one."""
         file = self.folder / f"{part}.pt"
-        if not file.exists():
-            return
-        state = torch.load(file, map_location=self.device, weights_only=True)
-        trainer.load_state_dict(state["trainer"])
-        self.seconds, self._since = state["seconds"], time.perf_counter()
-        self._records = state["records"]
+        if file.exists():
+            state = torch.load(file, map_location=self.device, weights_only=True)
+            trainer.load_state_dict(state["trainer"])
+            self.seconds, self._since = state["seconds"], time.perf_counter()
+            self._records = state["records"]
         _write(self.history, "".join(json.dumps(record) + "\n" for record in self._records))
 
     def delete(self) -> None:

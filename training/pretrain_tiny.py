@@ -8,7 +8,6 @@ of training is saved under ``OUT/state`` while it runs; ``--resume`` continues f
 import dataclasses
 import json
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -244,10 +243,10 @@ class _Pretraining:
                 if done % config.save_every == 0:
                     self.state.save("vae", trainer)
         self.state.save("vae", trainer)
-        return VideoVAE(model.eval().requires_grad_(False))
+        return VideoVAE(model.eval().requires_grad_(False)).to(self.device)
 
     def _latents(self, vae: VideoVAE, pool: ClipPool) -> Tensor:
-        """Normalised latents [N, C, T, h, w] float16 of the pool, by the clean clips' statistics."""
+        """Normalised latents [N, C, T, h, w], float16; the statistics are those of clean clips."""
         self.state.start("encode")
         z = encode_pool(vae, pool)
         clean = z[pool.num_wild :][:STATISTICS_CLIPS].float()
@@ -304,6 +303,7 @@ class _Pretraining:
     def _write(self, text: TextEncoder, vae: VideoVAE, dit: LongCatDiT) -> dict[str, Any]:
         config = self.config
         self.state.start("write")
+        dit, vae, text = dit.cpu(), vae.cpu(), text.cpu()
         save_checkpoint(self.out, dit=dit, vae=vae, text=text, shift=config.sampling_shift)
         parts = ("tokenizer", "text_encoder", "vae", "scheduler", "dit")
         record = {
