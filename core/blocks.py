@@ -1,4 +1,4 @@
-"""Building blocks of the DiT: embedders, SwiGLU, the AdaLN-Zero block, the output layer (section 3.1).
+"""Building blocks of the DiT: embedders, SwiGLU, AdaLN-Zero block, output layer (section 3.1).
 
 Modulation is computed per latent frame in float32, so that condition frames (t = 0) and noisy
 frames of one clip can share a forward pass.
@@ -29,7 +29,8 @@ def _wide_linear(layer: nn.Module, x: Tensor) -> Tensor:
     assert isinstance(layer, nn.Linear)
     weight = widen(layer.weight)
     bias = None if layer.bias is None else widen(layer.bias)
-    return F.linear(x.to(weight.dtype), weight, bias)
+    with torch.autocast(x.device.type, enabled=False):  # modulation stays in float32 under autocast
+        return F.linear(x.to(weight.dtype), weight, bias)
 
 
 class TimestepEmbedder(nn.Module):

@@ -1,4 +1,4 @@
-"""The LongCat-Video diffusion transformer, with the published parameter names (section 3.1, Table 1).
+"""The LongCat-Video diffusion transformer, with the published names (section 3.1, Table 1).
 
 Different from Table 1: the released model's FFN is 11,008 wide (2/3 rule), not 16,384.
 """

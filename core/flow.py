@@ -8,6 +8,7 @@ x_{t-dt} = x_t + dt v. Diffusers, Wan and appendix A.1 of the report use u = eps
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -118,7 +119,7 @@ def resolution_shift(
 
 
 def expand_time(t: Tensor, like: Tensor) -> Tensor:
-    """Reshape per-sample times [B] (or per-frame [B, T]) to broadcast with ``like`` [B, C, T, H, W]."""
+    """Reshape times [B] (or per frame [B, T]) to broadcast with ``like`` [B, C, T, H, W]."""
     if t.ndim == 1:
         return t.view(-1, *([1] * (like.ndim - 1)))
     return t.view(t.shape[0], 1, t.shape[1], *([1] * (like.ndim - 3)))
@@ -127,4 +128,4 @@ def expand_time(t: Tensor, like: Tensor) -> Tensor:
 def step_pairs(schedule: Sequence[float] | Tensor) -> list[tuple[float, float]]:
     """The (t, dt) of every step of a schedule [S + 1], dt > 0."""
     knots = [float(s) for s in schedule]
-    return [(a, a - b) for a, b in zip(knots[:-1], knots[1:], strict=True)]
+    return [(a, a - b) for a, b in pairwise(knots)]

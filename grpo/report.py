@@ -70,7 +70,7 @@ def write_report(run: Path, max_bytes: int = MAX_BYTES) -> Path:
 
 def _subtitle(data: RunData) -> str:
     updates = data.summary.get("updates", len(data.metrics))
-    parts = [f"{updates} updates"]
+    parts = [f"{updates} update{'s' * (updates != 1)}"]
     if data.summary.get("wall_s") is not None:
         parts.append(page.duration(data.summary["wall_s"]))
     git = data.provenance.get("git") or {}
@@ -95,8 +95,8 @@ def _verdict(data: RunData) -> str:
     fallen = [name for name, cell in data.held_out.items() if direction(cell) == "fall"]
     single = [name for name in data.held_out if name != OVERALL]
     if fallen:
-        cells = ", ".join(f"{_name(n)} {_change(data.held_out[n])}" for n in fallen)
-        notes.append(f"Fell significantly: {cells}.")
+        cells = [f"{_name(name)} {_with_interval(data.held_out[name])}" for name in fallen]
+        notes.append(f"Fell significantly: {', '.join(cells)}.")
     elif single:
         notes.append("No single held-out metric fell significantly.")
     risen = [name for name, cell in data.rewards.items() if direction(cell) == "rise"]
@@ -138,8 +138,8 @@ def _headline(held_out: Cells) -> tuple[str, str]:
 def _unscored(data: RunData) -> str:
     counts = data.summary.get("unscored") or {}
     training = ", ".join(f"{_name(name)} {n}" for name, n in counts.items() if n)
-    cells = {**data.held_out, **data.rewards}
-    pairs = ", ".join(f"{_name(n)} {c['dropped']}" for n, c in cells.items() if c.get("dropped"))
+    cells = [*data.held_out.items(), *data.rewards.items()]
+    pairs = ", ".join(f"{_name(n)} {c['dropped']}" for n, c in cells if c.get("dropped"))
     if not training and not pairs:
         return "Every clip was scored."
     parts = [f"in training: {training}"] if training else []
@@ -154,6 +154,11 @@ def _name(name: str) -> str:
 def _change(cell: Mapping[str, Any]) -> str:
     diff = page.number(cell.get("diff"), signed=True)
     return f'<b class="{direction(cell)}">{diff}</b>'
+
+
+def _with_interval(cell: Mapping[str, Any]) -> str:
+    bounds = interval(cell)
+    return _change(cell) + ("" if bounds is None else f" {page.span(bounds[0], bounds[1])}")
 
 
 def _missing(data: RunData) -> str:

@@ -27,6 +27,7 @@ from longtake.grpo.held_out import (
     Metric,
     compare,
     read_records,
+    to_uint8,
     write_records,
 )
 from longtake.grpo.interrupt import Interrupted, StopRequest
@@ -105,7 +106,7 @@ def run_grpo(
         torch.set_num_threads(config.num_threads)
     where = pick_device(config.device)
     ranks = connect(where)
-    path = output_dir or RUNS / time.strftime("grpo-%Y%m%d-%H%M%S")
+    path = ranks.gather(output_dir or RUNS / time.strftime("grpo-%Y%m%d-%H%M%S"))[0]
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         run = None
@@ -185,7 +186,7 @@ class _Run:
         self.start = time.perf_counter()
         self.stopped: str | None = None
         self.trainer = GRPOTrainer(
-            setup.model, setup.suite, prompts, config, setup.ranks, setup.stop.check
+            setup.model, setup.suite, prompts, config, setup.ranks, self._check_alone
         )
         count = config.evaluation.num_prompts
         if len(held_out_prompts) < count:
@@ -223,6 +224,7 @@ class _Run:
             except Interrupted:
                 self._save()
                 if setup.run is not None:
+                    self._write_progress(setup.run)
                     setup.console.print(
                         f"Stopped after {self.trainer.counters.updates} updates, all saved. "
                         f"Continue with --resume --output-dir {setup.path}",
@@ -266,7 +268,7 @@ class _Run:
         with progress_bar(f"held-out, {name}", total, console=self.setup.console) as bar:
 
             def on_progress(done: int) -> None:
-                self._check_all()
+                self._check_alone()
                 bar.update(done)
 
             scores = self.held_out.evaluate(on_progress)
@@ -275,16 +277,22 @@ class _Run:
             write_records(records, scores.records)
         return scores
 
-    def _check_all(self) -> None:
-        # Ranks must leave together, or the others would wait for ever in a collective.
+    def _check_alone(self) -> None:
+        """Stop between groups. Several ranks must leave together: see :meth:`_check_together`."""
         if self.setup.ranks.size == 1:
             self.setup.stop.check()
+
+    def _check_together(self) -> None:
+        """Stop between updates, on all ranks if a stop was requested on any."""
+        if self.setup.ranks.any(self.setup.stop.is_set):
+            raise Interrupted
 
     def _train(self, trackers: Trackers | None) -> None:
         config, trainer = self.setup.config, self.trainer
         done, total = trainer.counters.updates, config.num_updates
         with progress_bar("GRPO", total, completed=done, console=self.setup.console) as bar:
             while trainer.counters.updates < total:
+                self._check_together()
                 try:
                     update = trainer.update()
                 except NonFinite as error:
@@ -317,7 +325,7 @@ class _Run:
                 run.samples,
                 index,
                 [update.tasks[i].prompt for i in same],
-                torch.stack([update.videos[i] for i in same]).cpu(),
+                torch.stack([to_uint8(update.videos[i]) for i in same]).cpu(),
                 update.rewards[:, same],
                 self.setup.suite.names,
                 config.rollout.fps,
@@ -358,12 +366,15 @@ class _Run:
             stopped=self.stopped,
         )
         run.write_json("summary.json", summary)
-        title = f"GRPO, seed {setup.config.seed}"
-        write_curves(run.read_metrics(), run.path / "curves.png", title)
         write_held_out(summary, run.path / "held_out.png")
         self._write_pictures(run, before, after)
-        report = write_report(run.path)
-        print_summary(summary, report)
+        print_summary(summary, self._write_progress(run))
+
+    def _write_progress(self, run: RunDirectory) -> Path:
+        """Curves and report of what is there, finished or not."""
+        title = f"GRPO, seed {self.setup.config.seed}"
+        write_curves(run.read_metrics(), run.path / "curves.png", title)
+        return write_report(run.path)
 
     def _write_pictures(
         self, run: RunDirectory, before: HeldOutScores, after: HeldOutScores

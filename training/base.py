@@ -17,6 +17,7 @@ from longtake.core import flow
 from longtake.core.dit import LongCatDiT
 from longtake.runtime.errors import ConfigError
 from longtake.runtime.rng import derive_key
+from longtake.training.divergence import check_finite
 from longtake.training.graphs import GraphedStep
 from longtake.training.objective import draw_times, flow_matching_loss, noisy_input
 
@@ -192,7 +193,8 @@ class BaseTrainer:
             self.step += 1
             record: dict[str, float | str] = {"step": self.step, "task": task.name, "lr": lr}
             if self.step % 50 == 0 or self.step == self.config.num_steps:
-                record |= {"loss": float(loss), "grad_norm": float(norm)}
+                value = check_finite(float(loss), "DiT", self.step)
+                record |= {"loss": value, "grad_norm": float(norm)}
             yield record
 
     def _graph(self, task: Task) -> GraphedStep:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class GraphedStep:
-    """Callable ``inputs -> loss`` that leaves gradients in ``parameters``.
+    """Callable ``inputs -> loss`` that leaves gradients in ``parameters``; zero if not finite.
 
     On the CPU, or if the step cannot be captured, it runs eagerly with the same result.
 
@@ -58,7 +58,19 @@ class GraphedStep:
                 p.grad.zero_()
         loss = self.loss_fn(inputs)
         loss.backward()
+        self._drop_non_finite()
         return loss.detach()
+
+    @torch.no_grad()
+    def _drop_non_finite(self) -> None:
+        """Zero all gradients if any is not finite: one bad batch must not end a training.
+
+        Without a copy to the host, so that it can be captured.
+        """
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        is_finite = torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+        for gradient in gradients:
+            gradient.copy_(torch.where(is_finite, gradient, 0.0))
 
     def _capture(self, inputs: Mapping[str, Tensor]) -> None:
         self._inputs = {name: value.clone() for name, value in inputs.items()}

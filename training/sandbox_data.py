@@ -10,6 +10,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from longtake.core import whole_clip
 from longtake.core.text import TextEncoder
 from longtake.core.vae import VideoVAE
 from longtake.runtime.rng import derive_key, generator
@@ -17,7 +18,6 @@ from longtake.sandbox.captions import caption
 from longtake.sandbox.corruptions import wild_clip
 from longtake.sandbox.render import render
 from longtake.sandbox.scene import Scene, sample_scenes
-from longtake.training import whole_clip
 
 RENDER_CHUNK = 512
 

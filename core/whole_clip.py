@@ -1,4 +1,4 @@
-"""Forward of the WAN VAE over a whole clip at once, for training.
+"""Forward of the WAN VAE over a whole clip at once, for training and for small clips.
 
 The published forward walks through a clip in chunks of one latent frame and carries a feature
 cache from chunk to chunk. That bounds memory, but a small model then spends its time on small
@@ -103,7 +103,9 @@ def _resample(layer: WanResample, x: Tensor) -> Tensor:
 
 
 def _norm(norm: WanRMS_norm, x: Tensor) -> Tensor:
-    normalised = F.normalize(x.float(), dim=-1) * (norm.scale * norm.gamma.flatten())
+    # The published norm divides by max(|x|, 1e-12), whose gradient explodes for a dead pixel.
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    normalised = F.normalize(wide, dim=-1, eps=1e-4) * (norm.scale * norm.gamma.flatten())
     return normalised.to(x.dtype)
 
 

@@ -1,0 +1,188 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from longtake.core.checkpoint import load_checkpoint
+from longtake.core.weights import read_tensors
+from longtake.runtime.errors import ConfigError, RunDirectoryError
+from longtake.sandbox.facts import split_of
+from longtake.sandbox.scene import Sprite
+from longtake.training import pretrain_tiny
+from longtake.training.base import BaseTrainer
+from longtake.training.pretrain_tiny import PretrainConfig, pretrain
+from longtake.training.sandbox_data import render_pool
+from longtake.training.vae import VAETrainer
+
+SMALL = [
+    "num_clean_clips=4",
+    "num_wild_clips=3",
+    "captions_per_clip=2",
+    "text_dim=16",
+    "hidden_size=24",
+    "depth=1",
+    "num_heads=2",
+    "adaln_dim=16",
+    "save_every=2",
+    "vae.base_dim=2",
+    "vae.dim_mult=[1,1,1,2]",
+    "vae.z_dim=4",
+    "vae.stage_frames=[1,5]",
+    "vae.stage_crop_px=[32,64]",
+    "vae.stage_batch=[2,1]",
+    "vae.stage_steps=[3,2]",
+    "base.num_steps=6",
+    "base.batch_size=2",
+]
+PARTS = ("dit", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+class Killed(BaseException):
+    """Stands for a kill: no handler of the code under test may catch it."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tiny") / "out"
+    pretrain(out, SMALL, device="cpu")
+    return out
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for part in PARTS
+        for path in sorted((out / part).rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_writes_a_complete_checkpoint_that_loads(finished: Path) -> None:
+    checkpoint = load_checkpoint(finished)
+    assert checkpoint.shift == 3.0
+    assert next(checkpoint.dit.parameters()).dtype == torch.float32
+    z = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        embeds, mask = checkpoint.text.encode(["a red circle moves left"])
+        v = checkpoint.dit(z, torch.tensor([500.0]), embeds, mask)
+        video = checkpoint.vae.decode(z)
+    assert v.shape == z.shape and torch.isfinite(v).all()
+    assert video.shape == (1, 5, 3, 64, 64)
+    assert not (finished / "state").exists()
+
+
+def test_records_config_times_versions_and_digests(finished: Path) -> None:
+    record = json.loads((finished / "provenance.json").read_text())
+    assert record["config"]["base"]["num_steps"] == 6
+    assert set(record["seconds"]) == {"data", "vae", "encode", "dit"}
+    assert set(record["digests"]) == set(PARTS)
+    assert record["packages"]["torch"]
+    history = [json.loads(line) for line in (finished / "history.jsonl").read_text().splitlines()]
+    assert [(r["part"], r["step"]) for r in history] == [("vae", 3), ("vae", 2), ("dit", 6)]
+
+
+def test_latents_of_clean_clips_have_unit_statistics(finished: Path) -> None:
+    vae = load_checkpoint(finished).vae
+    pool = render_pool(4, 3, 2, 0, "cpu")
+    z = vae.encode(pool.video[3:])
+    mean, std = z.mean(dim=(0, 2, 3, 4)), z.std(dim=(0, 2, 3, 4))
+    torch.testing.assert_close(mean, torch.zeros(4), atol=0.02, rtol=0)
+    torch.testing.assert_close(std, torch.ones(4), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "yields"),
+    [(VAETrainer, 1), (VAETrainer, 4), (BaseTrainer, 3), (BaseTrainer, 6)],
+    ids=["vae-before-a-save", "vae-second-stage", "dit", "dit-last-step"],
+)
+def test_killed_run_resumes_bit_for_bit(
+    trainer: type, yields: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = trainer.train  # type: ignore[attr-defined]
+
+    def killed(self: object, *args: object) -> Iterator[object]:
+        for count, record in enumerate(train(self, *args), start=1):
+            yield record
+            if count == yields:
+                raise Killed
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(trainer, "train", killed)
+        pretrain(out, SMALL, device="cpu")
+    assert not (out / "provenance.json").exists()
+    pretrain(out, SMALL, device="cpu", resume=True)
+    assert files(out) == files(finished)
+    assert (out / "history.jsonl").read_bytes() == (finished / "history.jsonl").read_bytes()
+
+
+def test_kill_while_writing_the_checkpoint_resumes(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object, **kwargs: object) -> None:
+        raise Killed
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(pretrain_tiny, "save_checkpoint", killed)
+        pretrain(out, SMALL, device="cpu")
+    pretrain(out, SMALL, device="cpu", resume=True)
+    assert files(out) == files(finished)
+
+
+def test_refuses_a_directory_with_content(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunDirectoryError, match="not empty"):
+        pretrain(tmp_path, SMALL, device="cpu")
+    with pytest.raises(RunDirectoryError, match="nothing to resume"):
+        pretrain(finished, SMALL, device="cpu", resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_refuses_to_resume_with_other_settings(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "config.yaml").write_text("seed: 1\n")
+    with pytest.raises(ConfigError, match="other settings"):
+        pretrain(tmp_path, SMALL, device="cpu", resume=True)
+
+
+def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+    plan = pretrain(tmp_path / "out", ["base.num_steps=7"], dry_run=True, device="cpu")
+    assert plan["dit_steps"] == 7 and plan["vae_steps"] == sum(PretrainConfig().vae.stage_steps)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="num_steps"):
+        pretrain(tmp_path / "out", ["base.num_stepz=7"], dry_run=True)
+    with pytest.raises(ConfigError, match="probability"):
+        pretrain(tmp_path / "out", ["wild_share=1.5"], dry_run=True)
+
+
+def test_pool_holds_train_scenes_and_damages_only_the_wild_ones() -> None:
+    pool, again = render_pool(5, 4, 2, 3, "cpu"), render_pool(5, 4, 2, 3, "cpu")
+    assert torch.equal(pool.video, again.video)
+    clean = render_pool(9, 0, 2, 3, "cpu")
+    assert clean.scenes == pool.scenes
+    same = (pool.video == clean.video).flatten(1).all(1)
+    assert same.tolist() == [False] * 4 + [True] * 5
+
+    def split(sprite: Sprite) -> str:
+        return split_of(sprite.shape, sprite.colour, sprite.motion)
+
+    assert {split(sprite) for scene in pool.scenes for sprite in scene.sprites} == {"train"}
+
+
+def test_rows_follow_the_wild_share_and_cover_both_parts() -> None:
+    pool = render_pool(3, 2, 1, 0, "cpu")
+    rows = pool.rows(20_000, 0.25, torch.Generator().manual_seed(0))
+    assert float((rows < 2).float().mean()) == pytest.approx(0.25, abs=0.02)
+    assert sorted(set(rows.tolist())) == [0, 1, 2, 3, 4]
+    only_clean = pool.rows(100, 0.0, torch.Generator().manual_seed(0))
+    assert int(only_clean.min()) == 2
+
+
+def test_averaged_weights_are_shipped(finished: Path) -> None:
+    shipped = read_tensors(finished / "dit" / "diffusion_pytorch_model.safetensors")
+    gate = shipped["final_layer.linear.weight"]
+    # Six steps from zero: the average lags behind, but it has moved.
+    assert 0 < float(gate.abs().max()) < 6 * PretrainConfig().base.learning_rate
