@@ -22,6 +22,7 @@ from longtake.core.text import TextEncoder, new_text_encoder
 from longtake.core.tokenizer import train_tokenizer
 from longtake.core.vae import VideoVAE
 from longtake.runtime.config import config_to_yaml, merge_config
+from longtake.runtime.device import pick_device
 from longtake.runtime.errors import ConfigError, RunDirectoryError
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.provenance import collect
@@ -136,7 +137,7 @@ def pretrain(
         ConfigError: unknown settings, or others than those of the run to resume.
     """
     config = merge_config(PretrainConfig(), config_file, overrides)
-    where = torch.device(_pick(device))
+    where = pick_device(device)
     if dry_run:
         return {
             "config": dataclasses.asdict(config),
@@ -162,12 +163,6 @@ def pretrain(
     state = PretrainState(out / "state", config_to_yaml(config), where)
     with _fast_arithmetic(where):
         return _Pretraining(config, out, state, where).run()
-
-
-def _pick(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
 
 
 @contextmanager
