@@ -88,7 +88,7 @@ class HeldOut:
             del clips[self._num_shown(video) :]
             on_progress(len(records))
         gathered = [r for part in self.ranks.gather(records) for r in part]
-        return HeldOutScores(records=gathered, clips=torch.stack(clips))
+        return HeldOutScores(records=gathered, clips=torch.stack(clips).contiguous())
 
     def _num_shown(self, video: Tensor) -> int:
         return max(1, min(_SHOWN_CLIPS, _SHOWN_BYTES // video[0].numel()))

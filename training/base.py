@@ -55,13 +55,13 @@ class BaseTrainingConfig:
     """Names every random draw of the run."""
     num_steps: int = 6000
     """Optimizer steps."""
-    batch_size: int = 256
+    batch_size: int = 48
     """Clips per step (unpublished in the report)."""
-    learning_rate: float = 1.0e-3
+    learning_rate: float = 1.5e-3
     """AdamW peak; the report uses 1e-4 to 2e-5 for 13.6B (Table 3), small models take more."""
     final_learning_rate_ratio: float = 0.05
     """Cosine decay ends at this share of the peak; 1 keeps it constant as in section 4.1."""
-    warmup_steps: int = 200
+    warmup_steps: int = 100
     """Linear warm-up, steps."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW moments."""
@@ -69,7 +69,7 @@ class BaseTrainingConfig:
     """AdamW decay of matrices."""
     max_grad_norm: float = 1.0
     """Gradient clipping, L2 norm."""
-    ema_decay: float = 0.999
+    ema_decay: float = 0.997
     """Decay of the averaged weights that are shipped."""
     loss_weight: str = "logit_normal"
     """"logit_normal" (section 4.1: uniform t, logit-normal-like weight) or "none"."""

@@ -48,15 +48,15 @@ class PretrainConfig:
 
     seed: int = 0
     """Names every draw: scenes, captions, initial weights, noise."""
-    num_clean_clips: int = 16384
+    num_clean_clips: int = 3000
     """Training clips as rendered."""
-    num_wild_clips: int = 12288
+    num_wild_clips: int = 400
     """Training clips that carry corruptions, as web video does."""
-    wild_passes: int = 2
+    wild_passes: int = 1
     """Corruptions of each wild clip."""
-    wild_share: float = 0.4
+    wild_share: float = 0.1
     """Chance that a clip of a DiT batch is a wild one; sets the quality of the model's samples."""
-    vae_wild_share: float = 0.3
+    vae_wild_share: float = 0.05
     """The same for VAE batches."""
     captions_per_clip: int = 4
     """Paraphrases per clip; a step picks one."""
@@ -66,17 +66,17 @@ class PretrainConfig:
     """Upper bound of the tokenizer's vocabulary."""
     text_dim: int = 64
     """Width of the umT5 encoder."""
-    hidden_size: int = 192
+    hidden_size: int = 128
     """Width of the DiT."""
     depth: int = 6
     """Blocks of the DiT."""
-    num_heads: int = 3
+    num_heads: int = 2
     """Attention heads of the DiT."""
     adaln_dim: int = 128
     """Timestep-embedding width."""
     sampling_shift: float = 3.0
     """Timestep shift written to scheduler/scheduler_config.json."""
-    save_every: int = 1000
+    save_every: int = 200
     """Optimizer steps between resumable states."""
     vae: VAETrainingConfig = dataclasses.field(default_factory=VAETrainingConfig)
     """VAE shape and stages."""

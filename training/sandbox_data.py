@@ -84,7 +84,7 @@ def pool_captions(pool: ClipPool, per_clip: int, seed: int) -> list[str]:
 
 
 @torch.no_grad()
-def encode_pool(vae: VideoVAE, pool: ClipPool, chunk: int = 128) -> Tensor:
+def encode_pool(vae: VideoVAE, pool: ClipPool, chunk: int = 16) -> Tensor:
     """Raw latents (not normalised) of every clip, posterior means, [N, C, T, h, w] float16."""
     parts = []
     for clips in pool.video.split(chunk):

@@ -129,8 +129,10 @@ def test_learning_rate_warms_up_and_decays_to_the_floor() -> None:
     assert max(rates) == pytest.approx(1.0, abs=1e-3)
     assert rates[500] == pytest.approx(0.5 * 1.05, abs=1e-3)
     assert rates[-1] == pytest.approx(0.05, abs=1e-4)
-    constant = BaseTrainingConfig(num_steps=10, warmup_steps=1, final_learning_rate_ratio=1.0)
-    assert {learning_rate(constant, step) for step in range(10)} == {1.0e-3}
+    constant = BaseTrainingConfig(
+        num_steps=10, warmup_steps=1, final_learning_rate_ratio=1.0, learning_rate=2e-3
+    )
+    assert {learning_rate(constant, step) for step in range(10)} == {2e-3}
 
 
 def test_captions_are_dropped_at_their_rate_and_replaced_by_the_empty_prompt() -> None:

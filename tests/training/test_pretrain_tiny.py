@@ -31,6 +31,7 @@ SMALL = [
     "vae.z_dim=4",
     "vae.stage_frames=[1,5]",
     "vae.stage_crop_px=[32,64]",
+    "vae.stage_squared=[1.0,0.0]",
     "vae.stage_batch=[2,1]",
     "vae.stage_steps=[3,2]",
     "base.num_steps=6",

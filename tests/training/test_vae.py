@@ -21,6 +21,7 @@ CONFIG = VAETrainingConfig(
     z_dim=4,
     stage_frames=(1, 5),
     stage_crop_px=(16, 8),
+    stage_squared=(1.0, 0.0),
     stage_batch=(3, 2),
     stage_steps=(3, 3),
 )
@@ -74,6 +75,16 @@ def test_edge_term_sees_a_blurred_edge_that_l1_weighs_little() -> None:
     )
 
 
+def test_squared_term_is_the_weighted_squared_error() -> None:
+    torch.manual_seed(0)
+    output, target = torch.randn(2, 3, 1, 8, 8), torch.zeros(2, 3, 1, 8, 8)
+    plain = reconstruction_loss(output, target, foreground_weight=0.0, edge_weight=0.0)
+    both = reconstruction_loss(
+        output, target, foreground_weight=0.0, edge_weight=0.0, squared_weight=2.0
+    )
+    assert float(both - plain) == pytest.approx(2 * float(output.square().mean()), rel=1e-5)
+
+
 def test_kl_equals_the_closed_form_of_torch_distributions() -> None:
     g = torch.Generator().manual_seed(0)
     mean, log_variance = torch.randn(2, 50, generator=g, dtype=torch.float64).unbind(0)
@@ -106,6 +117,7 @@ def test_loss_uses_the_given_posterior_noise() -> None:
         video,
         foreground_weight=mine.config.foreground_weight,
         edge_weight=mine.config.edge_weight,
+        squared_weight=mine.config.stage_squared[0],
     ) + mine.config.kl_weight * kl_divergence(posterior.mean, posterior.logvar)
     assert float(a) == pytest.approx(float(expected), rel=1e-5)
 
@@ -150,7 +162,7 @@ def test_bad_stages_are_refused() -> None:
     with pytest.raises(ConfigError, match="one length"):
         VAETrainingConfig(stage_batch=(1, 2))
     with pytest.raises(ConfigError, match="4 frames"):
-        VAETrainingConfig(stage_frames=(1, 4, 17))
+        VAETrainingConfig(stage_frames=(1, 4, 9, 17))
     with pytest.raises(ConfigError, match="precision"):
         VAETrainingConfig(precision="fp8")
 
