@@ -9,6 +9,8 @@ over three frames stacked as channels. The weights and, up to rounding, the resu
 Tensors are frame-major and channels-last: x [B, T, H, W, C].
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
@@ -53,7 +55,7 @@ def _layer(layer: nn.Module, x: Tensor) -> Tensor:
     return _attention(layer, x)
 
 
-def _middle(block: nn.Module, x: Tensor) -> Tensor:
+def _middle(block: Any, x: Tensor) -> Tensor:
     x = _residual(block.resnets[0], x)
     for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
         x = _residual(resnet, _attention(attention, x))

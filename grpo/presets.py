@@ -18,7 +18,7 @@ from longtake.grpo.config import (
 def tiny() -> GRPOConfig:
     """The sandbox model: the report's algorithm on 64x64 clips of 17 frames, on 2 CPU cores."""
     return GRPOConfig(
-        num_updates=40,
+        num_updates=32,
         prompts_per_update=8,
         num_generations=4,
         rollout=RolloutConfig(num_steps=16, num_frames=17, height=64, width=64, fps=8.0),
