@@ -1,4 +1,4 @@
-"""Checkpoint directories in the layout of the public release (DESIGN.md section 3).
+"""Checkpoint directories in the layout of the public release.
 
 ``<dir>/{tokenizer,text_encoder,vae,scheduler,dit,lora}``. The DiT is built on the meta device and
 filled shard by shard on its target device, so its weights exist once. What is missing is reported

@@ -1,4 +1,4 @@
-"""Flow-matching maths and the one owner of time and sign (Eqs. 19-20; DESIGN.md section 2).
+"""Flow-matching maths and the one owner of time and sign (Eqs. 19-20).
 
 t = 0 is clean and t = 1 is pure noise; x_t = (1 - t) x0 + t eps; the model predicts
 v = x0 - eps = -dx_t/dt; every step size dt is positive and an Euler step is

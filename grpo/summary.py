@@ -22,7 +22,7 @@ def summarise(
     wall_s: float,
     stopped: str | None,
 ) -> dict[str, Any]:
-    """The contents of summary.json (DESIGN.md section 5)."""
+    """The contents of summary.json."""
     counts = asdict(counters)
     return {
         "updates": counters.updates,

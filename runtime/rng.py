@@ -1,7 +1,7 @@
 """Counter-based random keys: every draw is named by (seed, path), never by call order.
 
 Samples, critical timesteps and advantages must not depend on the batch split, the micro-batch or
-the number of ranks (DESIGN.md section 2). So no generator is ever advanced across samples: each
+the number of ranks (CONTRIBUTING.md). So no generator is ever advanced across samples: each
 draw hashes its own name into a fresh generator, on the CPU, whatever the compute device.
 """
 
