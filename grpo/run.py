@@ -273,8 +273,9 @@ class _Run:
 
             scores = self.held_out.evaluate(on_progress)
         if self.setup.run is not None:
-            save_file({"clips": scores.clips}, clips)
-            write_records(records, scores.records)
+            with self.setup.run.writing(records.name):
+                save_file({"clips": scores.clips}, clips)
+                write_records(records, scores.records)
         return scores
 
     def _check_alone(self) -> None:
@@ -312,7 +313,8 @@ class _Run:
         assert run is not None
         index = int(update.record["update"] or 0)
         trackers.log(update.record, step=index)
-        with (run.path / "timing.jsonl").open("a", encoding="utf-8") as file:
+        timing = run.path / "timing.jsonl"
+        with run.writing(timing.name), timing.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"update": index, **update.seconds}) + "\n")
         every = config.log_samples_every
         is_last = index + 1 == config.num_updates
@@ -355,8 +357,9 @@ class _Run:
 
     def _finish(self, run: RunDirectory, before: HeldOutScores, after: HeldOutScores) -> None:
         setup = self.setup
-        save_lora(setup.model.dit, run.path / "lora", layout="peft")
-        save_lora(setup.model.dit, run.path / "lora.safetensors", layout="longcat")
+        with run.writing("lora"):
+            save_lora(setup.model.dit, run.path / "lora", layout="peft")
+            save_lora(setup.model.dit, run.path / "lora.safetensors", layout="longcat")
         summary = summarise(
             setup.config,
             self.trainer.counters,

@@ -192,6 +192,16 @@ class RunDirectory:
     ) -> None:
         self.close()
 
+    @contextmanager
+    def writing(self, name: str) -> Iterator[None]:
+        """Block in which other code writes ``name`` of the run; a failed write is explained.
+
+        Raises:
+            RunDirectoryError: the disk is full or not writable.
+        """
+        with _explained(f"write {name}", self.path / name), _serializers_raise_oserror():
+            yield
+
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``: key order kept, floats exact, NaN and inf as null."""
         line = json.dumps(to_plain(record), allow_nan=False).encode() + b"\n"

@@ -1,5 +1,6 @@
 """Whole runs: artefacts, kill and resume bit for bit, Ctrl-C, wrong input."""
 
+import errno
 import json
 import os
 import signal
@@ -217,3 +218,15 @@ def test_empty_prompts_are_refused_before_any_work(micro_yaml: Path, tmp_path: P
     with pytest.raises(UserError, match="no prompts"):
         run_grpo(config_file=micro_yaml, output_dir=tmp_path / "run", prompts=empty)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_during_the_evaluation_is_explained(
+    micro_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, records: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("longtake.grpo.run.write_records", full)
+    with pytest.raises(RunDirectoryError, match="free some space") as caught:
+        run_grpo(config_file=micro_yaml, output_dir=tmp_path / "run")
+    assert "held_out_before.jsonl" in str(caught.value)
