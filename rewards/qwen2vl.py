@@ -23,6 +23,7 @@ from longtake.core.lora import inject, inject_trainable, set_scaling
 from longtake.rewards.heads import build_head
 from longtake.rewards.qwen2vl_config import RewardModelConfig
 from longtake.rewards.qwen2vl_rotary import TextRotary, VisionRotary
+from longtake.rewards.qwen2vl_vision import VisionAttention
 from longtake.runtime.errors import UserError
 
 LORA_TARGETS = (
@@ -86,6 +87,8 @@ class Qwen2VLRewardModel(nn.Module):
             float(vision.rope_parameters["rope_theta"]),
             config.rotary,
         )
+        for block in self.model.visual.blocks:
+            block.attn = VisionAttention(vision.embed_dim, vision.num_heads)
         self.rm_head = build_head(config.head, text.hidden_size)
         self.register_parameter("reward_rows", None)
         if config.lora_rank:
