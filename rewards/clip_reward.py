@@ -159,12 +159,12 @@ class ClipReward:
             pixels = torch.stack([self._preprocess(image) for image in chunk])
             features = self._model.encode_image(pixels.to(self._device, self._input_dtype))
             parts.append(F.normalize(features.float(), dim=-1) @ caption)
-        cosine = torch.cat(parts)
+        cosine = torch.cat(parts).cpu()
         if self.config.scale == "cosine":
-            return (COSINE_SCALE * cosine).cpu()
+            return COSINE_SCALE * cosine
         bias = self._model.logit_bias
-        logit = self._model.logit_scale.float().exp() * cosine
-        return (logit if bias is None else logit + bias.float()).cpu()
+        scale = float(self._model.logit_scale.float().exp())
+        return scale * cosine + (0.0 if bias is None else float(bias))
 
     @property
     def _device(self) -> torch.device:
