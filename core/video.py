@@ -137,12 +137,12 @@ def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Tensor,
                     frames.append(frame.to_ndarray(format="rgb24"))
                     if max_frames is not None and len(frames) >= max_frames:
                         break
+        video = torch.from_numpy(np.stack(frames)) if frames else None
     except (av.FFmpegError, OSError, ValueError) as error:
         raise _undecodable(source, str(error)) from error
-    if not frames:
+    if video is None:
         raise _undecodable(source, "it has no video frames")
-    video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
-    return video, float(rate) if rate else math.nan
+    return video.permute(0, 3, 1, 2).contiguous(), float(rate) if rate else math.nan
 
 
 def contact_sheet(

@@ -63,6 +63,15 @@ def test_a_file_without_a_frame_rate_has_none_invented(tmp_path: Path) -> None:
     assert read.shape == (9, 3, 64, 64) and math.isnan(fps)
 
 
+def test_frames_of_several_sizes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mjpeg"
+    with path.open("wb") as file:
+        for size in (32, 48):
+            Image.new("RGB", (size, size)).save(file, format="JPEG")
+    with pytest.raises(UserError, match="cannot decode"):
+        read_video(path)
+
+
 def test_gif_keeps_frames_and_mean_rate(tmp_path: Path) -> None:
     video = moving_square()
     path = write_gif(video, tmp_path / "clip.gif", fps=8)
