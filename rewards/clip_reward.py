@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,9 @@ VERSION = 1
 CONFIG_FILE = "open_clip_config.json"
 COSINE_SCALE = 100.0
 
+Scale = Literal["cosine", "logit"]
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
 _LOADING_ERRORS = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError,
                    SafetensorError, pickle.UnpicklingError)  # fmt: skip
 """What open_clip and torch raise on files and configurations that they cannot use."""
@@ -42,7 +45,7 @@ _LOADING_ERRORS = (OSError, ValueError, LookupError, RuntimeError, TypeError, At
 class ClipConfig:
     """Settings of a CLIP reward; all of them enter the fingerprint."""
 
-    scale: Literal["cosine", "logit"] = "cosine"
+    scale: Scale = "cosine"
     """``cosine``: 100 times the cosine, comparable between models, without the clamp at 0 of the
     published CLIPScore. ``logit``: the model's own exp(logit_scale) * cosine + logit_bias."""
     how: Aggregation = "mean"
@@ -59,6 +62,11 @@ class ClipConfig:
     """Precision of the weights, by open_clip's names."""
 
     def __post_init__(self) -> None:
+        for key, known in (("scale", get_args(Scale)), ("precision", tuple(_DTYPES))):
+            if getattr(self, key) not in known:
+                raise ConfigError(
+                    f"{key} is unknown", received=getattr(self, key), expected=", ".join(known)
+                )
         if self.frames_per_pass < 1:
             raise ConfigError(
                 "frames_per_pass must be positive", received=self.frames_per_pass, expected=">= 1"
@@ -157,7 +165,9 @@ class ClipReward:
         for start in range(0, len(images), self.config.frames_per_pass):
             chunk = images[start : start + self.config.frames_per_pass]
             pixels = torch.stack([self._preprocess(image) for image in chunk])
-            features = self._model.encode_image(pixels.to(self._device, self._input_dtype))
+            features = self._model.encode_image(
+                pixels.to(self._device, _DTYPES[self.config.precision])
+            )
             parts.append(F.normalize(features.float(), dim=-1) @ caption)
         cosine = torch.cat(parts).cpu()
         if self.config.scale == "cosine":
@@ -169,11 +179,6 @@ class ClipReward:
     @property
     def _device(self) -> torch.device:
         return torch.device(self._model.logit_scale.device)
-
-    @property
-    def _input_dtype(self) -> torch.dtype:
-        names = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-        return names[self.config.precision]
 
     def to(self, device: torch.device | str) -> Self:
         """Move the model."""

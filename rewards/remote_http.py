@@ -44,6 +44,7 @@ class Listener(ThreadingHTTPServer):
     """A thread for each of a bounded number of connections."""
 
     request_queue_size = 64
+    allow_reuse_port = False  # a second server on the port would take a share of the requests
 
     def __init__(
         self, app: "RewardServer", family: socket.AddressFamily, address: tuple[str, int]

@@ -271,7 +271,10 @@ def _remarks(report: ScoreReport) -> list[str]:
     """Reasons and notes, each once with the number of clips."""
     tally: dict[str, int] = {}
     for row in report.rows:
-        reasons = [f"unscored by {name}: {reason}" for name, reason in row.unscored.items()]
-        for text in (*reasons, *row.notes):
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in row.unscored.items():
+            by_reason.setdefault(reason, []).append(name)
+        texts = [f"unscored by {', '.join(names)}: {why}" for why, names in by_reason.items()]
+        for text in (*texts, *row.notes):
             tally[text] = tally.get(text, 0) + 1
     return [f"{text} ({count})" for text, count in tally.items()]

@@ -293,6 +293,9 @@ def test_a_missing_library_names_the_extra(folder, monkeypatch, error):
     assert str(error) in str(caught.value)
 
 
-def test_bad_settings_are_refused():
-    with pytest.raises(ConfigError, match="frames_per_pass"):
-        replace(ClipConfig(), frames_per_pass=0)
+@pytest.mark.parametrize(
+    "change", [{"frames_per_pass": 0}, {"scale": "cos"}, {"precision": "fp64"}]
+)
+def test_bad_settings_are_refused(change):
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        replace(ClipConfig(), **change)
