@@ -135,7 +135,8 @@ class RemoteReward:
                 outputs.append(_unscored(size, f"not sent after {given_up}"))
                 continue
             try:
-                outputs.append(self._score_request(batch.select(rows)))
+                part = batch if size == batch.num_samples else batch.select(rows)
+                outputs.append(self._score_request(part))
             except RemoteFailure as failure:
                 reason = f"{self._endpoint.shown}: {failure}"
                 outputs.append(_unscored(size, reason))

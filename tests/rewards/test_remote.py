@@ -29,7 +29,8 @@ from longtake.runtime.errors import ConfigError, UserError
 NAMES = ("general", "percentile", "motion_quality", "text_alignment")
 TOKEN = "correct-horse-battery-staple"
 PROMPTS = ["a red circle moves left", "two blue squares", "", "a green star", "x"]
-QUICK = ClientConfig(timeout_s=60, connect_timeout_s=5, attempts=3, backoff_s=0.001)
+GUARD_S = 300  # ends a test that hangs; no test waits for it
+QUICK = ClientConfig(timeout_s=GUARD_S, connect_timeout_s=GUARD_S, attempts=3, backoff_s=0.001)
 
 
 class Observed:
@@ -52,7 +53,7 @@ class Observed:
         self.sizes.append(batch.num_samples)
         self.threads.add(threading.get_ident())
         self.entered.set()
-        assert self.gate.wait(60)
+        assert self.gate.wait(GUARD_S)
         for prompt in batch.prompts:
             if prompt in self.fail:
                 raise self.fail[prompt]
@@ -90,7 +91,7 @@ def remote(server, name="text_alignment", token=None, **config):
 def ask(server, method, path, body=None, **headers):
     """One raw request: (status, headers, content)."""
     parts = urlsplit(server.url)
-    connection = HTTPConnection(parts.hostname, parts.port, timeout=20)
+    connection = HTTPConnection(parts.hostname, parts.port, timeout=GUARD_S)
     try:
         connection.request(method, path, body, headers)
         response = connection.getresponse()
@@ -105,6 +106,13 @@ def post(server, body, **headers):
 
 def reason(content):
     return json.loads(content)["error"]
+
+
+def in_background(function):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+    return thread, results
 
 
 def assert_unscored(output, num, words):
@@ -284,7 +292,7 @@ def test_other_requests_are_refused(method, path, headers, status):
 def raw(server, data, half_close=True):
     """Send bytes and return everything that comes back."""
     parts = urlsplit(server.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=GUARD_S) as connection:
         connection.sendall(data)
         if half_close:
             connection.shutdown(socket.SHUT_WR)
@@ -312,7 +320,6 @@ def test_a_silent_connection_is_closed():
         assert raw(server, b"POST /v1/score HTTP/1.1\r\nContent-Le", half_close=False) == b""
         head = f"POST /v1/score HTTP/1.1\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: 9\r\n\r\n"
         assert raw(server, head.encode() + b"abc", half_close=False) == b""
-        assert remote(server).score(batch(1)).valid.all()
 
 
 def test_connections_are_bounded():
@@ -329,20 +336,20 @@ def test_connections_are_bounded():
 def test_a_slow_server_times_out_and_the_late_requests_are_not_scored():
     reward = Observed()
     with serving(reward) as server:
-        client = remote(server, timeout_s=0.3, attempts=2)
+        patient, hasty = remote(server), remote(server)
+        hasty.config = hasty._endpoint._config = replace(QUICK, timeout_s=0.3, attempts=2)
         reward.gate.clear()
-        # Attempt 1 is being scored, attempt 2 waits for it; then the rest is not sent at all.
-        output = RemoteReward.score(client, batch(2))
-        assert_unscored(output, 2, "no answer in time")
-        client.config = client._endpoint._config = ClientConfig(
-            timeout_s=0.3, attempts=1, max_request_bytes=1
-        )
-        output = client.score(batch(3))
-        assert "no answer in time" in output.reasons[0]
-        assert all(text.startswith("not sent after") for text in output.reasons[1:])
+        thread, results = in_background(lambda: patient.score(batch(4)))
+        assert reward.entered.wait(GUARD_S)
+        assert_unscored(hasty.score(batch(2)), 2, "no answer in time")
+        hasty.config = replace(hasty.config, max_request_bytes=1)
+        reasons = hasty.score(batch(3)).reasons
+        assert "no answer in time" in reasons[0]
+        assert all(text.startswith("not sent after") for text in reasons[1:])
         reward.gate.set()
-        assert remote(server).score(batch(1)).valid.all()  # behind what was waiting
-    assert reward.sizes == [2, 1]
+        thread.join(GUARD_S)
+        assert patient.score(batch(1)).valid.all()  # behind what the hasty one left
+    assert results[0].valid.all() and reward.sizes == [4, 1]
 
 
 def test_a_full_queue_answers_503_and_a_retry_succeeds(monkeypatch):
@@ -350,10 +357,8 @@ def test_a_full_queue_answers_503_and_a_retry_succeeds(monkeypatch):
     with serving(reward, queue_size=0) as server:
         first, second = remote(server), remote(server)
         reward.gate.clear()
-        results = []
-        thread = threading.Thread(target=lambda: results.append(first.score(batch())))
-        thread.start()
-        assert reward.entered.wait(60)
+        thread, results = in_background(lambda: first.score(batch()))
+        assert reward.entered.wait(GUARD_S)
         status, headers, content = post(server, encode_request("text_alignment", batch()))
         assert status == 503 and int(headers["Retry-After"]) >= 1
         assert "too many requests" in reason(content)
@@ -362,7 +367,7 @@ def test_a_full_queue_answers_503_and_a_retry_succeeds(monkeypatch):
         def first_one_finishes(seconds):
             waits.append(seconds)
             reward.gate.set()
-            thread.join(60)
+            thread.join(GUARD_S)
 
         monkeypatch.setattr(remote_client.time, "sleep", first_one_finishes)
         output = second.score(batch())
@@ -384,7 +389,7 @@ def test_waiting_requests_are_scored_in_turn():
             thread.start()
         reward.gate.set()
         for thread in threads:
-            thread.join(60)
+            thread.join(GUARD_S)
     assert sorted(reward.sizes) == [1, 2, 3] and len(reward.threads) == 1
     assert all(results[i].valid.all() and len(results[i].score) == i + 1 for i in range(3))
 
@@ -510,20 +515,13 @@ def wait_for(path, process):
     raise AssertionError(f"{path} did not appear")
 
 
-def in_background(function):
-    results = []
-    thread = threading.Thread(target=lambda: results.append(function()))
-    thread.start()
-    return thread, results
-
-
 def test_a_server_killed_in_the_middle_of_a_request(tmp_path):
     with server_process(tmp_path) as (process, url):
         reward = RemoteReward(url, "general", token=TOKEN, config=QUICK)
         thread, results = in_background(lambda: reward.score(batch()))
         wait_for(tmp_path / "entered", process)
         process.send_signal(signal.SIGKILL)
-        thread.join(60)
+        thread.join(GUARD_S)
     assert_unscored(results[0], 5, "connection failed")
 
 
@@ -538,8 +536,8 @@ def test_a_signal_lets_the_running_request_finish(tmp_path, number):
         while "stopping" not in log:
             log += process.stderr.readline()
         (tmp_path / "go").touch()
-        thread.join(60)
-        assert process.wait(60) == 0
+        thread.join(GUARD_S)
+        assert process.wait(GUARD_S) == 0
         log += process.stderr.read()
     assert results[0].valid.all()
     assert torch.equal(results[0].score, load_reward("general").score(batch()).score)
@@ -555,6 +553,6 @@ def test_a_second_signal_ends_the_server_at_once(tmp_path):
         while "stopping" not in process.stderr.readline():
             pass
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == -signal.SIGTERM
-        thread.join(60)
+        assert process.wait(GUARD_S) == -signal.SIGTERM
+        thread.join(GUARD_S)
     assert_unscored(results[0], 5, "connection failed")
