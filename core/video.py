@@ -4,6 +4,7 @@ A clip is [T, 3, H, W], uint8 or float in [0, 1]. Small clips are enlarged by wh
 nearest neighbour, so that a 64x64 clip can be watched without a player smoothing it.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -113,7 +114,7 @@ def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Tensor,
         max_frames: stop after that many frames.
 
     Returns:
-        uint8 [T, 3, H, W] and the frame rate in frames per second.
+        uint8 [T, 3, H, W] and the frame rate in frames per second, NaN when the file states none.
 
     Raises:
         UserError: missing, corrupt or without frames.
@@ -136,12 +137,12 @@ def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Tensor,
                     frames.append(frame.to_ndarray(format="rgb24"))
                     if max_frames is not None and len(frames) >= max_frames:
                         break
+        video = torch.from_numpy(np.stack(frames)) if frames else None
     except (av.FFmpegError, OSError, ValueError) as error:
         raise _undecodable(source, str(error)) from error
-    if not frames:
+    if video is None:
         raise _undecodable(source, "it has no video frames")
-    video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
-    return video, float(rate) if rate else 1.0
+    return video.permute(0, 3, 1, 2).contiguous(), float(rate) if rate else math.nan
 
 
 def contact_sheet(

@@ -1,7 +1,9 @@
 """Video files: round trips, contact sheets, and what broken files raise."""
 
+import math
 from pathlib import Path
 
+import av
 import pytest
 import torch
 from PIL import Image
@@ -47,6 +49,27 @@ def test_mp4_bytes_are_reproducible_and_uint8_equals_float(tmp_path: Path) -> No
     first = write_mp4(video, tmp_path / "a.mp4", fps=8).read_bytes()
     assert write_mp4(to_uint8(video), tmp_path / "b.mp4", fps=8).read_bytes() == first
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]  # no leftovers
+
+
+def test_a_file_without_a_frame_rate_has_none_invented(tmp_path: Path) -> None:
+    path = tmp_path / "clip.ivf"
+    with av.open(str(path), "w", format="ivf") as container:
+        stream = container.add_stream("libvpx-vp9", rate=8)
+        stream.width = stream.height = 64
+        for frame in to_uint8(moving_square()).permute(0, 2, 3, 1).contiguous().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    read, fps = read_video(path)
+    assert read.shape == (9, 3, 64, 64) and math.isnan(fps)
+
+
+def test_frames_of_several_sizes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mjpeg"
+    with path.open("wb") as file:
+        for size in (32, 48):
+            Image.new("RGB", (size, size)).save(file, format="JPEG")
+    with pytest.raises(UserError, match="cannot decode"):
+        read_video(path)
 
 
 def test_gif_keeps_frames_and_mean_rate(tmp_path: Path) -> None:

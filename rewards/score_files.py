@@ -1,0 +1,280 @@
+"""Scoring of video files by registered rewards: the engine of ``rewards score``.
+
+Every clip is decoded once, handed to all rewards in memory, and recorded as soon as it is scored. A
+clip that cannot be scored is a row with the reason, and the rest goes on.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor
+
+from longtake.core.video import read_video
+from longtake.rewards import load_suite
+from longtake.rewards.contract import Reward, VideoBatch
+from longtake.rewards.remote_protocol import fingerprint_digest
+from longtake.rewards.score_inputs import ScoreInput, find_inputs
+from longtake.rewards.score_table import ScoreRow, append_row, read_table, write_table
+from longtake.rewards.suite import RewardSuite
+from longtake.runtime.device import pick_device
+from longtake.runtime.errors import UserError
+from longtake.runtime.progress import progress_bar, result_table
+from longtake.runtime.provenance import digest
+from longtake.runtime.run_directory import to_plain
+
+MAX_FRAMES = 1000
+"""Longest clip by default: 93 frames of 480x832 take 106 MiB, 1000 frames of 1080p take 6 GiB."""
+
+_SHOWN_ROWS = 20
+_TRUNCATED = "caption_truncated"  # side result of rewards whose text context can be too short
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreReport:
+    """What :func:`score_files` did.
+
+    Args:
+        names: the rewards.
+        rows: one row per clip, in the order of the input.
+        resumed: how many rows were in the output already.
+        fingerprint: fingerprints of the rewards.
+    """
+
+    names: tuple[str, ...]
+    rows: Sequence[ScoreRow]
+    resumed: int
+    fingerprint: Mapping[str, object]
+
+    def column(self, name: str) -> list[float]:
+        """The scores of one reward that exist."""
+        return [score for row in self.rows if (score := row.scores[name]) is not None]
+
+    def unscored(self) -> dict[str, int]:
+        """Number of clips without a score, by reward."""
+        return {name: len(self.rows) - len(self.column(name)) for name in self.names}
+
+    def means(self) -> dict[str, float]:
+        """Mean of the scores that exist, by reward; NaN without any."""
+        columns = {name: self.column(name) for name in self.names}
+        return {name: sum(c) / len(c) if c else math.nan for name, c in columns.items()}
+
+
+def score_files(
+    source: Path,
+    reward_names: Sequence[str],
+    *,
+    prompt: str = "",
+    fps: float | None = None,
+    output: Path | None = None,
+    device: str = "auto",
+    max_frames: int = MAX_FRAMES,
+) -> ScoreReport:
+    """Score a video, the videos of a folder, or the rows of a CSV.
+
+    With ``output``, a row is written as soon as its clip is scored. Run again, rows that are
+    completely scored from the same file, caption, rate and rewards are kept; the others are
+    scored again.
+
+    Args:
+        source: see :func:`longtake.rewards.score_inputs.find_inputs`.
+        reward_names: names for :func:`longtake.rewards.load_suite`.
+        prompt: caption of the clips that have none of their own.
+        fps: playback rate of the clips that have none of their own; None takes the file's.
+        output: ``.csv`` or ``.jsonl`` to write and to resume from; None keeps nothing.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        max_frames: longer clips are unscored instead of filling the memory.
+
+    Raises:
+        UserError: an input, a reward, a device or an output file that cannot be used.
+    """
+    inputs = find_inputs(source, prompt, fps)
+    target = pick_device(device)
+    suite = load_suite(dict.fromkeys(reward_names, 1.0)).to(target)
+    fingerprint = to_plain({name: reward.fingerprint() for name, reward in suite.rewards.items()})
+    settings = fingerprint_digest(fingerprint)
+    names = suite.names
+    rows: dict[int, ScoreRow] = {}
+    if output is not None:
+        rows = _resume(output, names, settings, inputs)
+    resumed = len(rows)
+    with progress_bar("scoring", len(inputs), completed=resumed) as bar:
+        for index, item in enumerate(inputs):
+            if index in rows:
+                continue
+            rows[index] = _score(item, suite.rewards, settings, target, max_frames)
+            if output is not None:
+                append_row(output, names, rows[index])
+            bar.update(len(rows), **rows[index].scores)
+    return ScoreReport(
+        names=names,
+        rows=[rows[index] for index in range(len(inputs))],
+        resumed=resumed,
+        fingerprint=fingerprint,
+    )
+
+
+def _resume(
+    output: Path, names: Sequence[str], settings: str, inputs: Sequence[ScoreInput]
+) -> dict[int, ScoreRow]:
+    """Rows of the inputs that are done, by index; drops from the file what is scored again."""
+    found = read_table(output, names)
+    if other := {row.settings for row in found} - {settings}:
+        raise UserError(
+            "the output file was written by other versions or settings of the rewards",
+            received=f"{output} with settings {sorted(other)[0][:12]}",
+            expected=f"settings {settings[:12]}",
+            remedy="choose another --output; scores of the two are not comparable",
+        )
+    by_clip: dict[tuple[str, str], dict[str, ScoreRow]] = {}
+    for row in found:
+        by_clip.setdefault((row.path, row.prompt), {})[row.digest] = row
+    done: dict[int, ScoreRow] = {}
+    for index, item in enumerate(inputs):
+        candidates = by_clip.get((item.name, item.prompt), {})
+        # Only files that have a row are read for their digest here.
+        match = candidates.get(_digest(item, settings)) if candidates else None
+        if match is not None and match.digest and not match.unscored:
+            done[index] = match
+    asked = {(item.name, item.prompt) for item in inputs}
+    finished = {(row.path, row.digest) for row in done.values()}
+    write_table(
+        output,
+        names,
+        [
+            row
+            for row in found
+            if (row.path, row.prompt) not in asked or (row.path, row.digest) in finished
+        ],
+    )
+    return done
+
+
+def _digest(item: ScoreInput, settings: str) -> str:
+    """Digest of everything that fixes the row; empty when the file cannot be read."""
+    try:
+        content = digest(item.path)
+    except OSError:
+        return ""
+    return fingerprint_digest(
+        {"video": content, "prompt": item.prompt, "fps": item.fps, "settings": settings}
+    )
+
+
+def _decode(item: ScoreInput, max_frames: int) -> tuple[Tensor, float | None]:
+    """Frames [T, 3, H, W] and playback rate (None when nothing states it) of one clip.
+
+    Raises:
+        UserError: the clip cannot be used.
+    """
+    if item.problem is not None:
+        raise UserError(item.problem)
+    video, rate = read_video(item.path, max_frames + 1)
+    if len(video) > max_frames:
+        raise UserError(f"the clip has more than {max_frames} frames")
+    if item.fps is None and math.isfinite(rate):
+        return video, rate
+    return video, item.fps
+
+
+def _score(
+    item: ScoreInput,
+    rewards: Mapping[str, Reward],
+    settings: str,
+    device: torch.device,
+    max_frames: int,
+) -> ScoreRow:
+    """Decode and score one clip; whatever goes wrong becomes its reason."""
+    video, fps = None, item.fps
+    notes: list[str] = []
+    try:
+        video, fps = _decode(item, max_frames)
+        reasons = _missing(rewards, item.prompt, fps)
+    except UserError as error:
+        reasons = dict.fromkeys(rewards, error.what)
+    scores: dict[str, float | None] = dict.fromkeys(rewards)
+    ready = {name: (reward, 1.0) for name, reward in rewards.items() if name not in reasons}
+    if video is not None and ready:
+        # Without a rate, only rewards are left that do not depend on it.
+        batch = VideoBatch(video=video[None].to(device), prompts=[item.prompt], fps=fps or 1.0)
+        result = RewardSuite(ready).score(batch)
+        for name, (reason,), score in zip(
+            result.names, result.reasons, result.scores[:, 0].tolist(), strict=True
+        ):
+            if reason is None:
+                scores[name] = score
+            else:
+                reasons[name] = reason
+            if bool(result.aux[name].get(_TRUNCATED, torch.zeros(1))[0] > 0):
+                notes.append(f"{name}: the caption is longer than its text context")
+    return ScoreRow(
+        path=item.name,
+        prompt=item.prompt,
+        fps=fps,
+        frames=None if video is None else len(video),
+        scores=scores,
+        unscored=reasons,
+        notes=notes,
+        settings=settings,
+        digest=_digest(item, settings),
+    )
+
+
+def _missing(rewards: Mapping[str, Reward], prompt: str, fps: float | None) -> dict[str, str]:
+    """Reason by reward, for the rewards that need what the clip does not have."""
+    reasons = {}
+    for name, reward in rewards.items():
+        if reward.needs_prompt and not prompt:
+            reasons[name] = "the clip has no caption"
+        elif reward.needs_time and fps is None:
+            reasons[name] = "the file states no frame rate; give the fps"
+    return reasons
+
+
+def print_report(report: ScoreReport, *, as_json: bool) -> None:
+    """Print to standard output: JSON for machines, or a table for people.
+
+    The table shows the first rows, the means, and the reasons of unscored clips.
+    """
+    if as_json:
+        content = {
+            "rewards": report.fingerprint,
+            "mean": report.means(),
+            "unscored": report.unscored(),
+            "resumed": report.resumed,
+            "rows": [vars(row) for row in report.rows],
+        }
+        sys.stdout.write(json.dumps(to_plain(content), indent=2, allow_nan=False) + "\n")
+        return
+    cells = [
+        [row.path, row.frames, *(row.scores[name] for name in report.names)]
+        for row in report.rows[:_SHOWN_ROWS]
+    ]
+    if len(report.rows) > 1:
+        means = report.means()
+        cells.append([f"mean of {len(report.rows)}", None, *(means[name] for name in report.names)])
+    console = Console()
+    console.print(result_table("scores", ["clip", "frames", *report.names], cells))
+    if len(report.rows) > _SHOWN_ROWS:
+        console.print(Text(f"{len(report.rows) - _SHOWN_ROWS} more rows are not shown"))
+    for line in _remarks(report):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _remarks(report: ScoreReport) -> list[str]:
+    """Reasons and notes, each once with the number of clips."""
+    tally: dict[str, int] = {}
+    for row in report.rows:
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in row.unscored.items():
+            by_reason.setdefault(reason, []).append(name)
+        texts = [f"unscored by {', '.join(names)}: {why}" for why, names in by_reason.items()]
+        for text in (*texts, *row.notes):
+            tally[text] = tally.get(text, 0) + 1
+    return [f"{text} ({count})" for text, count in tally.items()]

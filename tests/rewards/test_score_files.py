@@ -1,0 +1,407 @@
+"""Files in, table out: inputs, per-row failures, resume after a kill, and what is printed."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+
+import av
+import pandas as pd
+import pytest
+import torch
+
+from longtake.core import video as video_files
+from longtake.core.video import read_video, write_gif, write_mp4
+from longtake.rewards import load_suite
+from longtake.rewards import score_files as engine
+from longtake.rewards.contract import RewardOutput, VideoBatch
+from longtake.rewards.score_files import print_report, score_files
+from longtake.rewards.score_inputs import find_inputs, one_source
+from longtake.rewards.score_table import ScoreRow, append_row, read_table, write_table
+from longtake.rewards.suite import RewardSuite
+from longtake.runtime.errors import UserError
+
+NAMES = ("general", "motion_quality", "text_alignment")
+CAPTION = "a red circle moves left"
+
+
+def clip(seed=0, frames=5):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(frames, 3, 32, 32, generator=generator)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three videos, two of them with captions, one in a subfolder."""
+    root = tmp_path / "videos"
+    write_mp4(clip(0), root / "a.mp4", fps=8)
+    write_mp4(clip(1, 7), root / "deep" / "b.mp4", fps=15)
+    write_gif(clip(2), root / "c.gif", fps=10)
+    (root / "a.txt").write_text(CAPTION + "\n")
+    (root / "c.txt").write_text('two "blue" squares,\na star')
+    (root / "notes.md").write_text("not a video")
+    return root
+
+
+def local(path, prompt, names=NAMES, fps=None):
+    frames, rate = read_video(path)
+    batch = VideoBatch(video=frames[None], prompts=[prompt], fps=fps or rate)
+    scores = load_suite(dict.fromkeys(names, 1.0)).score(batch)
+    return dict(zip(scores.names, scores.scores[:, 0].tolist(), strict=True))
+
+
+def run(source, names=NAMES, **options):
+    return score_files(source, names, device="cpu", **options)
+
+
+def test_a_single_video_scores_as_in_memory(folder):
+    report = run(folder / "deep" / "b.mp4", prompt=CAPTION)
+    (row,) = report.rows
+    assert row.scores == local(folder / "deep" / "b.mp4", CAPTION)
+    assert (row.fps, row.frames, row.unscored) == (15.0, 7, {})
+    assert report.unscored() == dict.fromkeys(NAMES, 0) and report.resumed == 0
+
+
+def test_the_rate_can_be_overridden(folder):
+    path = folder / "a.mp4"
+    row = run(path, prompt=CAPTION, fps=30.0).rows[0]
+    assert row.fps == 30 and row.scores == local(path, CAPTION, fps=30.0)
+    assert row.scores["motion_quality"] != local(path, CAPTION)["motion_quality"]
+
+
+def test_a_folder_takes_captions_from_files_beside_the_videos(folder):
+    report = run(folder)
+    assert [row.path for row in report.rows] == ["a.mp4", "c.gif", "deep/b.mp4"]
+    assert [row.prompt for row in report.rows] == [CAPTION, 'two "blue" squares,\na star', ""]
+    bare = report.rows[2]
+    assert bare.unscored == {"text_alignment": "the clip has no caption"}
+    assert bare.scores["text_alignment"] is None and bare.scores["general"] is not None
+    assert report.unscored() == {"general": 0, "motion_quality": 0, "text_alignment": 1}
+    with_default = run(folder, prompt="a green star")
+    assert [row.prompt for row in with_default.rows][1:] == [report.rows[1].prompt, "a green star"]
+    assert with_default.unscored()["text_alignment"] == 0
+
+
+def write_csv(path, rows, columns=("path", "prompt", "fps")):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return path
+
+
+def broken_files(folder):
+    whole = (folder / "a.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 3])
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("not a video")
+    with av.open(str(folder / "sound.mp4"), "w") as container:  # a container without video frames
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(
+            torch.zeros(1, 1024).numpy(), format="fltp", layout="mono"
+        )
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_every_failure_is_a_row_and_the_rest_goes_on(folder):
+    broken_files(folder)
+    table = write_csv(
+        folder / "in.csv",
+        [
+            ("a.mp4", CAPTION, ""),
+            ("cut.mp4", CAPTION, ""),
+            ("empty.mp4", CAPTION, ""),
+            ("text.mp4", CAPTION, ""),
+            ("sound.mp4", CAPTION, ""),
+            ("absent.mp4", CAPTION, ""),
+            ("", CAPTION, ""),
+            ("a.mp4", CAPTION, "fast"),
+            ("a.mp4", CAPTION, "-3"),
+            ("a.mp4", "a red circle", "8", "moves left"),
+            ("deep", CAPTION, ""),
+            ("deep/b.mp4", CAPTION, "24"),
+        ],
+    )
+    report = run(table)
+    reasons = [row.unscored.get("general", "") for row in report.rows]
+    for index, words in {
+        1: "cannot decode cut.mp4", 2: "cannot decode empty.mp4", 3: "cannot decode text.mp4",
+        4: "no video frames", 5: "video file not found", 6: "no path", 7: "'fast'", 8: "'-3'",
+        9: "more fields than the header", 10: "video file not found",
+    }.items():  # fmt: skip
+        row = report.rows[index]
+        assert words in reasons[index], reasons[index]
+        assert row.unscored.keys() == set(NAMES) and set(row.scores.values()) == {None}
+        assert row.frames is None
+    assert report.rows[0].scores == local(folder / "a.mp4", CAPTION)
+    assert report.rows[11].scores == local(folder / "deep" / "b.mp4", CAPTION, fps=24.0)
+    assert report.unscored() == dict.fromkeys(NAMES, 10)
+    assert all(math.isfinite(mean) for mean in report.means().values())
+
+
+def test_a_clip_without_a_rate_is_scored_only_where_time_does_not_matter(tmp_path):
+    path = tmp_path / "clip.ivf"
+    with av.open(str(path), "w", format="ivf") as container:
+        stream = container.add_stream("libvpx-vp9", rate=8)
+        stream.width = stream.height = 32
+        for image in video_files.to_uint8(clip()).permute(0, 2, 3, 1).contiguous().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    row = run(path, prompt=CAPTION).rows[0]
+    assert row.unscored.keys() == {"motion_quality", "text_alignment"}
+    assert "no frame rate" in row.unscored["motion_quality"] and row.fps is None
+    assert row.scores["general"] == local(path, CAPTION, ["general"], fps=1.0)["general"]
+    assert run(path, prompt=CAPTION, fps=8).rows[0].unscored == {}
+
+
+def test_long_clips_do_not_fill_the_memory(folder):
+    report = run(folder, max_frames=5, prompt="x")
+    assert [row.frames for row in report.rows] == [5, 5, None]
+    assert "more than 5 frames" in report.rows[2].unscored["general"]
+
+
+def test_every_clip_is_decoded_once_and_nothing_temporary_is_written(folder, monkeypatch):
+    opened = []
+
+    def counting(path, *rest):
+        opened.append(path)
+        return read_video(path, *rest)
+
+    monkeypatch.setattr(engine, "read_video", counting)
+    before = sorted(folder.rglob("*"))
+    run(folder)
+    assert len(opened) == len(set(opened)) == 3
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_raising_reward_is_a_reason(folder, monkeypatch):
+    class Odd:
+        name, needs_prompt, needs_time = "odd", False, False
+
+        def score(self, batch):
+            if batch.num_frames == 7:
+                raise RuntimeError("seven frames")
+            return RewardOutput.from_scores(
+                torch.ones(1), {"caption_truncated": torch.tensor([float(batch.prompts[0] != "")])}
+            )
+
+        def to(self, device):
+            return self
+
+        def fingerprint(self):
+            return {"kind": "odd"}
+
+    monkeypatch.setattr(engine, "load_suite", lambda names: RewardSuite({"odd": (Odd(), 1.0)}))
+    report = run(folder, ["odd"])
+    assert report.rows[2].unscored == {"odd": "RuntimeError: seven frames"}
+    assert [len(row.notes) for row in report.rows] == [1, 1, 0]
+    assert "text context" in report.rows[0].notes[0]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_output_round_trip(folder, tmp_path, ending):
+    broken_files(folder)
+    output = tmp_path / "out" / f"scores.{ending}"
+    report = run(folder, output=output)
+    assert read_table(output, NAMES) == [replace(row, notes=list(row.notes)) for row in report.rows]
+    if ending == "csv":
+        frame = pd.read_csv(output)
+        assert frame["general"].tolist()[0] == report.rows[0].scores["general"]
+        assert frame["general"].isna().sum() == report.unscored()["general"]
+    else:
+        records = [json.loads(line) for line in output.read_text().splitlines()]
+        assert records[0]["scores"] == report.rows[0].scores
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_resume_scores_only_what_is_missing(folder, tmp_path, ending, monkeypatch):
+    output = tmp_path / f"scores.{ending}"
+    whole = run(folder, output=output, prompt="x")
+    content = output.read_bytes()
+    decoded = []
+
+    def counting(path, *rest):
+        decoded.append(path.name)
+        return read_video(path, *rest)
+
+    monkeypatch.setattr(engine, "read_video", counting)
+    again = run(folder, output=output, prompt="x")
+    assert (again.resumed, decoded) == (3, []) and output.read_bytes() == content
+    assert [row.scores for row in again.rows] == [row.scores for row in whole.rows]
+
+    write_mp4(clip(9), folder / "a.mp4", fps=8)  # another video under the same name
+    changed = run(folder, output=output, prompt="x")
+    assert (changed.resumed, decoded) == (2, ["a.mp4"])
+    assert changed.rows[0].scores != whole.rows[0].scores
+    assert len(read_table(output, NAMES)) == 3
+
+    decoded.clear()
+    run(folder, output=output, prompt="y")  # b.mp4 has no caption of its own
+    assert decoded == ["b.mp4"]
+    run(folder, output=output, prompt="y", fps=12)
+    assert decoded == ["b.mp4", "a.mp4", "c.gif", "b.mp4"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_torn_last_row_is_repaired_at_every_byte(folder, tmp_path, ending):
+    output = tmp_path / f"scores.{ending}"
+    whole = run(folder, output=output)
+    rows, content = read_table(output, NAMES), output.read_bytes()
+    starts = [content.find(row.path.encode()) for row in rows]
+    for length in range(len(content)):
+        output.write_bytes(content[:length])
+        found = read_table(output, NAMES)
+        assert found == rows[: len(found)]
+        assert len(found) >= sum(start < length for start in starts) - 1
+    for length in (0, 5, starts[1] + 30, len(content) - 1):
+        output.write_bytes(content[:length])
+        report = run(folder, output=output)
+        assert [row.scores for row in report.rows] == [row.scores for row in whole.rows]
+        assert sorted(read_table(output, NAMES), key=lambda row: row.path) == rows
+
+
+def test_unscored_rows_are_tried_again(folder, tmp_path):
+    output = tmp_path / "scores.csv"
+    whole = (folder / "a.mp4").read_bytes()
+    (folder / "a.mp4").write_bytes(whole[:100])
+    assert run(folder, output=output, prompt="x").unscored() == dict.fromkeys(NAMES, 1)
+    (folder / "a.mp4").write_bytes(whole)
+    report = run(folder, output=output, prompt="x")
+    assert report.resumed == 2 and report.unscored() == dict.fromkeys(NAMES, 0)
+    assert len(read_table(output, NAMES)) == 3
+
+
+def test_rows_of_other_inputs_stay(folder, tmp_path):
+    output = tmp_path / "scores.jsonl"
+    run(folder / "a.mp4", output=output, prompt="x")
+    run(folder, output=output, prompt="x")
+    assert len(read_table(output, NAMES)) == 4
+
+
+def test_equal_rows_of_the_input_keep_their_own_results(folder, tmp_path):
+    rows = [("a.mp4", "x", "8"), ("a.mp4", "x", "16"), ("a.mp4", "y", "8"), ("a.mp4", "x", "8")]
+    table = write_csv(folder / "in.csv", rows)
+    output = tmp_path / "scores.csv"
+    first, again = run(table, output=output), run(table, output=output)
+    assert again.resumed == 4 and len(read_table(output, NAMES)) == 4
+    assert [row.scores for row in again.rows] == [row.scores for row in first.rows]
+    assert first.rows[0].scores == first.rows[3].scores != first.rows[1].scores
+
+
+def test_an_output_of_other_settings_is_refused_and_kept(folder, tmp_path, monkeypatch):
+    output = tmp_path / "scores.csv"
+    run(folder, output=output)
+    content = output.read_bytes()
+    with pytest.raises(UserError, match="cannot be continued"):
+        run(folder, ["general"], output=output)
+    monkeypatch.setattr("longtake.rewards.analytic.VERSION", 2)
+    with pytest.raises(UserError, match="other versions or settings"):
+        run(folder, output=output)
+    assert output.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("in.csv", b"path,prompt\na.mp4,x\n"),
+        ("x.jsonl", b'{"path": "a"}\n'),
+        ("x.jsonl", b"not json\n"),
+        ("x.jsonl", b"[1]\n"),
+        ("x.csv", b"\x00\x01\xff\n"),
+    ],
+)
+def test_a_foreign_output_is_refused_and_kept(folder, tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be continued"):
+        run(folder, output=path)
+    assert path.read_bytes() == content
+
+
+def test_unusable_outputs_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="output format"):
+        run(folder, output=tmp_path / "scores.txt")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the scores"):
+        run(folder, output=tmp_path / "file" / "scores.csv")
+    row = ScoreRow(path="a", prompt="", fps=None, frames=1, scores={"general": 1.0}, settings="s",
+                   digest="d")  # fmt: skip
+    with pytest.raises(UserError, match="cannot write the scores"):
+        append_row(tmp_path / "absent" / "scores.csv", ["general"], row)
+
+
+def test_tables_keep_odd_text_and_exact_numbers(tmp_path):
+    row = ScoreRow(
+        path='a,"b".mp4', prompt='quotes " and,\r\n"lines"\n', fps=30000 / 1001, frames=3,
+        scores={"general": 0.1 + 0.2, "clip": None}, unscored={"clip": 'a\n"reason", ü'},
+        notes=["n;1", "n2"], settings="s", digest="d",
+    )  # fmt: skip
+    for ending in ("csv", "jsonl"):
+        path = tmp_path / f"t.{ending}"
+        write_table(path, ["general", "clip"], [row, row])
+        append_row(path, ["general", "clip"], row)
+        assert read_table(path, ["general", "clip"]) == [row] * 3
+
+
+def test_unusable_inputs_are_refused(folder, tmp_path):
+    for source, words in (
+        (tmp_path / "absent.mp4", "nothing to score"),
+        (tmp_path / "absent.csv", "cannot read the CSV"),
+        (write_csv(tmp_path / "a.csv", [], ("video", "prompt")), "no column path"),
+    ):
+        with pytest.raises(UserError, match=words):
+            find_inputs(source)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="no videos"):
+        find_inputs(tmp_path / "none")
+    (tmp_path / "latin.csv").write_bytes("path,prompt\na.mp4,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(UserError, match="cannot read the CSV"):
+        find_inputs(tmp_path / "latin.csv")
+    with pytest.raises(UserError, match="fps"):
+        find_inputs(folder, fps=0.0)
+    with pytest.raises(UserError, match="reward is unknown"):
+        run(folder, ["hps"])
+
+
+def test_spreadsheet_csv_files_are_read(folder):
+    (folder / "in.csv").write_bytes("\ufeffpath,prompt\r\na.mp4,ünïcode\r\n".encode())
+    (item,) = find_inputs(folder / "in.csv")
+    assert (item.name, item.prompt, item.fps) == ("a.mp4", "ünïcode", None)
+    assert item.path == folder / "a.mp4"
+
+
+def test_one_source(tmp_path):
+    assert one_source(tmp_path, None) == one_source(None, tmp_path) == tmp_path
+    for pair in ((None, None), (tmp_path, tmp_path)):
+        with pytest.raises(UserError, match="one thing to score"):
+            one_source(*pair)
+
+
+def test_json_for_machines(folder, capsys):
+    report = run(folder)
+    print_report(report, as_json=True)
+    printed = json.loads(capsys.readouterr().out)
+    assert [row["scores"] for row in printed["rows"]] == [dict(row.scores) for row in report.rows]
+    assert printed["unscored"] == report.unscored() and printed["mean"] == report.means()
+    assert printed["rewards"]["general"]["kind"] == "analytic"
+
+
+def test_a_table_for_people(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    report = run(folder)
+    print_report(report, as_json=False)
+    printed = capsys.readouterr().out
+    for word in ("a.mp4", "deep/b.mp4", "mean of 3", "motion_quality", "-",
+                 "unscored by text_alignment: the clip has no caption (1)"):  # fmt: skip
+        assert word in printed
+    many = replace(report, rows=list(report.rows) * 10)
+    print_report(many, as_json=False)
+    printed = capsys.readouterr().out
+    assert "10 more rows are not shown" in printed and "mean of 30" in printed
+
+
+def test_progress_is_shown_on_standard_error(folder, capsys):
+    run(folder)
+    captured = capsys.readouterr()
+    assert "scoring 3/3" in captured.err and captured.out == ""
