@@ -18,6 +18,17 @@ BELOW = {
     "grpo": {"runtime", "kernels", "core", "rewards", "evaluation"},
     "evaluation": {"runtime", "kernels", "core", "rewards"},
     "training": {"runtime", "kernels", "core"},
+    # The groups of the command line, which only cli.py imports.
+    "commands": {
+        "runtime",
+        "kernels",
+        "core",
+        "sandbox",
+        "rewards",
+        "grpo",
+        "evaluation",
+        "training",
+    },
 }
 # The data of checkpoints/tiny are the sandbox's clips; this one file brings them to the trainers.
 EXCEPTIONS = {("training/sandbox_data.py", "sandbox")}
@@ -64,7 +75,7 @@ def violations(source: str, folder: str, where: str) -> list[str]:
             found.append(f"{where}:{line} imports bare `{name}`; write longtake.{name}")
         if parts[0] == "longtake" and len(parts) > 1:
             target = parts[1]
-            if target == "cli" and folder != "cli":
+            if target == "cli":
                 found.append(f"{where}:{line} imports the command line")
             elif (where, target) in EXCEPTIONS:
                 continue
@@ -146,7 +157,7 @@ def test_triton_is_named_only_where_it_is_needed() -> None:
 def test_files_stay_small() -> None:
     lines = {str(p.relative_to(ROOT)): len(p.read_text("utf-8").splitlines()) for p in sources()}
     assert {name: n for name, n in lines.items() if n > MAX_LINES} == {}
-    assert lines["cli.py"] <= 250
+    assert lines["cli.py"] <= 100
 
 
 def test_kernels_has_no_init_file() -> None:

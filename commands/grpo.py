@@ -1,0 +1,52 @@
+"""`grpo`: reward-driven post-training."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from longtake.commands.options import Checkpoint, Device, DryRun, Overrides, Resume, group
+
+grpo = group("Reward-driven post-training (Algorithm 1 of the report).")
+
+# Names of grpo/presets.py, repeated so that --help need not import it; tests/test_cli.py compares.
+Preset = Literal["tiny", "table9"]
+
+
+@grpo.command("run")
+def grpo_run(
+    preset: Annotated[Preset, typer.Option(help="Settings to start from.")] = "tiny",
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML laid over the preset.")
+    ] = None,
+    overrides: Overrides = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run directory. Default: a new one in runs/.")
+    ] = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Training prompts, one a line, UTF-8.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+) -> None:
+    """Align a video model to rewards and measure held-out prompts before and after.
+
+    Example: python cli.py grpo run --output-dir runs/first --set seed=1
+    """
+    from longtake.grpo.run import run_grpo
+    from longtake.sandbox.oracles import ORACLES  # held-out only: grpo never imports the sandbox
+
+    run_grpo(
+        preset=preset,
+        config_file=config,
+        overrides=overrides or [],
+        output_dir=output_dir,
+        resume=resume,
+        dry_run=dry_run,
+        prompts=prompts,
+        checkpoint=checkpoint,
+        device=device,
+        metrics=ORACLES,
+    )

@@ -1,0 +1,142 @@
+"""`rewards`: import published reward models, score videos, serve a scorer."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from longtake.commands.options import Device, group
+
+rewards = group("Reward models: import, score, serve.")
+
+# Names of rewards/import_public.py, repeated so that --help need not import it.
+Kind = Literal["hpsv3", "videoreward"]
+ColorMode = Literal["rgb", "bt601", "bt601_trunc", "mean"]
+
+Names = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reward",
+        metavar="NAME[=SOURCE]",
+        help="A reward, or a column name with its source: a reward directory, an open_clip folder "
+        "or http://host:port of a server. Repeatable. Default: the sandbox's four.",
+    ),
+]
+
+
+@rewards.command("score")
+def score(
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="One video; needs --prompt.")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="PATH", help="A folder of videos, or a CSV: path, prompt."),
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="Caption of videos that have none.")] = "",
+    reward: Names = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Playback rate, frames per second. Default: the file's.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write .csv or .jsonl; continued if it exists."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines, no table.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Score videos by reward models; exit 1 when a score is missing.
+
+    Example: python cli.py rewards score --video clip.mp4 --prompt "a red circle moves left"
+    """
+    from longtake.rewards import REWARDS
+    from longtake.rewards.score_files import score_files
+    from longtake.rewards.score_inputs import one_source
+    from longtake.rewards.score_table import print_report
+
+    report = score_files(
+        one_source(video, source),
+        reward or list(REWARDS),
+        prompt=prompt,
+        fps=fps,
+        output=output,
+        device=device,
+    )
+    print_report(report, as_json=as_json)
+    raise typer.Exit(1 if any(report.unscored().values()) else 0)
+
+
+@rewards.command("serve")
+def serve_rewards(
+    reward: Names = None,
+    host: Annotated[
+        str, typer.Option(help="Address to bind; others than loopback need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8763,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Token of the clients. Or set LONGTAKE_REWARD_TOKEN."),
+    ] = None,
+    queue_size: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 8,
+    max_request_mib: Annotated[int, typer.Option(min=1, help="Largest request, MiB.")] = 512,
+    device: Device = "auto",
+) -> None:
+    """Score clips of other processes over HTTP, until Ctrl-C.
+
+    Example: python cli.py rewards serve --reward motion_quality --port 8763
+    """
+    from longtake.rewards import REWARDS
+    from longtake.rewards.remote_server import ServerConfig, serve
+
+    config = ServerConfig(
+        host=host, port=port, queue_size=queue_size, max_request_bytes=max_request_mib * 2**20
+    )
+    serve(reward or list(REWARDS), config, token_file=token_file, device=device)
+
+
+@rewards.command("import")
+def import_published(
+    kind: Annotated[Kind, typer.Argument(help="Which published model.")],
+    weights: Annotated[
+        Path, typer.Option(metavar="PATH", help="HPSv3: the file. VideoReward: its folder.")
+    ],
+    source: Annotated[
+        Path, typer.Option(metavar="PATH", help="Your copy of the public code: wheel or checkout.")
+    ],
+    tokenizer: Annotated[Path, typer.Option(metavar="DIR", help="Tokenizer of Qwen2-VL.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Reward directory to write.")],
+    step: Annotated[
+        int | None, typer.Option(help="VideoReward: checkpoint-STEP. Default: the largest.")
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="VideoReward: Qwen2-VL under a LoRA stored apart."),
+    ] = None,
+    keep_lora: Annotated[
+        bool, typer.Option("--keep-lora", help="Keep LoRA factors apart from the weights.")
+    ] = False,
+    color_mode: Annotated[
+        ColorMode, typer.Option(help="What the weights were trained on.")
+    ] = "rgb",
+) -> None:
+    """Build a self-contained reward directory from published files; nothing is executed.
+
+    The prompt template is read from your copy of the public code and checked by its digest.
+
+    Example: python cli.py rewards import hpsv3 --weights HPSv3.safetensors --source hpsv3.whl
+    --tokenizer Qwen2-VL-7B-Instruct --out rewards/hpsv3
+    """
+    from longtake.rewards.import_public import import_reward
+
+    imported = import_reward(
+        kind,
+        weights,
+        source,
+        tokenizer,
+        out,
+        step=step,
+        base=base,
+        merge=not keep_lora,
+        color_mode=color_mode,
+    )
+    typer.echo(imported.path)

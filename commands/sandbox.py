@@ -1,0 +1,66 @@
+"""`sandbox`: the synthetic world and the model that was trained in it."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from longtake.commands.options import Device, DryRun, Overrides, Resume, group
+
+sandbox = group("The synthetic world whose truth is computable.")
+
+# Names of sandbox/facts.py, repeated so that --help need not import it; tests/test_cli.py compares.
+Split = Literal["train", "held_out"]
+
+
+@sandbox.command("render")
+def sandbox_render(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the clips go.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of clips.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Scenes are named by (seed, index).")] = 0,
+    split: Annotated[Split | None, typer.Option(help="Only this part of the world.")] = None,
+    corrupt: Annotated[bool, typer.Option("--corrupt", help="Damage the clips.")] = False,
+) -> None:
+    """Render captioned clips and a contact sheet.
+
+    Example: python cli.py sandbox render --out runs/clips --count 16 --seed 0
+    """
+    from longtake.sandbox.gallery import render_to_directory
+
+    typer.echo(render_to_directory(out, count, seed, split, corrupt))
+
+
+@sandbox.command("pretrain")
+def sandbox_pretrain(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint directory to write.")],
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    device: Device = "auto",
+) -> None:
+    """Train checkpoints/tiny from nothing: tokenizer, VAE, text encoder, DiT.
+
+    Example: python cli.py sandbox pretrain --out runs/tiny --dry-run
+    """
+    from rich import print_json
+
+    from longtake.training.pretrain_tiny import pretrain
+
+    record = pretrain(out, overrides or [], resume=resume, dry_run=dry_run, device=device)
+    if dry_run:
+        print_json(data=record)
+
+
+@sandbox.command("oracles")
+def sandbox_oracles(
+    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A clip: mp4 or gif.")],
+    prompt: Annotated[str, typer.Option(help="The caption it should show.")],
+) -> None:
+    """Score one clip by the three oracles, each in [0, 1].
+
+    Example: python cli.py sandbox oracles clip.mp4 --prompt "a red circle moves left"
+    """
+    from longtake.sandbox.clip_file import score_file
+
+    for name, score in score_file(video, prompt).items():
+        typer.echo(f"{name:<12}{score:.4f}")
