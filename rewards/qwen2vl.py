@@ -146,7 +146,7 @@ class Qwen2VLRewardModel(nn.Module):
         tokens: Sequence[int] | None = None,
     ) -> Tensor:
         """:meth:`forward` in evaluation mode and without gradients."""
-        with scoring(self):
+        with _scoring(self):
             return self.forward(input_ids, attention_mask, pixel_values, grid_thw, tokens)
 
     def encode_prefix(
@@ -156,7 +156,7 @@ class Qwen2VLRewardModel(nn.Module):
 
         The arguments are those of :meth:`forward`; every vision token belongs to the prefix.
         """
-        with scoring(self):
+        with _scoring(self):
             ids, lengths = self._prompts(input_ids, attention_mask)
             embeddings = self._embed(ids, lengths, pixel_values, grid_thw)
             _, key_values = self._language(embeddings, keep=True)
@@ -189,7 +189,7 @@ class Qwen2VLRewardModel(nn.Module):
                 expected="one suffix per prefix row",
                 remedy="repeat prefix rows with Prefix.select",
             )
-        with scoring(self):
+        with _scoring(self):
             ids, lengths = self._prompts(input_ids, attention_mask)
             chosen = self._chosen(tokens)
             positions = self._reward_positions(ids, lengths, chosen)
@@ -254,13 +254,17 @@ class Qwen2VLRewardModel(nn.Module):
                 self.embedding.weight[list(self.config.reward_token_ids)] = rows
             self.reward_rows = None
 
-    def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """Recompute activations in the backward pass: the name that transformers' Trainer calls."""
-        self.model.gradient_checkpointing_enable(**options)
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Recompute activations in the backward pass: slower, and far less memory.
 
-    def activation_checkpointing_enable(self, **options: Any) -> None:
-        """The same under the name that the Trainer of later releases prefers."""
-        self.model.activation_checkpointing_enable(**options)
+        Args:
+            gradient_checkpointing_kwargs: for ``torch.utils.checkpoint``, as transformers takes it.
+        """
+        enable = getattr(self.model, "activation_checkpointing_enable", None)
+        # Older releases of transformers know only the older name.
+        (enable or self.model.gradient_checkpointing_enable)(gradient_checkpointing_kwargs)
 
     def _prompts(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """The ids on the device of the model, and the tokens of each row [B]."""
@@ -360,7 +364,7 @@ class Qwen2VLRewardModel(nn.Module):
 
 
 @contextmanager
-def scoring(model: nn.Module) -> Iterator[None]:
+def _scoring(model: nn.Module) -> Iterator[None]:
     """Evaluation and inference mode for a block; the training flag is restored."""
     was_training = model.training
     model.eval()

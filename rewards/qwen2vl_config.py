@@ -56,7 +56,8 @@ class RewardModelConfig:
             (self.rotary, self.rotary in ROTARY_PRECISIONS, "rotary", ", ".join(ROTARY_PRECISIONS)),
             (
                 tokens,
-                len(set(tokens)) == wanted and all(0 <= token < vocab for token in tokens),
+                len(tokens) == len(set(tokens)) == wanted
+                and all(0 <= token < vocab for token in tokens),
                 "reward_token_ids",
                 f"{wanted} different ids below the vocabulary size {vocab}",
             ),
@@ -93,7 +94,15 @@ class RewardModelConfig:
                 expected=", ".join(sorted(known)),
                 remedy="write it with RewardModelConfig.to_dict",
             )
-        return cls(**{**fields, "backbone": backbone_config(fields["backbone"])})
+        try:
+            return cls(**{**fields, "backbone": backbone_config(fields["backbone"])})
+        except TypeError as error:
+            raise ConfigError(
+                f"a field of the reward model configuration has a wrong type: {error}",
+                received={name: fields[name] for name in sorted(fields.keys() - {"backbone"})},
+                expected="strings, integers and numbers as RewardModelConfig.to_dict writes them",
+                remedy="correct the field",
+            ) from error
 
 
 def backbone_config(fields: Mapping[str, Any]) -> Qwen2VLConfig:

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
-from transformers import Qwen2VLModel
 
 from longtake.rewards.heads import HeadKind
 from longtake.rewards.qwen2vl import Prefix, Qwen2VLRewardModel
@@ -182,10 +181,8 @@ def test_gradients_reach_lora_head_and_reward_rows_only(checkpointing: bool) -> 
     rows = model.split_reward_rows().requires_grad_(True)
     model.rm_head.requires_grad_(True)
     model.train()
-    if checkpointing:  # the name depends on the release of transformers
-        later = hasattr(Qwen2VLModel, "activation_checkpointing_enable")
-        name = "activation_checkpointing_enable" if later else "gradient_checkpointing_enable"
-        getattr(model, name)()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
         assert model.score(**random_prompts(model.config, 0, [12], VIDEO)).isfinite().all()
     gradients = trained_parts(model, random_prompts(model.config, 0, [12, 20], VIDEO))
     lora = {name for name in gradients if ".lora_" in name}
@@ -248,6 +245,18 @@ def test_a_new_lora_changes_no_score_and_is_named_by_its_seed() -> None:
         assert parameter.requires_grad == (".lora_" in name)
     with pytest.raises(UserError, match="loaded already"):
         model.add_lora(rank=4, alpha=8, seed=3)
+
+
+def test_lora_dropout_acts_in_training_only() -> None:
+    model = video_model()
+    model.add_lora(rank=4, alpha=8, seed=0, dropout=0.5)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    batch = random_prompts(model.config, 0, [12], VIDEO)
+    assert torch.equal(model.score(**batch), model.score(**batch))
+    model.train()
+    assert not torch.equal(model(**batch), model(**batch))
 
 
 def test_merged_and_unmerged_lora_score_alike() -> None:
