@@ -263,6 +263,9 @@ class RewardConfig:
     reward_weights: dict[str, float] = field(default_factory=_sandbox_rewards)
     """Name in ``rewards.REWARDS`` -> weight of its advantage, >= 0, at least one positive. Weight 0
     scores and logs a reward without training on it. Report: four rewards at 1 (Table 9)."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """Reward name -> reward directory, open_clip folder or server address to load it from
+    (``longtake.rewards.sources``); the other names are those of ``rewards.REWARDS``."""
 
     def __post_init__(self) -> None:
         for name, weight in self.reward_weights.items():

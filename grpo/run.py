@@ -101,10 +101,12 @@ def run_grpo(
     check_trackers(config.trackers)
     train_prompts = read_prompts(Path(config.prompts))
     held_out_prompts = read_prompts(Path(config.evaluation.prompts))
-    suite = suite or load_suite(config.rewards.reward_weights)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     where = pick_device(config.device)
+    suite = suite or load_suite(
+        config.rewards.reward_weights, config.rewards.sources, device=str(where)
+    )
     ranks = connect(where)
     path = ranks.gather(output_dir or RUNS / time.strftime("grpo-%Y%m%d-%H%M%S"))[0]
     with ExitStack() as stack:

@@ -15,11 +15,12 @@ from typing import Self
 
 import torch
 
-from longtake.rewards import load_reward
+from longtake.rewards import load_rewards
 from longtake.rewards.contract import Reward, RewardOutput, VideoBatch
 from longtake.rewards.remote_http import listen
 from longtake.rewards.remote_protocol import fingerprint_digest, read_token
 from longtake.rewards.remote_queue import ScoringQueue
+from longtake.rewards.sources import split_sources
 from longtake.rewards.suite import RewardSuite
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import ConfigError
@@ -165,7 +166,7 @@ def serve(
     The running request is finished first; a second signal ends the process at once.
 
     Args:
-        reward_names: names for :func:`longtake.rewards.load_reward`.
+        reward_names: ``NAME`` or ``NAME=SOURCE`` (:mod:`longtake.rewards.sources`).
         config: address and limits.
         token_file: file with the token; without it the environment is asked.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -176,7 +177,8 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     token = read_token(token_file)
     target = pick_device(device)
-    rewards = {name: load_reward(name).to(target) for name in reward_names}
+    plain, sources = split_sources(reward_names)
+    rewards = load_rewards(plain, sources, device=str(target))
     server = RewardServer(rewards, config, token=token, device=target)
     stop = threading.Event()
 

@@ -22,6 +22,7 @@ from longtake.rewards.contract import Reward, VideoBatch
 from longtake.rewards.remote_protocol import fingerprint_digest
 from longtake.rewards.score_inputs import ScoreInput, find_inputs
 from longtake.rewards.score_table import ScoreRow, append_row, read_table, write_table
+from longtake.rewards.sources import split_sources
 from longtake.rewards.suite import RewardSuite
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import UserError
@@ -84,7 +85,7 @@ def score_files(
 
     Args:
         source: see :func:`longtake.rewards.score_inputs.find_inputs`.
-        reward_names: names for :func:`longtake.rewards.load_suite`.
+        reward_names: ``NAME`` or ``NAME=SOURCE`` (:mod:`longtake.rewards.sources`).
         prompt: caption of the clips that have none of their own.
         fps: playback rate of the clips that have none of their own; None takes the file's.
         output: ``.csv`` or ``.jsonl`` to write and to resume from; None keeps nothing.
@@ -96,7 +97,8 @@ def score_files(
     """
     inputs = find_inputs(source, prompt, fps)
     target = pick_device(device)
-    suite = load_suite(dict.fromkeys(reward_names, 1.0)).to(target)
+    plain, sources = split_sources(reward_names)
+    suite = load_suite(dict.fromkeys(plain, 1.0), sources, device=str(target))
     fingerprint = to_plain({name: reward.fingerprint() for name, reward in suite.rewards.items()})
     settings = fingerprint_digest(fingerprint)
     names = suite.names
