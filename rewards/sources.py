@@ -14,10 +14,6 @@ from longtake.runtime.errors import UserError
 if TYPE_CHECKING:
     from longtake.rewards.contract import Reward
 
-HPSV3 = ("hpsv3_general", "hpsv3_percentile")
-"""Rewards of a directory of kind ``hpsv3``."""
-VIDEOALIGN = {"videoalign_vq": "VQ", "videoalign_mq": "MQ", "videoalign_ta": "TA"}
-"""Rewards of a directory of kind ``videoreward`` and their dimensions."""
 _CLIP_FILE = "open_clip_config.json"
 
 
@@ -54,8 +50,8 @@ def load_from_sources(sources: Mapping[str, str], device: str = "cpu") -> dict[s
 
     Args:
         sources: reward name -> directory or ``http(s)`` address. The name says which reward of a
-            directory is meant (:data:`HPSV3`, :data:`VIDEOALIGN`; any name for open_clip), or
-            which reward of the server.
+            directory is meant (``hpsv3_general``, ``hpsv3_percentile``, ``videoalign_vq``, ``_mq``
+            or ``_ta``; any name for open_clip), or which reward of the server.
         device: where local models are loaded to. On a GPU the backbones of reward directories run
             in bfloat16, as those of the public scorers do, on a CPU in float32.
 
@@ -85,11 +81,14 @@ def load_from_sources(sources: Mapping[str, str], device: str = "cpu") -> dict[s
 def _load_directory(path: Path, names: Sequence[str], device: str) -> Mapping[str, "Reward"]:
     import torch
 
+    from longtake.rewards.hpsv3 import COLUMNS, load_hpsv3
     from longtake.rewards.reward_directory import read_reward_directory
+    from longtake.rewards.videoalign import COLUMN_NAMES, load_videoalign
 
     directory = read_reward_directory(path)
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    known = HPSV3 if directory.spec.kind == "hpsv3" else tuple(VIDEOALIGN)
+    is_hpsv3 = directory.spec.kind == "hpsv3"
+    known: tuple[str, ...] = COLUMNS if is_hpsv3 else tuple(COLUMN_NAMES.values())
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(
@@ -97,12 +96,10 @@ def _load_directory(path: Path, names: Sequence[str], device: str) -> Mapping[st
             received=f"{', '.join(unknown)} from {path}",
             expected=f"{', '.join(known)} (it is of kind {directory.spec.kind})",
         )
-    if directory.spec.kind == "hpsv3":
-        from longtake.rewards.hpsv3 import load_hpsv3
-
-        columns = [name for name in HPSV3 if name in names]
-        return dict(load_hpsv3(directory, columns=columns, device=device, dtype=dtype))
-    from longtake.rewards.videoalign import load_videoalign
-
-    dimensions = [VIDEOALIGN[name] for name in names]
-    return load_videoalign(directory, dimensions, device=device, dtype=dtype)
+    if is_hpsv3:
+        columns = [column for column in COLUMNS if column in names]
+        return {**load_hpsv3(directory, columns=columns, device=device, dtype=dtype)}
+    dimensions = [dimension for dimension, name in COLUMN_NAMES.items() if name in names]
+    # In the colours the weights were trained in; the report's motion reward was trained on gray.
+    mode = directory.spec.color_mode
+    return {**load_videoalign(path, dimensions, device=device, dtype=dtype, color_mode=mode)}

@@ -25,9 +25,9 @@ from longtake.runtime.errors import UserError
 
 Dimension = Literal["VQ", "MQ", "TA"]
 COLUMN_NAMES: dict[Dimension, str] = {
-    "VQ": "visual_quality",
-    "MQ": "motion_quality",
-    "TA": "text_alignment",
+    "VQ": "videoalign_vq",
+    "MQ": "videoalign_mq",
+    "TA": "videoalign_ta",
 }
 """Names of the rewards, as of their columns."""
 TOKENS_PER_PASS = 16384

@@ -110,8 +110,8 @@ def test_scores_are_those_of_the_whole_prompt(
 
 def test_names_needs_and_fingerprint(motion: VideoAlignReward, alignment: VideoAlignReward) -> None:
     assert isinstance(motion, Reward) and isinstance(alignment, Reward)
-    assert (motion.name, motion.needs_prompt, motion.needs_time) == ("motion_quality", False, True)
-    assert (alignment.name, alignment.needs_prompt) == ("text_alignment", True)
+    assert (motion.name, motion.needs_prompt, motion.needs_time) == ("videoalign_mq", False, True)
+    assert (alignment.name, alignment.needs_prompt) == ("videoalign_ta", True)
     assert motion.fingerprint()["scored_in"] == "bt601"
     assert motion.fingerprint() != alignment.fingerprint()
     assert motion.fingerprint()["weights_sha256"] != alignment.fingerprint()["weights_sha256"]
@@ -233,7 +233,7 @@ def test_dimensions_of_one_directory_share_their_weights(
         RewardDirectory, "load_model", lambda *args: loads.append(1) or original(*args)
     )
     rewards = load_videoalign(color_directory.path, ["VQ", "TA"])
-    assert list(rewards) == ["visual_quality", "text_alignment"] and len(loads) == 1
+    assert list(rewards) == ["videoalign_vq", "videoalign_ta"] and len(loads) == 1
 
 
 def test_raw_scores_can_be_asked_for(color_directory: RewardDirectory) -> None:
