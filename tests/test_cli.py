@@ -156,6 +156,13 @@ def test_interrupt_ends_a_real_process_with_130() -> None:
     assert "interrupted" in stderr and "Traceback" not in stderr
 
 
+@pytest.mark.parametrize("name", ["hpsv3", "videoreward", "videoreward_lora"])
+def test_golden_check_knows_reward_models(name: str) -> None:
+    golden = str(ROOT / "tests" / "data" / f"{name}.safetensors")
+    result = CliRunner().invoke(cli.app, ["check", "golden", golden])
+    assert result.exit_code == 0 and "out.logits" in result.stdout
+
+
 def test_golden_check_passes_and_fails_by_exit_code() -> None:
     golden = str(ROOT / "tests" / "data" / "schedules.json")
     assert CliRunner().invoke(cli.app, ["check", "golden", golden]).exit_code == 0
