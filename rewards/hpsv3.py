@@ -17,10 +17,9 @@ from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from longtake.rewards.contract import RewardOutput, VideoBatch
-from longtake.rewards.frames import Rounding, aggregate, num_top_frames, stride_frames
+from longtake.rewards.frames import Aggregation, Rounding, aggregate, num_top_frames, stride_frames
 from longtake.rewards.pixels import (
     MERGE,
     PATCH,
@@ -31,11 +30,11 @@ from longtake.rewards.pixels import (
     resized_size,
     to_uint8,
 )
+from longtake.rewards.prompt_batches import pad_prompts, token_batches
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.qwen2vl_variants import score_variants
 from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
 from longtake.rewards.template import PromptEncoder
-from longtake.rewards.token_batches import token_batches
 from longtake.rewards.unique_frames import UniqueFrames, unique_frames
 from longtake.runtime.errors import CheckpointError, ConfigError
 
@@ -63,11 +62,12 @@ class HPSv3Config:
     stride: int = 1
     """Every n-th frame is scored, from the first on. The report scores all; a stride is faster and
     another estimate."""
-    max_tokens_per_batch: int = 32768
-    """Tokens that go through the language model at once. It bounds memory and moves no score."""
+    tokens_per_pass: int = 32768
+    """Bound on the tokens of one forward pass, padding included. It bounds memory, and no score
+    depends on it."""
 
     def __post_init__(self) -> None:
-        for name in ("stride", "max_tokens_per_batch"):
+        for name in ("stride", "tokens_per_pass"):
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"{name} must be positive", received=getattr(self, name), expected=">= 1"
@@ -211,13 +211,13 @@ class HPSv3Scorer:
         grid = (1, pictures.shape[-2] // PATCH, pictures.shape[-1] // PATCH)
         captions = {caption for _, caption in rows} | {GENERAL_PROMPT}
         ids = {
-            caption: torch.tensor(self._encoder.encode(caption, math.prod(grid) // MERGE**2))
+            caption: self._encoder.encode(caption, math.prod(grid) // MERGE**2)
             for caption in captions
         }
         longest = [max(len(ids[caption]), len(ids[GENERAL_PROMPT])) for _, caption in rows]
         scores = torch.empty(len(rows), len(self.columns), 2)
-        for batch in token_batches(longest, self.config.max_tokens_per_batch):
-            prompts: dict[Column, list[Tensor]] = {
+        for batch in token_batches(longest, self.config.tokens_per_pass):
+            prompts: dict[Column, list[list[int]]] = {
                 "hpsv3_general": [ids[GENERAL_PROMPT]] * len(batch),
                 "hpsv3_percentile": [ids[rows[row][1]] for row in batch],
             }
@@ -225,7 +225,7 @@ class HPSv3Scorer:
             patches = patchify(normalize(chosen, self._pixels).unsqueeze(-4))
             variants = score_variants(
                 self.model,
-                [_padded(prompts[column]) for column in self.columns],
+                [pad_prompts(prompts[column]) for column in self.columns],
                 patches.flatten(0, 1),
                 torch.tensor([grid] * len(batch)),
             )
@@ -256,7 +256,7 @@ class HPSv3Reward:
         """
         result = self._scorer.score(batch)
         mu, raw_sigma = result.scores[self.name].unbind(-1)  # [B, F]
-        how = "top_fraction" if self.needs_prompt else "mean"
+        how: Aggregation = "top_fraction" if self.needs_prompt else "mean"
         config = self._scorer.config
         score = aggregate(mu, how, fraction=config.fraction, rounding=config.rounding)
         aux = {
@@ -330,10 +330,3 @@ def load_hpsv3(
         source=directory.fingerprint(),
     )
     return scorer.rewards()
-
-
-def _padded(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask [B, L], padded on the right."""
-    ids = pad_sequence(list(prompts), batch_first=True)
-    mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], batch_first=True)
-    return ids, mask
