@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerFast
 from longtake.rewards.contract import RewardOutput, VideoBatch
 from longtake.rewards.heads import HEAD_PREFIX
 from longtake.rewards.hpsv3 import COLUMNS, GENERAL_PROMPT, Column, HPSv3Config, HPSv3Scorer
-from longtake.rewards.pixels import HPSV3_PIXELS, MERGE, PATCH, PixelConfig, resized_size
+from longtake.rewards.pixels import HPSV3_PIXELS, num_tokens, patch_grid
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.qwen2vl_config import RewardModelConfig, hpsv3_config
 from longtake.rewards.qwen2vl_load import empty_reward_model
@@ -45,6 +45,7 @@ from longtake.rewards.template import (
     PromptTemplate,
 )
 from longtake.rewards.tiny_qwen2vl import VECTOR_DEVIATION, tiny_config
+from longtake.rewards.tiny_rewards import TINY_PIXELS
 from longtake.runtime.provenance import collect
 from longtake.runtime.rng import generator
 
@@ -60,7 +61,6 @@ ADDED_TOKENS = [_UNUSED[0], TURN_START, TURN_END, *_UNUSED[1:7], VISION_START, V
 ADDED_TOKENS += [_UNUSED[7], VISION_PADS["image"], VISION_PADS["video"], REWARD_TOKEN]
 """The last ids of the published vocabulary; those that no prompt holds have other names here."""
 TINY_WORDS = 200
-TINY_PIXELS = PixelConfig(min_pixels=112 * 112, max_pixels=112 * 112, resample="pil")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -184,7 +184,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     config = model_config(options.tiny)
     model = random_model(config, device, dtype, options.gain, options.seed)
     encoder = synthetic_encoder(config)
-    pixels = TINY_PIXELS if options.tiny else HPSV3_PIXELS
+    pixels = TINY_PIXELS["hpsv3"] if options.tiny else HPSV3_PIXELS
     batch = random_clips(options)
 
     def score(way: str) -> dict[Column, RewardOutput]:
@@ -209,8 +209,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 times[way].append(taken)
     medians = {way: statistics.median(values) for way, values in times.items()}
     frames = options.clips * options.frames
-    size = resized_size(*options.size, pixels.min_pixels, pixels.max_pixels)
-    vision_tokens = size[0] * size[1] // (PATCH * MERGE) ** 2
+    vision_tokens = num_tokens(patch_grid(1, *options.size, pixels))
     return {
         "benchmark": "hpsv3",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -356,7 +356,7 @@ def test_rewards_of_a_directory(model: Qwen2VLRewardModel, tmp_path: Path) -> No
     half = hpsv3.load_hpsv3(directory, columns=(PERCENTILE,), dtype=torch.bfloat16)
     assert list(half) == [PERCENTILE]
     assert bool(half[PERCENTILE].score(batch).valid.all())
-    assert half[PERCENTILE].fingerprint()["dtype"] == "bfloat16"
+    assert half[PERCENTILE].fingerprint()["dtype"] == "torch.bfloat16"
 
 
 def test_fingerprints_hold_what_moves_the_scores(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_only_the_frames_and_clips_asked_for_are_read() -> None:
     video[:, 1] = torch.nan
     found = unique_frames(video, torch.tensor([0, 2]), [0, 2])
     assert found.slots.tolist() == [[0, 1], [-1, -1], [2, 3]]
-    assert found.places == ((0, 0), (0, 1), (2, 0), (2, 1))
+    assert found.places == ((0, 0), (0, 2), (2, 0), (2, 2))
     with pytest.raises(UserError, match="not finite"):
         unique_frames(video, torch.tensor([0, 1]), [0])
     assert unique_frames(video, torch.tensor([0]), []).places == ()
