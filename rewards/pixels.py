@@ -12,7 +12,7 @@ public models were trained with different ones:
   8-bit tensors, clamped and rounded once at the end.
 
 The filters are the same (a = -0.5, support widened by the scale when shrinking), so the results
-differ by rounding, at most one level on 5 to 20 % of the pixels, and by the clamp of overshoot
+differ by rounding, at most one level on 3 to 20 % of the pixels, and by the clamp of overshoot
 after the first pass, which matters at hard black-white edges only (24 levels on white noise).
 """
 

@@ -255,25 +255,23 @@ def _problem(file: Path, entry: Mapping[str, object], digest: bool) -> str | Non
 
 def _checked_records(files: object, root: Path) -> dict[str, Mapping[str, object]]:
     """The ``files`` of a reward.json; paths that leave the directory are not accepted."""
-    good = isinstance(files, Mapping) and all(
+    records = dict(files) if isinstance(files, Mapping) else {}
+    usable = all(
         isinstance(entry, Mapping)
         and {"bytes", "sha256"} <= entry.keys()
         and not Path(name).is_absolute()
         and ".." not in Path(name).parts
-        for name, entry in files.items()
+        for name, entry in records.items()
     )
-    if (
-        not good
-        or not isinstance(files, Mapping)
-        or not {TEMPLATE_FILE, TOKENIZER_FILE} <= files.keys()
-    ):
+    complete = {TEMPLATE_FILE, TOKENIZER_FILE} <= records.keys() and any(map(_is_weight, records))
+    if not (usable and complete):
         raise CheckpointError(
             "reward.json does not list its files",
             received=str(root / SPEC_FILE),
             expected='"files": {"relative path": {"bytes": size, "sha256": digest}}',
             remedy="import the reward again",
         )
-    return dict(files)
+    return records
 
 
 def _incomplete(root: Path, problems: list[str]) -> CheckpointError:

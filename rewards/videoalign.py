@@ -1,9 +1,9 @@
 """VideoAlign as rewards: visual quality (VQ), motion quality (MQ) and text alignment (TA) of clips.
 
 LongCat-Video trains on MQ and TA (report section 3.3.2): MQ sees gray clips, in training and in
-scoring, so that it cannot like a colour; TA sees colours. The caption stands after the motion token
-in the prompt, and attention is causal, so VQ and MQ cannot depend on it: their prompts end at their
-own token and never hold the caption. MQ and TA see other pixels, and share no forward pass.
+scoring, so that it cannot like a colour; TA sees colours. Attention is causal, so a prompt ends at
+the token that is scored. In the published template the caption stands after the motion token: VQ
+and MQ never see it. MQ and TA see other pixels, and share no forward pass.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from longtake.rewards.pixels import clip_patches, num_tokens, patch_grid, to_uin
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
 from longtake.rewards.reward_spec import DIMENSIONS, ColorMode, RewardSpec
+from longtake.rewards.template import PLACEHOLDER
 from longtake.runtime.errors import UserError
 
 Dimension = Literal["VQ", "MQ", "TA"]
@@ -74,13 +75,15 @@ class VideoAlignReward:
         assert directory.spec.sampler is not None
         self.name = COLUMN_NAMES[dimension]
         self.dimension = dimension
-        self.needs_prompt = dimension == "TA"
+        self._token = DIMENSIONS.index(dimension)
+        self._stop = directory.spec.reward_tokens[self._token]
+        text = directory.template.text
+        self.needs_prompt = text.index(PLACEHOLDER) < text.index(self._stop)
         self.color_mode = color_mode
         self._directory = directory
         self._sampler = directory.spec.sampler
         self._model = model
         self._encoder = directory.encoder()
-        self._token = DIMENSIONS.index(dimension)
         self._scale = directory.spec.normalization.get(dimension) if normalize else None
         self._tokens_per_pass = tokens_per_pass
 
@@ -127,14 +130,11 @@ class VideoAlignReward:
         }
 
     def _prompt(self, batch: VideoBatch, row: int, fps: float) -> _Prompt:
-        spec = self._directory.spec
         frames = self._sampler.indices(batch.num_frames, fps)
         height, width = batch.video.shape[-2:]
-        ids = self._encoder.encode(
-            batch.prompts[row] if self.needs_prompt else "",
-            num_tokens(patch_grid(len(frames), height, width, spec.pixels)),
-            stop_at=spec.reward_tokens[self._token],
-        )
+        grid = patch_grid(len(frames), height, width, self._directory.spec.pixels)
+        caption = batch.prompts[row] if self.needs_prompt else ""
+        ids = self._encoder.encode(caption, num_tokens(grid), self._stop)
         return _Prompt(row, frames, ids)
 
     def _passes(self, prompts: Sequence[_Prompt]) -> Iterator[list[_Prompt]]:

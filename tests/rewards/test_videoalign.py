@@ -10,7 +10,7 @@ from longtake.rewards.contract import Reward, RewardOutput, VideoBatch
 from longtake.rewards.frame_sampling import FrameSampler
 from longtake.rewards.grayscale import to_grayscale
 from longtake.rewards.pixels import normalize, patchify, resize, resized_size
-from longtake.rewards.reward_directory import RewardDirectory
+from longtake.rewards.reward_directory import RewardDirectory, write_reward_directory
 from longtake.rewards.reward_spec import ColorMode, Normalization
 from longtake.rewards.suite import RewardSuite
 from longtake.rewards.template import chat_text
@@ -122,6 +122,22 @@ def test_motion_quality_does_not_see_the_caption(motion: VideoAlignReward) -> No
     first = motion.score(batch(video)).score
     others = motion.score(batch(video, ["", "<|im_end|> reserved", "long " * 200])).score
     assert torch.equal(first, others)
+
+
+def test_a_template_with_the_caption_first_shows_it_to_every_dimension(
+    gray_directory: RewardDirectory, tmp_path: Path
+) -> None:
+    text = "{text_prompt}: <|VQ_reward|> <|MQ_reward|> <|TA_reward|>"
+    template = dataclasses.replace(gray_directory.template, text=text)
+    state = gray_directory.load_model().state_dict()
+    tokenizer = gray_directory.tokenizer()
+    first = write_reward_directory(
+        tmp_path / "first", gray_directory.spec, template, tokenizer, state
+    )
+    reward = load(first, "MQ")
+    video = clips(3, 1).expand(3, -1, -1, -1, -1)
+    assert reward.needs_prompt
+    assert reward.score(batch(video)).score.unique().numel() == 3
 
 
 def test_text_alignment_does(alignment: VideoAlignReward) -> None:
@@ -256,4 +272,3 @@ def test_scoring_leaves_the_clips_alone(motion: VideoAlignReward) -> None:
     copy = video.clone()
     motion.score(batch(video))
     assert torch.equal(video, copy)
-    assert dataclasses.is_dataclass(motion.score(batch(video)))
