@@ -10,32 +10,20 @@ between them: the one that is asked first computes both columns.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from longtake.rewards.contract import RewardOutput, VideoBatch
-from longtake.rewards.frames import Rounding, aggregate, num_top_frames, stride_frames
-from longtake.rewards.pixels import (
-    MERGE,
-    PATCH,
-    PixelConfig,
-    normalize,
-    patchify,
-    resize,
-    resized_size,
-    to_uint8,
-)
+from longtake.rewards.frames import Aggregation, Rounding, aggregate, num_top_frames, stride_frames
+from longtake.rewards.pixels import PixelConfig, clip_patches, num_tokens, patch_grid, to_uint8
+from longtake.rewards.prompt_batches import pad_prompts, token_batches
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.qwen2vl_variants import score_variants
 from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
 from longtake.rewards.template import PromptEncoder
-from longtake.rewards.token_batches import token_batches
 from longtake.rewards.unique_frames import UniqueFrames, unique_frames
 from longtake.runtime.errors import CheckpointError, ConfigError
 
@@ -46,6 +34,7 @@ Column = Literal["hpsv3_general", "hpsv3_percentile"]
 COLUMNS: tuple[Column, ...] = get_args(Column)
 GENERAL_PROMPT = "A high-quality image"
 """Stands in the place of the caption for ``hpsv3_general`` (report section 3.3.2)."""
+_Row = tuple[tuple[int, int], str]  # what goes through the model: (clip, frame), caption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +52,12 @@ class HPSv3Config:
     stride: int = 1
     """Every n-th frame is scored, from the first on. The report scores all; a stride is faster and
     another estimate."""
-    max_tokens_per_batch: int = 32768
-    """Tokens that go through the language model at once. It bounds memory and moves no score."""
+    tokens_per_pass: int = 32768
+    """Bound on the tokens of one forward pass, padding included. It bounds memory, and no score
+    depends on it."""
 
     def __post_init__(self) -> None:
-        for name in ("stride", "max_tokens_per_batch"):
+        for name in ("stride", "tokens_per_pass"):
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"{name} must be positive", received=getattr(self, name), expected=">= 1"
@@ -181,9 +171,8 @@ class HPSv3Scorer:
             index = [rows.setdefault((slot, caption), len(rows)) for slot in slots]
             places[clip] = torch.tensor(index)
         table = torch.full((len(rows) + 1, len(self.columns), 2), math.nan)  # places -1: last row
-        if rows:
-            pictures = self._pictures(batch.video, frame_idx, frames)
-            table[:-1] = self._score_rows(list(rows), pictures)
+        asked = [(frames.places[slot], caption) for slot, caption in rows]
+        table[:-1] = self._score_rows(batch.video, asked)
         scores = {column: table[places, k] for k, column in enumerate(self.columns)}
         for column, row_reasons in reasons.items():
             scores[column][[reason is not None for reason in row_reasons]] = math.nan
@@ -195,37 +184,27 @@ class HPSv3Scorer:
             num_passed=len(rows),
         )
 
-    def _pictures(self, video: Tensor, frame_idx: Tensor, frames: UniqueFrames) -> Tensor:
-        """The different frames after the resize: [slots, 3, h, w] uint8 on the model's device."""
-        limits = self._pixels.min_pixels, self._pixels.max_pixels
-        size = resized_size(video.shape[-2], video.shape[-1], *limits)
-        parts = []
-        for clip, places in groupby(frames.places, key=itemgetter(0)):
-            index = frame_idx[[position for _, position in places]]
-            chosen = to_uint8(video[clip, index.to(video.device)]).to(self.model.device)
-            parts.append(resize(chosen, size, self._pixels.resample))
-        return torch.cat(parts)
-
-    def _score_rows(self, rows: Sequence[tuple[int, str]], pictures: Tensor) -> Tensor:
-        """[rows, columns, 2]: mu and raw sigma of pictures with captions."""
-        grid = (1, pictures.shape[-2] // PATCH, pictures.shape[-1] // PATCH)
-        captions = {caption for _, caption in rows} | {GENERAL_PROMPT}
+    def _score_rows(self, video: Tensor, rows: Sequence[_Row]) -> Tensor:
+        """[rows, columns, 2]: mu and raw sigma."""
+        grid = patch_grid(1, video.shape[-2], video.shape[-1], self._pixels)
         ids = {
-            caption: torch.tensor(self._encoder.encode(caption, math.prod(grid) // MERGE**2))
-            for caption in captions
+            caption: self._encoder.encode(caption, num_tokens(grid))
+            for caption in {GENERAL_PROMPT, *(caption for _, caption in rows)}
         }
         longest = [max(len(ids[caption]), len(ids[GENERAL_PROMPT])) for _, caption in rows]
         scores = torch.empty(len(rows), len(self.columns), 2)
-        for batch in token_batches(longest, self.config.max_tokens_per_batch):
-            prompts: dict[Column, list[Tensor]] = {
+        for batch in token_batches(longest, self.config.tokens_per_pass):
+            places, captions = zip(*(rows[row] for row in batch), strict=True)
+            prompts: dict[Column, list[list[int]]] = {
                 "hpsv3_general": [ids[GENERAL_PROMPT]] * len(batch),
-                "hpsv3_percentile": [ids[rows[row][1]] for row in batch],
+                "hpsv3_percentile": [ids[caption] for caption in captions],
             }
-            chosen = pictures[[rows[row][0] for row in batch]]
-            patches = patchify(normalize(chosen, self._pixels).unsqueeze(-4))
+            clip, frame = torch.tensor(places, device=video.device).unbind(1)
+            pictures = to_uint8(video[clip, frame]).to(self.model.device)
+            patches, _ = clip_patches(pictures.unsqueeze(-4), self._pixels)
             variants = score_variants(
                 self.model,
-                [_padded(prompts[column]) for column in self.columns],
+                [pad_prompts(prompts[column]) for column in self.columns],
                 patches.flatten(0, 1),
                 torch.tensor([grid] * len(batch)),
             )
@@ -256,7 +235,7 @@ class HPSv3Reward:
         """
         result = self._scorer.score(batch)
         mu, raw_sigma = result.scores[self.name].unbind(-1)  # [B, F]
-        how = "top_fraction" if self.needs_prompt else "mean"
+        how: Aggregation = "top_fraction" if self.needs_prompt else "mean"
         config = self._scorer.config
         score = aggregate(mu, how, fraction=config.fraction, rounding=config.rounding)
         aux = {
@@ -281,7 +260,7 @@ class HPSv3Reward:
             **scorer.source,
             "name": self.name,
             "version": VERSION,
-            "dtype": str(scorer.model.embedding.weight.dtype).removeprefix("torch."),
+            "dtype": str(scorer.model.embedding.weight.dtype),
             "stride": scorer.config.stride,
         }
         if self.needs_prompt:
@@ -330,10 +309,3 @@ def load_hpsv3(
         source=directory.fingerprint(),
     )
     return scorer.rewards()
-
-
-def _padded(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask [B, L], padded on the right."""
-    ids = pad_sequence(list(prompts), batch_first=True)
-    mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], batch_first=True)
-    return ids, mask

@@ -21,7 +21,7 @@ class UniqueFrames:
 
     Args:
         slots: [B, F] int64, which different frame stands there; -1 for clips that were left out.
-        places: clip and position in ``0..F-1`` of the first appearance of each different frame.
+        places: clip and frame index of the first appearance of each different frame.
         digests: sha256 of each different frame.
         repeated: [B] int64, frames of a clip that equal an earlier frame of the same clip.
     """
@@ -47,10 +47,10 @@ def unique_frames(video: Tensor, frame_idx: Tensor, clips: Sequence[int]) -> Uni
     for clip in clips:
         digests = _digests(to_uint8(video[clip, frame_idx.to(video.device)]))
         repeated[clip] = len(digests) - len(set(digests))
-        for position, digest in enumerate(digests):
+        for position, (frame, digest) in enumerate(zip(frame_idx.tolist(), digests, strict=True)):
             if digest not in known:
                 known[digest] = len(known)
-                places.append((clip, position))
+                places.append((clip, frame))
             slots[clip, position] = known[digest]
     return UniqueFrames(slots, tuple(places), tuple(known), repeated)
 

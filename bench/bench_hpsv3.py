@@ -1,0 +1,284 @@
+"""HPSv3 on one device: both rewards from one shared pass, against one pass for each reward.
+
+    python bench/bench_hpsv3.py --output bench/results/hpsv3.json    one GPU, 7B, bf16
+    python bench/bench_hpsv3.py --tiny                               CPU, seconds, a small model
+
+Weights are random with the published sizes, made on the device: the time does not depend on their
+values, and scores can be compared all the same. Tokenizer and template are synthetic, with the
+published token counts: 520 before the caption (about; the instruction), 14 after it up to the
+reward token. The two ways are measured in turn, through the public rewards and with their
+hashing and resizing, each time by scorers that have kept nothing.
+"""
+
+import argparse
+import datetime
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from torch.nn.functional import interpolate
+from transformers import PreTrainedTokenizerFast
+
+from longtake.rewards.contract import RewardOutput, VideoBatch
+from longtake.rewards.heads import HEAD_PREFIX
+from longtake.rewards.hpsv3 import COLUMNS, GENERAL_PROMPT, Column, HPSv3Config, HPSv3Scorer
+from longtake.rewards.pixels import HPSV3_PIXELS, num_tokens, patch_grid
+from longtake.rewards.qwen2vl import Qwen2VLRewardModel
+from longtake.rewards.qwen2vl_config import RewardModelConfig, hpsv3_config
+from longtake.rewards.qwen2vl_load import empty_reward_model
+from longtake.rewards.reward_tokenizer import check_tokenizer
+from longtake.rewards.template import (
+    TURN_END,
+    TURN_START,
+    VISION_END,
+    VISION_PADS,
+    VISION_START,
+    PromptEncoder,
+    PromptTemplate,
+)
+from longtake.rewards.tiny_qwen2vl import VECTOR_DEVIATION, tiny_config
+from longtake.rewards.tiny_rewards import TINY_PIXELS
+from longtake.runtime.provenance import collect
+from longtake.runtime.rng import generator
+
+WAYS: dict[str, tuple[tuple[Column, ...], ...]] = {
+    "shared": (COLUMNS,),
+    "independent": tuple((column,) for column in COLUMNS),
+}
+"""Way -> the columns of each of its scorers."""
+INSTRUCTION_TOKENS, CAPTION_TOKENS, CLOSING_TOKENS = 520, 80, 14
+REWARD_TOKEN = "<|Reward|>"
+_UNUSED = [f"<|unused_{i}|>" for i in range(8)]
+ADDED_TOKENS = [_UNUSED[0], TURN_START, TURN_END, *_UNUSED[1:7], VISION_START, VISION_END]
+ADDED_TOKENS += [_UNUSED[7], VISION_PADS["image"], VISION_PADS["video"], REWARD_TOKEN]
+"""The last ids of the published vocabulary; those that no prompt holds have other names here."""
+TINY_WORDS = 200
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Options of the benchmark, with the defaults of the chosen size."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tiny", action="store_true", help="a small model and small clips")
+    parser.add_argument("--device", help="default: cuda, or cpu with --tiny")
+    parser.add_argument("--clips", type=int, default=1)
+    parser.add_argument("--frames", type=int, help="of a clip; default 93, tiny 6")
+    parser.add_argument("--size", type=int, nargs=2, help="height and width; default 480 832")
+    parser.add_argument("--tokens-per-pass", type=int, default=HPSv3Config().tokens_per_pass)
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each way")
+    parser.add_argument(
+        "--gain", type=float, default=1.0, help="matrices: deviation * sqrt(fan in)"
+    )
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="relative, of clip scores")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="JSON record; default: only the summary")
+    options = parser.parse_args(arguments)
+    options.device = options.device or ("cpu" if options.tiny else "cuda")
+    if options.frames is None:
+        options.frames = 6 if options.tiny else 93
+    options.size = tuple(options.size or ((60, 104) if options.tiny else (480, 832)))
+    if min(options.clips, options.frames, options.repeats, *options.size) < 1:
+        parser.error("--clips, --frames, --repeats and --size must be positive")
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("no CUDA device is visible; --tiny runs on the CPU")
+    return options
+
+
+def model_config(tiny: bool) -> RewardModelConfig:
+    """The published HPSv3, or a tiny model with the same order of special tokens."""
+    if not tiny:
+        return hpsv3_config()
+    ids = {token: TINY_WORDS + i for i, token in enumerate(ADDED_TOKENS)}
+    return tiny_config(
+        "ranknet",
+        vocab_size=TINY_WORDS + len(ADDED_TOKENS),
+        image_token_id=ids[VISION_PADS["image"]],
+        video_token_id=ids[VISION_PADS["video"]],
+        vision_start_token_id=ids[VISION_START],
+        vision_end_token_id=ids[VISION_END],
+        reward_token_ids=[ids[REWARD_TOKEN]],
+    )
+
+
+def random_model(
+    config: RewardModelConfig, device: torch.device, dtype: torch.dtype, gain: float, seed: int
+) -> Qwen2VLRewardModel:
+    """A model whose weights are drawn on the device: backbone in ``dtype``, head in float32."""
+    model = empty_reward_model(config)
+    draw = torch.Generator(device).manual_seed(seed)
+    state = {}
+    for name, empty in model.state_dict().items():
+        precision = torch.float32 if name.startswith(HEAD_PREFIX) else dtype
+        weight = torch.empty(empty.shape, dtype=precision, device=device).normal_(generator=draw)
+        if weight.ndim > 1:
+            weight.mul_(gain / weight[0].numel() ** 0.5)
+        else:
+            weight.mul_(VECTOR_DEVIATION).add_(float(name.endswith("weight")))
+        state[name] = weight
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def synthetic_encoder(config: RewardModelConfig) -> PromptEncoder:
+    """Prompts with the published number of tokens; every word is one."""
+    num_words = config.backbone.text_config.vocab_size - len(ADDED_TOKENS)
+    words = {f"w{i}": i for i in range(num_words)}
+    inner = Tokenizer(models.WordLevel(vocab=words, unk_token="w0"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    tokenizer.add_tokens(ADDED_TOKENS, special_tokens=True)
+    check_tokenizer(tokenizer, config, (REWARD_TOKEN,))
+    before, after = text(INSTRUCTION_TOKENS, "instruction"), text(CLOSING_TOKENS - 1, "closing")
+    template = f"{before} {{text_prompt}} {after} {REWARD_TOKEN}"
+    return PromptEncoder(
+        PromptTemplate(text=template, reward_tokens=(REWARD_TOKEN,)), tokenizer, "image"
+    )
+
+
+def text(num_words: int, name: str) -> str:
+    """That many words, always the same ones for a name."""
+    draw = torch.randint(TINY_WORDS, (num_words,), generator=generator(0, "bench_hpsv3", name))
+    return " ".join(f"w{i}" for i in draw.tolist())
+
+
+def random_clips(options: argparse.Namespace) -> VideoBatch:
+    """Clips of coarse colour noise, every frame another one, with a caption each."""
+    height, width = options.size
+    shape = (options.clips * options.frames, 3, max(1, height // 60), max(1, width // 60))
+    coarse = torch.rand(shape, generator=generator(options.seed, "bench_hpsv3", "clips"))
+    fine = interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
+    video = (fine.clamp(0, 1) * 255).to(torch.uint8)
+    return VideoBatch(
+        video=video.unflatten(0, (options.clips, options.frames)).to(options.device),
+        prompts=[text(CAPTION_TOKENS, f"caption {clip}") for clip in range(options.clips)],
+        fps=15.0,
+    )
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Duration of a call, by CUDA events on a GPU, and its result."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        result = call()
+        return time.perf_counter() - started, result
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    first.record()
+    result = call()
+    last.record()
+    torch.cuda.synchronize(device)
+    return first.elapsed_time(last) / 1000, result
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """The record of the benchmark; JSON types."""
+    device = torch.device(options.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    config = model_config(options.tiny)
+    model = random_model(config, device, dtype, options.gain, options.seed)
+    encoder = synthetic_encoder(config)
+    pixels = TINY_PIXELS["hpsv3"] if options.tiny else HPSV3_PIXELS
+    batch = random_clips(options)
+
+    def score(way: str) -> dict[Column, RewardOutput]:
+        outputs: dict[Column, RewardOutput] = {}
+        for columns in WAYS[way]:
+            settings = HPSv3Config(tokens_per_pass=options.tokens_per_pass)
+            scorer = HPSv3Scorer(model, encoder, pixels, columns=columns, config=settings)
+            outputs |= {column: r.score(batch) for column, r in scorer.rewards().items()}
+        return outputs
+
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    peaks: dict[str, float] = {}
+    outputs: dict[str, dict[Column, RewardOutput]] = {}
+    for repeat in range(options.repeats + 1):
+        for way in sorted(WAYS, reverse=repeat % 2 == 1):  # each way is first every other time
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            taken, outputs[way] = seconds(lambda way=way: score(way), device)  # type: ignore[misc]
+            if device.type == "cuda":
+                peaks[way] = torch.cuda.max_memory_allocated(device) / 2**30
+            if repeat:  # the first one warms up
+                times[way].append(taken)
+    medians = {way: statistics.median(values) for way, values in times.items()}
+    frames = options.clips * options.frames
+    vision_tokens = num_tokens(patch_grid(1, *options.size, pixels))
+    return {
+        "benchmark": "hpsv3",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "settings": {
+            **{k: v for k, v in vars(options).items() if k != "output"},
+            "dtype": str(dtype).removeprefix("torch."),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "prompt_tokens": {
+                "vision": vision_tokens,
+                "hpsv3_general": len(encoder.encode(GENERAL_PROMPT, vision_tokens)),
+                "hpsv3_percentile": len(encoder.encode(batch.prompts[0], vision_tokens)),
+            },
+        },
+        "ways": {
+            way: {
+                "median_s": medians[way],
+                "all_s": times[way],
+                "frames_per_s": frames / medians[way],
+                "peak_gib": peaks.get(way),
+            }
+            for way in WAYS
+        },
+        "speedup": medians["independent"] / medians["shared"],
+        "scores": {
+            column: compare(outputs["shared"][column], outputs["independent"][column])
+            for column in COLUMNS
+        },
+        "provenance": collect({}),
+    }
+
+
+def compare(shared: RewardOutput, independent: RewardOutput) -> dict[str, Any]:
+    """Clip scores of both ways, their largest relative difference, and the same of the frames.
+
+    Frames are compared with the spread of their scores, which tells whether the scores vary.
+    """
+    frames = independent.aux["per_frame"]
+    moved = (shared.aux["per_frame"] - frames).abs().max()
+    spread = frames.std(correction=0)
+    relative = ((shared.score - independent.score) / independent.score).abs().max()
+    values: dict[str, Tensor] = {
+        "shared": shared.score,
+        "independent": independent.score,
+        "relative_difference": relative,
+        "frame_spread": spread,
+        "frame_difference": moved,
+    }
+    return {name: value.tolist() for name, value in values.items()}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run, print a summary, write the record; 1 if the two ways give different scores."""
+    options = parse(arguments)
+    record = measure(options)
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    console = Console(highlight=False)
+    for way, fields in record["ways"].items():
+        peak = "" if fields["peak_gib"] is None else f", peak {fields['peak_gib']:.1f} GiB"
+        console.print(
+            f"{way:12} {fields['median_s']:.3f} s, {fields['frames_per_s']:.1f} frames/s{peak}"
+        )
+    worst = max(fields["relative_difference"] for fields in record["scores"].values())
+    equal = worst <= options.tolerance
+    console.print(f"speed-up     {record['speedup']:.2f}")
+    console.print(f"scores       {'equal' if equal else 'DIFFERENT'}, relative {worst:.2g}")
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
