@@ -7,7 +7,7 @@ named ``wrong.*`` are negative controls: matching one fails the check.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,39 @@ def max_abs_error(ours: Tensor, recorded: Tensor | None) -> float:
     return float((ours.detach().double() - recorded.double()).abs().max())
 
 
+def require_inputs(tensors: Mapping[str, Tensor], needed: Iterable[str], path: Path) -> None:
+    """Raise a CheckpointError that names the inputs a golden file lacks."""
+    missing = [name for name in needed if name not in tensors]
+    if missing:
+        raise CheckpointError(
+            "the golden file lacks inputs",
+            received=str(path),
+            expected=", ".join(missing),
+            remedy="copy the file again from its source",
+        )
+
+
+def not_computed(names: Iterable[str], tolerance: float) -> list[GoldenResult]:
+    """Failed results for recorded outputs that our code does not produce."""
+    return [
+        GoldenResult(name=name, max_abs_error=float("inf"), tolerance=tolerance)
+        for name in sorted(names)
+    ]
+
+
+def metadata_json(metadata: Mapping[str, str], key: str, path: Path) -> dict[str, Any]:
+    """The JSON object under ``key`` of a golden file's metadata; CheckpointError without one."""
+    try:
+        return dict(json.loads(metadata[key]))
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"the golden file has no usable {key} in its metadata",
+            received=str(path),
+            expected=f"{key} as JSON",
+            remedy="copy the file again from its source",
+        ) from error
+
+
 def check_dit(path: Path, tolerance: float | None = None) -> list[GoldenResult]:
     """Kind ``dit``: forward, zero-pad mode, condition latents, cache, gradients and LoRA.
 
@@ -140,17 +173,10 @@ def check_dit(path: Path, tolerance: float | None = None) -> list[GoldenResult]:
     computed counts as failed.
     """
     tensors, metadata = read_tensors(path), read_metadata(path)
-    config = DiTConfig.from_dict(_metadata_json(metadata, "config", path))
+    config = DiTConfig.from_dict(metadata_json(metadata, "config", path))
     num_cond = int(metadata.get("num_cond_latents", "0"))
     needed = ("in.hidden_states", "in.timestep", "in.encoder_hidden_states")
-    missing = [name for name in (*needed, "in.encoder_attention_mask") if name not in tensors]
-    if missing:
-        raise CheckpointError(
-            "the golden file lacks inputs",
-            received=str(path),
-            expected=", ".join(missing),
-            remedy="copy the file again from its source",
-        )
+    require_inputs(tensors, (*needed, "in.encoder_attention_mask"), path)
     inputs = {name.removeprefix("in."): t for name, t in tensors.items() if name.startswith("in.")}
     weights = {
         name.removeprefix("weights."): tensor
@@ -178,11 +204,7 @@ def check_dit(path: Path, tolerance: float | None = None) -> list[GoldenResult]:
     for result in compare({n: t for n, t in tensors.items() if n in gradients}, gradients, bound):
         scale = max(1.0, result.magnitude)
         results.append(dataclasses.replace(result, tolerance=bound * scale))
-    results += [
-        GoldenResult(name=name, max_abs_error=float("inf"), tolerance=bound)
-        for name in sorted(recorded - ours.keys())
-    ]
-    return results
+    return results + not_computed(recorded - ours.keys(), bound)
 
 
 def check_dit_lora(path: Path, tolerance: float | None = None) -> list[GoldenResult]:
@@ -311,15 +333,3 @@ def _check_guidance(record: Mapping[str, Any], tolerance: float) -> list[GoldenR
         "cfg_zero.guided_4": torch.tensor(record["guided_4"]),
     }
     return compare(recorded, ours, tolerance)
-
-
-def _metadata_json(metadata: Mapping[str, str], key: str, path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(metadata[key]))
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"the golden file has no usable {key} in its metadata",
-            received=str(path),
-            expected=f"{key} as JSON",
-            remedy="copy the file again from its source",
-        ) from error

@@ -76,7 +76,37 @@ def add_lora(
             remedy="correct lora.rank, lora.alpha or lora.targets",
         )
     modules = [m for m in target_modules(dit) if m.endswith(tuple(f".{t}" for t in targets))]
-    layers = _inject(dit, dict.fromkeys(modules, rank), name)
+    inject_trainable(dit, modules, rank, alpha, seed, name)
+    dit.requires_grad_(False)
+    for parameter in lora_parameters(dit, name).values():
+        parameter.requires_grad_(True)
+    return dit
+
+
+def inject_trainable(
+    model: nn.Module,
+    modules: Sequence[str],
+    rank: int,
+    alpha: float,
+    seed: int,
+    name: str = DEFAULT_ADAPTER,
+    dropout: float = 0.0,
+) -> None:
+    """Add an adapter at its initial values to any linear layers; gradient flags stay as they are.
+
+    Args:
+        model: changed in place; it need not be a DiT.
+        modules: paths of the layers.
+        rank: r >= 1.
+        alpha: the update is multiplied by alpha / rank.
+        seed: names the draw of A, uniform in +-1/sqrt(in); B is zero.
+        name: adapter name.
+        dropout: share of the inputs of A that are dropped in training mode.
+
+    Raises:
+        UserError: the adapter name is in use.
+    """
+    layers = inject(model, dict.fromkeys(modules, rank), name, dropout)
     for module, layer in layers.items():
         down, up = _factors(layer, name)
         bound = 1 / math.sqrt(down.shape[1])
@@ -84,12 +114,7 @@ def add_lora(
         with torch.no_grad():
             down.copy_((2 * draw - 1) * bound)
             up.zero_()
-        layer.scaling[name] = alpha / rank
-        layer.lora_alpha[name] = alpha
-    dit.requires_grad_(False)
-    for parameter in lora_parameters(dit, name).values():
-        parameter.requires_grad_(True)
-    return dit
+        set_scaling(layer, name, alpha / rank)
 
 
 def load_lora(
@@ -144,14 +169,13 @@ def apply_lora(
             expected=f"layers among blocks.*.({', '.join(TARGETS)}) with the model's shapes",
             remedy="use a LoRA that was trained on this model",
         )
-    layers = _inject(dit, {module: layer.rank for module, layer in weights.items()}, name)
+    layers = inject(dit, {module: layer.rank for module, layer in weights.items()}, name)
     for module, layer in layers.items():
         down, up = _factors(layer, name)
         with torch.no_grad():
             down.copy_(weights[module].down)
             up.copy_(weights[module].up)
-        layer.scaling[name] = weights[module].scaling * multiplier
-        layer.lora_alpha[name] = weights[module].scaling * multiplier * weights[module].rank
+        set_scaling(layer, name, weights[module].scaling * multiplier)
     for parameter in lora_parameters(dit, name).values():
         parameter.requires_grad_(trainable)
     return dit
@@ -291,8 +315,26 @@ def target_modules(dit: nn.Module) -> dict[str, nn.Linear]:
     return found
 
 
-def _inject(dit: nn.Module, ranks: Mapping[str, int], name: str) -> dict[str, LoraLayer]:
-    """Create and activate PEFT layers of the given ranks, float32, on the base layer's device."""
+def inject(
+    dit: nn.Module, ranks: Mapping[str, int], name: str = DEFAULT_ADAPTER, dropout: float = 0.0
+) -> dict[str, LoraLayer]:
+    """Create and activate PEFT layers of the given ranks, float32, on the base layer's device.
+
+    Their values and scale are unset: fill them with :func:`inject_trainable`, :func:`apply_lora` or
+    a state dict and :func:`set_scaling`.
+
+    Args:
+        dit: the model, changed in place; it need not be a DiT.
+        ranks: layer path -> rank.
+        name: adapter name.
+        dropout: share of the inputs of A that are dropped in training mode.
+
+    Returns:
+        The injected layers by path.
+
+    Raises:
+        UserError: the adapter name is in use.
+    """
     if name in adapter_names(dit):
         raise UserError(
             "a LoRA adapter of this name is loaded already",
@@ -309,6 +351,7 @@ def _inject(dit: nn.Module, ranks: Mapping[str, int], name: str) -> dict[str, Lo
         r=max(ranks.values()),
         lora_alpha=1,
         rank_pattern=dict(ranks),
+        lora_dropout=dropout,
         target_modules="|".join(re.escape(module) for module in ranks),
         bias="none",
     )
@@ -325,6 +368,12 @@ def _inject(dit: nn.Module, ranks: Mapping[str, int], name: str) -> dict[str, Lo
     for key, parameter in dit.named_parameters():
         parameter.requires_grad_(flags.get(key.replace(".base_layer.", "."), False))
     return layers
+
+
+def set_scaling(layer: LoraLayer, name: str, scaling: float) -> None:
+    """Multiply the update B A of an adapter by ``scaling`` (alpha / rank in PEFT's terms)."""
+    layer.scaling[name] = scaling
+    layer.lora_alpha[name] = scaling * layer.r[name]
 
 
 def _require(dit: nn.Module, names: Sequence[str]) -> None:

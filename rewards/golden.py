@@ -1,0 +1,93 @@
+"""Golden checks of the reward models: recorded scores of the public classes."""
+
+import dataclasses
+from pathlib import Path
+
+from torch import Tensor
+
+from longtake.core.golden import (
+    GoldenCheck,
+    GoldenResult,
+    compare,
+    metadata_json,
+    not_computed,
+    require_inputs,
+)
+from longtake.core.weights import read_metadata, read_tensors
+from longtake.rewards.heads import infer_head
+from longtake.rewards.qwen2vl_config import RewardModelConfig, backbone_config
+from longtake.rewards.qwen2vl_keys import merge_lora
+from longtake.rewards.qwen2vl_load import load_reward_model
+from longtake.rewards.qwen2vl_rotary import RotaryPrecision
+from longtake.runtime.errors import CheckpointError
+
+#: Scores of order one through three layers (measured: 1e-5).
+REWARD_TOLERANCE = 1e-4
+#: Recorded output -> rotary precision it was recorded with.
+ROTARY_OF: dict[str, RotaryPrecision] = {
+    "out.logits": "float32",
+    "out.logits_bf16_rounded_inv_freq": "bf16_frequencies",
+}
+
+
+def check_reward_model(path: Path, tolerance: float | None = None) -> list[GoldenResult]:
+    """Kinds ``hpsv3`` and ``videoreward``: scores with exact and with rounded rotary frequencies.
+
+    A file with a LoRA is scored unmerged and, as ``<output>.merged``, merged.
+    """
+    tensors, metadata = read_tensors(path), read_metadata(path)
+    bound = REWARD_TOLERANCE if tolerance is None else tolerance
+    kind = "videos" if "in.video_grid_thw" in tensors else ""
+    grid = "in.video_grid_thw" if kind else "in.image_grid_thw"
+    names = ("in.input_ids", "in.attention_mask", f"in.pixel_values{'_' + kind if kind else ''}")
+    require_inputs(tensors, (*names, grid), path)
+    weights = {
+        name.removeprefix("weights."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("weights.")
+    }
+    ids, mask, pixels, grid_thw = (tensors[name] for name in (*names, grid))
+    config = _config(metadata, weights, path)
+    recorded = {name for name in tensors if name.startswith("out.")}
+    ours: dict[str, Tensor] = {}
+    merged: dict[str, Tensor] = {}
+    for name, rotary in ROTARY_OF.items():
+        if name not in recorded:
+            continue
+        here = dataclasses.replace(config, rotary=rotary)
+        ours[name] = load_reward_model(here, weights).score(ids, mask, pixels, grid_thw)
+        if config.lora_rank:
+            whole = merge_lora(weights, config.lora_alpha / config.lora_rank)
+            plain = dataclasses.replace(here, lora_rank=0)
+            merged[name] = load_reward_model(plain, whole).score(ids, mask, pixels, grid_thw)
+    results = compare(tensors, ours, bound)
+    for result in compare({name: tensors[name] for name in merged}, merged, bound):
+        results.append(dataclasses.replace(result, name=f"{result.name}.merged"))
+    return results + not_computed(recorded - ours.keys(), bound)
+
+
+REWARD_CHECKS: dict[str, GoldenCheck] = {
+    "hpsv3": check_reward_model,
+    "videoreward": check_reward_model,
+}
+"""Checks by kind, for :func:`longtake.core.golden.check_file`."""
+
+
+def _config(metadata: dict[str, str], weights: dict[str, Tensor], path: Path) -> RewardModelConfig:
+    head = metadata_json(metadata, "head", path)
+    lora = metadata_json(metadata, "lora", path) if "lora" in metadata else {}
+    try:
+        return RewardModelConfig(
+            backbone=backbone_config(metadata_json(metadata, "config", path)),
+            head=infer_head({name: tensor.shape for name, tensor in weights.items()}),
+            reward_token_ids=tuple(head["special_token_ids"]),
+            lora_rank=lora["r"] if lora else 0,
+            lora_alpha=lora["alpha"] if lora else 1.0,
+        )
+    except KeyError as error:
+        raise CheckpointError(
+            f"the golden file's metadata has no {error}",
+            received=str(path),
+            expected="head with special_token_ids; lora with r and alpha",
+            remedy="copy the file again from its source",
+        ) from error

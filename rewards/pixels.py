@@ -1,0 +1,265 @@
+"""Frames to the vision patches of a Qwen2-VL reward: size, resize, normalisation, patch order.
+
+The public scorers resize 8-bit frames on the CPU, one image at a time. Here the same numbers are
+computed on the device of the frames, for all frames at once. Two resamplers exist because the two
+public models were trained with different ones:
+
+- ``pil`` (HPSv3): Pillow's bicubic filter. Weights are fixed-point with 22 bits; the width is
+  resized first, and both passes round and clamp to 8 bits. Equal on every pixel to Pillow 12 and
+  older. Pillow 13 resizes the height first when it shrinks much more than the width, which none of
+  the published scores did.
+- ``torch`` (VideoAlign): torch's antialiased bicubic filter in float32, which torchvision calls for
+  8-bit tensors, clamped and rounded once at the end.
+
+The filters are the same (a = -0.5, support widened by the scale when shrinking), so the results
+differ by rounding, at most one level on 5 to 20 % of the pixels, and by the clamp of overshoot
+after the first pass, which matters at hard black-white edges only (24 levels on white noise).
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from longtake.runtime.errors import UserError
+
+Resample = Literal["pil", "torch"]
+
+PATCH = 14
+"""Side of a vision patch in pixels."""
+MERGE = 2
+"""Patches per side that the merger turns into one token."""
+TEMPORAL_PATCH = 2
+"""Frames per vision patch."""
+MAX_ASPECT_RATIO = 200
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_PIL_WEIGHT_STEPS = 1 << 22
+_PIXELS_PER_CHUNK = 1 << 24  # values in flight; float64 makes 128 MiB of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelConfig:
+    """How frames become patches; part of a reward's ``reward.json``."""
+
+    min_pixels: int
+    """Least area of a resized frame, in pixels."""
+    max_pixels: int
+    """Largest area of a resized frame, in pixels."""
+    resample: Resample
+    """``pil`` or ``torch``: see the module's docstring."""
+    mean: tuple[float, float, float] = CLIP_MEAN
+    """Subtracted from the channels, which lie in [0, 1]."""
+    std: tuple[float, float, float] = CLIP_STD
+    """Divides the channels."""
+
+    def __post_init__(self) -> None:
+        side = PATCH * MERGE
+        if not side * side <= self.min_pixels <= self.max_pixels:
+            raise UserError(
+                "pixel limits cannot be used",
+                received=f"min_pixels={self.min_pixels}, max_pixels={self.max_pixels}",
+                expected=f"{side * side} <= min_pixels <= max_pixels",
+            )
+        if self.resample not in ("pil", "torch"):
+            raise UserError("resampler is unknown", received=self.resample, expected="pil or torch")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise UserError(
+                "pixel normalisation cannot be used",
+                received=f"mean={self.mean}, std={self.std}",
+                expected="three means and three positive standard deviations",
+            )
+
+
+HPSV3_PIXELS = PixelConfig(min_pixels=256 * 28 * 28, max_pixels=256 * 28 * 28, resample="pil")
+"""Published HPSv3 preprocessing: one area, about 256 tokens per frame."""
+VIDEOALIGN_PIXELS = PixelConfig(
+    min_pixels=128 * 28 * 28, max_pixels=256 * 28 * 28, resample="torch"
+)
+"""Published VideoAlign preprocessing: 128 to 256 tokens per pair of frames."""
+
+
+def resized_size(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Height and width, both multiples of 28, of a frame after the resize.
+
+    The sides are first rounded to a multiple of 28 (half to even). If that area is out of bounds,
+    both sides are scaled by one factor to the bound and rounded towards the inside of it.
+
+    Raises:
+        UserError: an empty frame, or an aspect ratio above 200.
+    """
+    side = PATCH * MERGE
+    if min(height, width) < 1 or max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise UserError(
+            "frame size cannot be used",
+            received=f"{height}x{width}",
+            expected=f"sides >= 1 with a ratio of at most {MAX_ASPECT_RATIO}",
+        )
+    rows, columns = (max(side, round(x / side) * side) for x in (height, width))
+    if rows * columns > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        rows, columns = (max(side, math.floor(x / shrink / side) * side) for x in (height, width))
+    elif rows * columns < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows, columns = (math.ceil(x * grow / side) * side for x in (height, width))
+    return rows, columns
+
+
+def to_uint8(frames: Tensor) -> Tensor:
+    """Frames on 256 levels: floats in [0, 1] are rounded to the nearest k/255, uint8 is kept.
+
+    Raises:
+        UserError: another dtype, or pixels that are not finite.
+    """
+    if frames.dtype == torch.uint8:
+        return frames
+    if not frames.dtype.is_floating_point:
+        raise UserError(
+            "frames have the wrong dtype", received=frames.dtype, expected="uint8 or a float dtype"
+        )
+    if not bool(frames.isfinite().all()):
+        # NaN has no uint8 value: the cast would make it some level, depending on the device.
+        raise UserError("frames hold pixel values that are not finite", expected="[0, 1]")
+    return (frames.to(torch.float32) * 255.0).round().clamp(0, 255).to(torch.uint8)
+
+
+def resize(frames: Tensor, size: tuple[int, int], resample: Resample) -> Tensor:
+    """Frames at another size, by one of the two public resamplers (module docstring).
+
+    Args:
+        frames: [..., 3, H, W] uint8, on any device with float64.
+        size: (rows, columns) of the result.
+        resample: ``pil`` or ``torch``.
+
+    Returns:
+        [..., 3, rows, columns] uint8.
+    """
+    if frames.dtype != torch.uint8:
+        raise UserError(
+            "frames have the wrong dtype",
+            received=frames.dtype,
+            expected="torch.uint8",
+            remedy="convert with to_uint8 first",
+        )
+    if frames.shape[-2:] == size:
+        return frames
+    flat = frames.reshape(-1, *frames.shape[-3:])
+    one = _pil_bicubic if resample == "pil" else _torch_bicubic
+    per_frame = flat[0].numel() + flat.shape[1] * size[0] * size[1]
+    chunks = flat.split(max(1, _PIXELS_PER_CHUNK // per_frame))
+    resized = torch.cat([one(chunk, size) for chunk in chunks])
+    return resized.reshape(*frames.shape[:-2], *size)
+
+
+def _pil_bicubic(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    # Weights are multiples of 2^-22 and pixels are whole, so float64 holds every sum exactly, in
+    # any order of summation: all devices give Pillow's integers.
+    rows, columns = (
+        bicubic_weights(source, target).to(frames.device)
+        for source, target in zip(frames.shape[-2:], size, strict=True)
+    )
+    horizontal = _to_levels(frames.to(torch.float64) @ columns.T)
+    return _to_levels(rows @ horizontal).to(torch.uint8)
+
+
+def _to_levels(x: Tensor) -> Tensor:
+    return (x + 0.5).floor_().clamp_(0, 255)
+
+
+def _torch_bicubic(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    wide = interpolate(
+        frames.to(torch.float32), size=size, mode="bicubic", align_corners=False, antialias=True
+    )
+    return wide.clamp_(0, 255).round_().to(torch.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def bicubic_weights(source: int, target: int) -> Tensor:
+    """Pillow's bicubic weights of one axis, float64 [target, source] on the CPU.
+
+    Row i holds the Keys filter (a = -0.5) around the centre (i + 1/2) * source / target, stretched
+    by the scale when shrinking and normalised to sum 1, each weight rounded to a multiple of 2^-22.
+    """
+    scale = source / target
+    stretch = max(scale, 1.0)
+    centres = (torch.arange(target, dtype=torch.float64) + 0.5) * scale
+    pixels = torch.arange(source, dtype=torch.float64) + 0.5
+    weights = _keys_filter((pixels - centres[:, None]) / stretch)
+    weights = weights / weights.sum(1, keepdim=True)
+    return (weights * _PIL_WEIGHT_STEPS).round() / _PIL_WEIGHT_STEPS
+
+
+def _keys_filter(x: Tensor) -> Tensor:
+    """Cubic convolution kernel with a = -0.5 (Keys 1981, Eq. 4); zero from distance 2 on."""
+    x = x.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+def normalize(frames: Tensor, config: PixelConfig) -> Tensor:
+    """Channels of uint8 frames [..., 3, H, W] as (x / 255 - mean) / std in float32."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=frames.device).view(3, 1, 1)
+        for values in (config.mean, config.std)
+    )
+    return (frames.to(torch.float32) / 255.0 - mean) / std
+
+
+def patchify(frames: Tensor) -> Tensor:
+    """Cut clips into the patch rows of Qwen2-VL.
+
+    Rows go by frame pair, then over 2x2 groups of patches (the ones that the merger joins), and
+    within a group row by row. A row holds channel, frame of the pair, y, x.
+
+    Args:
+        frames: [..., T, 3, H, W] with H and W multiples of 28. T is even, or 1: a still image
+            fills both frames of its pair.
+
+    Returns:
+        [..., T/2 * H/14 * W/14, 1176], dtype of the input.
+
+    Raises:
+        UserError: sizes that do not divide.
+    """
+    *batch, num_frames, channels, height, width = frames.shape
+    side = PATCH * MERGE
+    if num_frames == 1:
+        frames = frames.expand(*batch, TEMPORAL_PATCH, channels, height, width)
+        num_frames = TEMPORAL_PATCH
+    if num_frames % TEMPORAL_PATCH or height % side or width % side or channels != 3:
+        raise UserError(
+            "frames cannot be cut into patches",
+            received=tuple(frames.shape),
+            expected=f"[..., T, 3, H, W], T even or 1, H and W multiples of {side}",
+        )
+    pairs, rows, columns = num_frames // TEMPORAL_PATCH, height // side, width // side
+    x = frames.reshape(
+        -1, pairs, TEMPORAL_PATCH, channels, rows, MERGE, PATCH, columns, MERGE, PATCH
+    )
+    x = x.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9)  # b, pair, group y, x, patch y, x, c, t, y, x
+    per_clip = pairs * rows * columns * MERGE * MERGE
+    return x.reshape(*batch, per_clip, channels * TEMPORAL_PATCH * PATCH * PATCH)
+
+
+def clip_patches(frames: Tensor, config: PixelConfig) -> tuple[Tensor, tuple[int, int, int]]:
+    """Patches of clips or still images, with their grid.
+
+    Args:
+        frames: [..., T, 3, H, W] uint8, T even or 1 (still images: ``frames.unsqueeze(-4)``).
+        config: sizes, resampler, normalisation.
+
+    Returns:
+        patches [..., t * h * w, 1176] float32, and the grid (t, h, w) in patches, one for all. The
+        merger makes t * h * w / 4 tokens of them.
+    """
+    height, width = frames.shape[-2:]
+    size = resized_size(height, width, config.min_pixels, config.max_pixels)
+    patches = patchify(normalize(resize(frames, size, config.resample), config))
+    pairs = max(1, frames.shape[-4] // TEMPORAL_PATCH)
+    return patches, (pairs, size[0] // PATCH, size[1] // PATCH)

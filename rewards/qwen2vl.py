@@ -1,0 +1,375 @@
+"""Qwen2-VL as a reward model: hidden states at the reward tokens, then the head.
+
+The public scorers (HPSv3, VideoAlign) do four things that transformers' own forward pass does not,
+and each moves the scores: every token has its plain index as position on all three rotary axes, the
+rotary tables are rounded (:mod:`longtake.rewards.qwen2vl_rotary`), the head sees only the rows at
+the reward tokens, and the vision tokens are the *merged* ones.
+
+Attention is causal and padding is on the right, so no row depends on what follows its last reward
+token: sequences are cut there, no padding mask is needed, and a row scores the same in any batch.
+For the same reason prompts that begin alike can share that beginning (:class:`Prefix`).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, Qwen2VLModel
+
+from longtake.core.lora import inject, inject_trainable, set_scaling
+from longtake.rewards.heads import build_head
+from longtake.rewards.qwen2vl_config import RewardModelConfig
+from longtake.rewards.qwen2vl_rotary import TextRotary, VisionRotary
+from longtake.runtime.errors import UserError
+
+VISION_THETA = 10000.0
+"""Rotary base of the vision tower; no Qwen2-VL configuration changes it."""
+LORA_TARGETS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+"""Linear layers of the language model that VideoAlign's LoRA adapts, all of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """Keys and values of the first tokens of B sequences, computed once.
+
+    Args:
+        key_values: per layer, keys and values [B, key-value heads, P, head dim].
+        lengths: [B] int64, tokens of each row without its padding.
+    """
+
+    key_values: tuple[tuple[Tensor, Tensor], ...]
+    lengths: Tensor
+
+    def select(self, rows: Tensor) -> "Prefix":
+        """The prefixes with the indices ``rows`` [B'], in that order; a row may appear often."""
+        return Prefix(tuple((k[rows], v[rows]) for k, v in self.key_values), self.lengths[rows])
+
+
+class Qwen2VLRewardModel(nn.Module):
+    """Backbone, rows at the reward tokens, head. Make it with :mod:`longtake.rewards.qwen2vl_load`.
+
+    Args:
+        config: sizes, head, reward tokens and rotary precision.
+
+    Attributes:
+        model: the backbone (transformers' ``Qwen2VLModel``), so that the keys of the state dict are
+            those of a current checkpoint.
+        rm_head: the head, float32.
+        reward_rows: [n, D] float32, embeddings of the reward tokens as a parameter of its own after
+            :meth:`split_reward_rows`; None before.
+    """
+
+    reward_rows: nn.Parameter | None
+
+    def __init__(self, config: RewardModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        text, vision = config.backbone.text_config, config.backbone.vision_config
+        self.model = Qwen2VLModel._from_config(config.backbone, attn_implementation="sdpa")
+        # In place of modules with buffers that no checkpoint holds.
+        self.model.language_model.rotary_emb = TextRotary(
+            text.hidden_size // text.num_attention_heads,
+            float(text.rope_parameters["rope_theta"]),
+            config.rotary,
+        )
+        self.model.visual.rotary_pos_emb = VisionRotary(
+            vision.embed_dim // vision.num_heads, VISION_THETA, config.rotary
+        )
+        self.rm_head = build_head(config.head, text.hidden_size)
+        self.register_parameter("reward_rows", None)
+        if config.lora_rank:
+            layers = inject(self, dict.fromkeys(self.lora_targets(), config.lora_rank))
+            for layer in layers.values():
+                set_scaling(layer, "default", config.lora_alpha / config.lora_rank)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.embedding.weight.device
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embedding."""
+        embedding = self.model.language_model.embed_tokens
+        assert isinstance(embedding, nn.Embedding)
+        return embedding
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor,
+        grid_thw: Tensor,
+        tokens: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Scores of B prompts, with gradients when the caller's mode asks for them.
+
+        Args:
+            input_ids: [B, L] int64, padded on the right; one image or video token per merged patch.
+            attention_mask: [B, L], 1 for tokens and 0 for padding.
+            pixel_values: [sum of t h w, 1176] normalised patches of all rows, in their order.
+            grid_thw: [V, 3] int64, patches along time, height and width of each image or video.
+            tokens: indices into ``config.reward_token_ids`` of the scores wanted, None for all.
+                With (1,) VideoAlign stops at its motion token and never reads the caption.
+
+        Returns:
+            float32: [B, 2] (mu, raw sigma) of a ranknet head, [B, n] of a linear one.
+
+        Raises:
+            UserError: padding on the left, a reward token that a row has not exactly once, or
+                vision tokens that do not match the patches.
+        """
+        chosen = self._chosen(tokens)
+        lengths = _lengths(input_ids, attention_mask)
+        positions = self._reward_positions(input_ids, lengths, chosen)
+        end = int(positions.max()) + 1
+        embeddings = self._embed(input_ids[:, :end], lengths, pixel_values, grid_thw)
+        states, _ = self._language(embeddings)
+        return self._head(states, positions, chosen)
+
+    def score(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor,
+        grid_thw: Tensor,
+        tokens: Sequence[int] | None = None,
+    ) -> Tensor:
+        """:meth:`forward` in evaluation mode and without gradients."""
+        with _Scoring(self):
+            return self.forward(input_ids, attention_mask, pixel_values, grid_thw, tokens)
+
+    def encode_prefix(
+        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, grid_thw: Tensor
+    ) -> Prefix:
+        """Run the common beginning of several prompts once, without gradients.
+
+        The arguments are those of :meth:`forward`; every vision token belongs to the prefix.
+        """
+        with _Scoring(self):
+            lengths = _lengths(input_ids, attention_mask)
+            embeddings = self._embed(input_ids, lengths, pixel_values, grid_thw)
+            _, cache = self._language(embeddings, keep=True)
+            return Prefix(cache, lengths)
+
+    def score_suffix(
+        self,
+        prefix: Prefix,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        tokens: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Scores of prompts that continue ``prefix``; the prefix can be used again.
+
+        Equal to :meth:`score` on the joined prompts up to rounding, at the cost of the suffix.
+
+        Args:
+            prefix: of the same B rows.
+            input_ids: [B, S] int64, padded on the right, text only.
+            attention_mask: [B, S], 1 for tokens.
+            tokens: as in :meth:`forward`; all of them stand in the suffix.
+
+        Raises:
+            UserError: as :meth:`forward`, or another number of rows than the prefix has.
+        """
+        if input_ids.shape[0] != prefix.lengths.shape[0]:
+            raise UserError(
+                "suffixes do not fit their prefix",
+                received=f"{input_ids.shape[0]} suffixes for {prefix.lengths.shape[0]} prefixes",
+                expected="one suffix per prefix row",
+                remedy="repeat prefix rows with Prefix.select",
+            )
+        with _Scoring(self):
+            chosen = self._chosen(tokens)
+            lengths = _lengths(input_ids, attention_mask)
+            positions = self._reward_positions(input_ids, lengths, chosen)
+            end = int(positions.max()) + 1
+            embeddings = self._embed(input_ids[:, :end], lengths, None, None)
+            states, _ = self._language(embeddings, prefix)
+            return self._head(states, positions, chosen)
+
+    def vision_tokens(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
+        """Merged vision tokens [sum of t h w / 4, D] of patches (arguments of :meth:`forward`)."""
+        grid = grid_thw.to(self.device)
+        out = self.model.visual(pixel_values.to(self.device), grid_thw=grid)
+        # Since transformers 5 `last_hidden_state` holds the tokens before the merger: four times as
+        # many, narrower, and a masked scatter would take them without complaint.
+        merged: Tensor = out.pooler_output
+        width = self.embedding.embedding_dim
+        assert merged.shape[-1] == width, f"vision tokens are {merged.shape[-1]} wide, not {width}"
+        return merged
+
+    def lora_targets(self) -> list[str]:
+        """Paths of the linear layers that a LoRA adapts, by :data:`LORA_TARGETS`."""
+        count = len(self.model.language_model.layers)
+        root = "model.language_model.layers"
+        return [f"{root}.{i}.{target}" for i in range(count) for target in LORA_TARGETS]
+
+    def add_lora(self, rank: int, alpha: float, seed: int, dropout: float = 0.0) -> None:
+        """Add a trainable LoRA to the language model; scores stay the same until it is trained.
+
+        Its factors are float32 and named ``<layer>.lora_A.default.weight`` and ``lora_B``, and the
+        configuration records rank and alpha.
+
+        Args:
+            rank: r >= 1.
+            alpha: the update is scaled by alpha / rank.
+            seed: names the draw of A.
+            dropout: share of the inputs of A dropped in training mode (VideoAlign: 0.05).
+
+        Raises:
+            UserError: the model has a LoRA already.
+        """
+        inject_trainable(self, self.lora_targets(), rank, alpha, seed, dropout=dropout)
+        for name, parameter in self.named_parameters():
+            if ".lora_" in name:
+                parameter.requires_grad_(True)
+        self.config = dataclasses.replace(self.config, lora_rank=rank, lora_alpha=alpha)
+
+    def split_reward_rows(self) -> nn.Parameter:
+        """Make the embeddings of the reward tokens a small float32 parameter and return it.
+
+        Training them through the embedding matrix would need gradients, optimiser states and a copy
+        of all of it, 1 GB for a 7B model. While split, the rows in the matrix are not used.
+        """
+        if self.reward_rows is None:
+            rows = self.embedding.weight.detach()[list(self.config.reward_token_ids)]
+            self.reward_rows = nn.Parameter(rows.float().clone())
+        return self.reward_rows
+
+    def join_reward_rows(self) -> None:
+        """Write the split rows back into the embedding matrix; the opposite of splitting."""
+        if self.reward_rows is not None:
+            with torch.no_grad():
+                rows = self.reward_rows.to(self.embedding.weight.dtype)
+                self.embedding.weight[list(self.config.reward_token_ids)] = rows
+            self.reward_rows = None
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Recompute activations in the backward pass (transformers' Trainer calls this by name)."""
+        self.model.gradient_checkpointing_enable(**options)
+
+    def _chosen(self, tokens: Sequence[int] | None) -> list[int]:
+        known = range(len(self.config.reward_token_ids))
+        chosen = list(known) if tokens is None else list(tokens)
+        if not chosen or any(index not in known for index in chosen):
+            raise UserError(
+                "no such reward token", received=chosen, expected=f"indices among {list(known)}"
+            )
+        return chosen
+
+    def _reward_positions(self, ids: Tensor, lengths: Tensor, chosen: list[int]) -> Tensor:
+        """[B, n]: where each chosen token stands in its row."""
+        wanted = torch.tensor([self.config.reward_token_ids[i] for i in chosen], device=ids.device)
+        inside = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        hits = (ids[:, None] == wanted[:, None]) & inside[:, None]  # [B, n, L]
+        counts = hits.sum(-1)
+        if not bool((counts == 1).all()):
+            row, column = (int(i) for i in (counts != 1).nonzero()[0])
+            raise UserError(
+                "a prompt has not exactly one of each reward token",
+                received=f"{int(counts[row, column])} times id {int(wanted[column])} in row {row}",
+                expected="one",
+                remedy="build prompts with the template of the checkpoint, and keep special tokens "
+                "out of captions",
+            )
+        return hits.int().argmax(-1)
+
+    def _embed(
+        self, ids: Tensor, lengths: Tensor, pixels: Tensor | None, grid: Tensor | None
+    ) -> Tensor:
+        """Embeddings [B, L, D], vision tokens in their places."""
+        ids = ids.to(self.device)
+        embeddings: Tensor = self.embedding(ids)
+        if self.reward_rows is not None:
+            for row, token in zip(self.reward_rows, self.config.reward_token_ids, strict=True):
+                embeddings = torch.where((ids == token)[..., None], row.to(embeddings), embeddings)
+        inside = torch.arange(ids.shape[1], device=ids.device) < lengths.to(ids.device)[:, None]
+        backbone = self.config.backbone
+        places = inside & ((ids == backbone.image_token_id) | (ids == backbone.video_token_id))
+        count = int(places.sum())
+        merge = backbone.vision_config.spatial_merge_size**2
+        expected = 0 if grid is None else int(grid.prod(-1).sum()) // merge
+        if count != expected:
+            raise UserError(
+                "vision tokens of the prompts do not match the patches",
+                received=f"{count} vision tokens, patches for {expected}",
+                expected="one image or video token per merged patch, before the reward tokens",
+                remedy="keep special tokens out of captions and pass the grid of these pixels",
+            )
+        if pixels is None or grid is None:
+            return embeddings
+        tokens = self.vision_tokens(pixels, grid).to(embeddings.dtype)
+        return embeddings.masked_scatter(places[..., None].expand_as(embeddings), tokens)
+
+    def _language(
+        self, embeddings: Tensor, prefix: Prefix | None = None, keep: bool = False
+    ) -> tuple[Tensor, tuple[tuple[Tensor, Tensor], ...]]:
+        """Final hidden states [B, L, D] and, when kept, keys and values of all layers."""
+        batch, length, _ = embeddings.shape
+        index = torch.arange(length, device=embeddings.device)
+        cache, mask = DynamicCache() if keep else None, None
+        if prefix is None:
+            positions = index.expand(3, batch, length)
+        else:
+            cache = DynamicCache(prefix.key_values)
+            positions = (prefix.lengths[:, None] + index).expand(3, batch, length)
+            slots = torch.arange(prefix.key_values[0][0].shape[2], device=index.device)
+            mask = torch.cat([slots < prefix.lengths[:, None], (index >= 0).expand(batch, -1)], 1)
+        out = self.model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        kept = tuple((entry[0], entry[1]) for entry in cache) if keep and cache is not None else ()
+        return out.last_hidden_state, kept
+
+    def _head(self, states: Tensor, positions: Tensor, chosen: list[int]) -> Tensor:
+        positions = positions.to(states.device)
+        rows = states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))  # [B, n, D]
+        # Under autocast too: bfloat16 scores would tie within a group.
+        with torch.autocast(states.device.type, enabled=False):
+            return self.rm_head.score_rows(rows.float(), chosen)
+
+
+class _Scoring:
+    """Evaluation and inference mode for a block; the training flag is restored."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._inference = torch.inference_mode()
+
+    def __enter__(self) -> None:
+        self._was_training = self._model.training
+        self._model.eval()
+        self._inference.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._inference.__exit__(*error)
+        self._model.train(self._was_training)
+
+
+def _lengths(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """[B] tokens of each row; the padding must be on the right."""
+    mask = attention_mask.bool()
+    if mask.shape != input_ids.shape or not bool((mask[:, :-1] >= mask[:, 1:]).all()):
+        raise UserError(
+            "prompts are not padded on the right",
+            received=f"input_ids {tuple(input_ids.shape)}, attention_mask {tuple(mask.shape)} "
+            f"with {mask.sum(-1).tolist()} tokens",
+            expected="two tensors [B, L], the mask 1 for tokens and then 0",
+            remedy='tokenize with padding_side="right"',
+        )
+    return mask.sum(-1)

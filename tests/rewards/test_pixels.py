@@ -1,0 +1,261 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from longtake.rewards.pixels import (
+    HPSV3_PIXELS,
+    VIDEOALIGN_PIXELS,
+    PixelConfig,
+    bicubic_weights,
+    clip_patches,
+    normalize,
+    patchify,
+    resize,
+    resized_size,
+    to_uint8,
+)
+from longtake.runtime.errors import UserError
+
+RESIZES = [
+    ((120, 208), (84, 147)),
+    ((63, 65), (28, 56)),
+    ((64, 64), (112, 112)),
+    ((50, 175), (112, 84)),
+    ((45, 80), (21, 140)),
+    ((84, 90), (84, 61)),
+    ((90, 84), (61, 84)),
+    ((33, 34), (32, 35)),
+]
+
+
+def noise(seed: int, *shape: int) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.manual_seed(seed))
+
+
+def natural(seed: int, *shape: int) -> Tensor:
+    """Smooth 8-bit frames without overshoot: blurred noise away from black and white."""
+    blurred = torch.nn.functional.avg_pool2d(noise(seed, *shape).float(), 9, 1, 4)
+    return blurred.clamp(30, 225).round().to(torch.uint8)
+
+
+def pillow(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pillow's bicubic, width first: one axis per call, as the order depends on its version."""
+    image = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
+    wide = image.resize((size[1], image.height), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(wide.resize(size[::-1], Image.Resampling.BICUBIC))).permute(
+        2, 0, 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected", "tokens"),
+    [
+        (480, 832, (336, 588), 252),
+        (720, 1280, (336, 588), 252),
+        (1080, 1920, (336, 588), 252),
+        (512, 512, (448, 448), 256),
+        (1024, 1024, (448, 448), 256),
+        (768, 768, (420, 420), 225),
+    ],
+)
+def test_the_published_table_of_sizes(
+    height: int, width: int, expected: tuple[int, int], tokens: int
+) -> None:
+    # 768 is 420 and not 448: 768 / (768 / 448) / 28 is 15.999... in floating point. The public
+    # scorers round the same way, so the order of the divisions is part of the format.
+    for config in (HPSV3_PIXELS, VIDEOALIGN_PIXELS):
+        assert resized_size(height, width, config.min_pixels, config.max_pixels) == expected
+    assert expected[0] * expected[1] // 28**2 == tokens
+
+
+def test_small_frames_grow_to_the_lower_limit_of_each_model() -> None:
+    assert resized_size(64, 64, HPSV3_PIXELS.min_pixels, HPSV3_PIXELS.max_pixels) == (448, 448)
+    limits = (VIDEOALIGN_PIXELS.min_pixels, VIDEOALIGN_PIXELS.max_pixels)
+    assert resized_size(64, 64, *limits) == (336, 336)
+    assert resized_size(200, 610, *limits) == (196, 616)  # in bounds: nearest multiples
+    assert resized_size(378, 434, *limits) == (392, 448)  # 13.5 and 15.5 round to even
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sizes_keep_the_limits_and_the_shape(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    low, high = VIDEOALIGN_PIXELS.min_pixels, VIDEOALIGN_PIXELS.max_pixels
+    for _ in range(200):
+        height = int(torch.randint(32, 1100, (), generator=generator))
+        width = int(height * (0.4 + 2.1 * float(torch.rand((), generator=generator))))
+        rows, columns = resized_size(height, width, low, high)
+        assert rows % 28 == columns % 28 == 0
+        assert low <= rows * columns <= high
+        # Each side is within one step of 28 of the side that keeps the shape exactly.
+        exact = math.sqrt(rows * columns * height / width)
+        assert abs(rows - exact) < 28
+
+
+@pytest.mark.parametrize(("height", "width"), [(0, 5), (10, 2001)])
+def test_frames_without_a_usable_size_are_refused(height: int, width: int) -> None:
+    with pytest.raises(UserError, match=f"{height}x{width}"):
+        resized_size(height, width, 3136, 200704)
+
+
+@pytest.mark.parametrize(("source", "target"), RESIZES)
+@pytest.mark.parametrize("make", [noise, natural])
+def test_the_pil_resize_is_pillows_on_every_pixel(
+    source: tuple[int, int], target: tuple[int, int], make: type
+) -> None:
+    frames = make(sum(source), 2, 3, *source)
+    ours = resize(frames, target, "pil")
+    for frame, resized in zip(frames, ours, strict=True):
+        assert torch.equal(resized, pillow(frame, target))
+
+
+@pytest.mark.parametrize(("source", "target"), RESIZES)
+def test_the_torch_resize_is_within_one_level_of_pillows_on_smooth_frames(
+    source: tuple[int, int], target: tuple[int, int]
+) -> None:
+    frames = natural(sum(target), 2, 3, *source)
+    difference = resize(frames, target, "torch").int() - resize(frames, target, "pil").int()
+    assert difference.abs().max() <= 1
+    # Two roundings against one: with both axes resized the two are not the same resampler.
+    both_axes = source[0] != target[0] and source[1] != target[1]
+    assert (difference.ne(0).float().mean() > 0.01) == both_axes
+
+
+@pytest.mark.parametrize(("source", "target"), RESIZES)
+def test_the_torch_resize_rounds_the_exact_filter_once(
+    source: tuple[int, int], target: tuple[int, int]
+) -> None:
+    frames = noise(sum(target), 1, 3, *source)
+    rows, columns = (bicubic_weights(s, t) for s, t in zip(source, target, strict=True))
+    exact = (rows @ frames.double() @ columns.T).clamp(0, 255)
+    assert (resize(frames, target, "torch").double() - exact).abs().max() < 0.502
+
+
+def test_frames_do_not_depend_on_their_batch_or_the_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frames = noise(5, 2, 3, 3, 40, 52)
+    for resample in ("pil", "torch"):
+        whole = resize(frames, (56, 28), resample)
+        monkeypatch.setattr("longtake.rewards.pixels._PIXELS_PER_CHUNK", 1)
+        assert torch.equal(resize(frames, (56, 28), resample), whole)
+        monkeypatch.undo()
+        assert torch.equal(resize(frames[1, 2], (56, 28), resample), whole[1, 2])
+
+
+def test_frames_of_the_right_size_pass_unchanged() -> None:
+    frames = noise(6, 2, 3, 28, 56)
+    assert torch.equal(resize(frames, (28, 56), "pil"), frames)
+
+
+def test_resize_asks_for_8_bit_frames() -> None:
+    with pytest.raises(UserError, match="to_uint8"):
+        resize(torch.rand(1, 3, 30, 30), (28, 28), "pil")
+
+
+def test_floats_go_to_the_nearest_level() -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    floats = levels.float() / 255
+    assert torch.equal(to_uint8(floats), levels)
+    assert torch.equal(to_uint8(floats + 0.49 / 255), levels)
+    assert torch.equal(to_uint8(floats - 0.49 / 255), levels)
+    assert to_uint8(torch.tensor([-0.001, 1.001])).tolist() == [0, 255]
+    assert to_uint8(levels) is levels
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_pixels_that_are_not_finite_are_refused(broken: float) -> None:
+    frames = torch.rand(2, 3, 4, 4)
+    frames[1, 0, 2, 2] = broken
+    with pytest.raises(UserError, match="not finite"):
+        to_uint8(frames)
+    with pytest.raises(UserError, match="int32"):
+        to_uint8(frames.nan_to_num(0, 0).to(torch.int32))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_patches_are_the_processors_on_an_exact_size_image(seed: int) -> None:
+    frames = noise(seed, 2, 3, 56, 84)
+    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 200704})
+    images = [Image.fromarray(f.permute(1, 2, 0).contiguous().numpy()) for f in frames]
+    theirs = processor(images=images, return_tensors="pt")
+    config = PixelConfig(min_pixels=3136, max_pixels=200704, resample="pil")
+    patches, grid = clip_patches(frames.unsqueeze(1), config)
+    assert theirs["image_grid_thw"].tolist() == [list(grid)] * 2
+    assert (patches.flatten(0, 1) - theirs["pixel_values"]).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 208), (64, 64), (35, 140)])
+def test_still_images_of_any_size_match_the_processor_with_pillow(height: int, width: int) -> None:
+    # The processor resizes with Pillow too; on smooth frames the version's pass order is invisible.
+    limits = (100 * 28 * 28 // 8, 100 * 28 * 28 // 8)
+    frame = natural(3, 1, 3, height, width)
+    processor = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": limits[0], "longest_edge": limits[1]}
+    )
+    image = Image.fromarray(frame[0].permute(1, 2, 0).contiguous().numpy())
+    theirs = processor(images=[image], return_tensors="pt")
+    config = PixelConfig(min_pixels=limits[0], max_pixels=limits[1], resample="pil")
+    patches, grid = clip_patches(frame.unsqueeze(1), config)
+    assert theirs["image_grid_thw"].tolist() == [list(grid)]
+    one_level = 1 / 255 / min(config.std)
+    assert (patches[0] - theirs["pixel_values"]).abs().max() <= one_level + 1e-6
+
+
+def test_patch_rows_follow_the_documented_order() -> None:
+    clips = torch.randn(2, 4, 3, 56, 84, generator=torch.manual_seed(1))
+    rows = patchify(clips)
+    assert rows.shape == (2, 2 * 4 * 6, 1176)
+    expected = []
+    for pair in range(2):
+        for group_y in range(2):
+            for group_x in range(3):
+                for y in range(2):
+                    for x in range(2):
+                        top, left = (2 * group_y + y) * 14, (2 * group_x + x) * 14
+                        patch = clips[
+                            1, 2 * pair : 2 * pair + 2, :, top : top + 14, left : left + 14
+                        ]
+                        expected.append(patch.transpose(0, 1).flatten())
+    assert torch.equal(rows[1], torch.stack(expected))
+
+
+def test_a_still_image_fills_both_frames_of_its_pair() -> None:
+    image = torch.randn(3, 1, 3, 28, 28, generator=torch.manual_seed(2))
+    assert torch.equal(patchify(image), patchify(image.expand(3, 2, 3, 28, 28)))
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 28, 28), (2, 3, 28, 30), (2, 1, 28, 28)])
+def test_frames_that_cannot_be_cut_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="patches"):
+        patchify(torch.rand(shape))
+
+
+def test_video_patches_have_one_grid_row_per_frame_pair() -> None:
+    clips = noise(7, 2, 6, 3, 64, 64)
+    patches, grid = clip_patches(clips, VIDEOALIGN_PIXELS)
+    assert grid == (3, 24, 24) and patches.shape == (2, 3 * 24 * 24, 1176)
+    resized = normalize(resize(clips[1], (336, 336), "torch"), VIDEOALIGN_PIXELS)
+    assert torch.equal(patches[1], patchify(resized))
+
+
+def test_normalisation_inverts_to_the_pixels() -> None:
+    frames = noise(8, 3, 3, 28, 28)
+    x = normalize(frames, HPSV3_PIXELS).double()
+    mean = torch.tensor(HPSV3_PIXELS.mean, dtype=torch.float64).view(3, 1, 1)
+    std = torch.tensor(HPSV3_PIXELS.std, dtype=torch.float64).view(3, 1, 1)
+    assert ((x * std + mean) * 255 - frames.double()).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"min_pixels": 100}, {"max_pixels": 3000}, {"resample": "box"}, {"std": (1.0, 0.0, 1.0)}],
+)
+def test_configs_that_cannot_work_are_refused(wrong: dict[str, object]) -> None:
+    values: dict[str, object] = {"min_pixels": 3136, "max_pixels": 6272, "resample": "pil"}
+    with pytest.raises(UserError):
+        PixelConfig(**{**values, **wrong})  # type: ignore[arg-type]
