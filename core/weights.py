@@ -153,38 +153,60 @@ def check_shape(name: str, tensor: Tensor, expected: torch.Size, source: Path) -
 
 
 def write_shards(
-    state: Mapping[str, Tensor], folder: Path, stem: str, max_shard_bytes: int = 5 * 2**30
+    state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    folder: Path,
+    stem: str,
+    max_shard_bytes: int = 5 * 2**30,
 ) -> list[Path]:
-    """Write ``state`` as one file, or as shards of at most ``max_shard_bytes`` plus an index.
+    """Write tensors as one file, or as shards of at most ``max_shard_bytes`` plus an index.
 
     A tensor larger than the limit gets a shard of its own. Keys keep their order.
+
+    Args:
+        state: a state dict, or (name, tensor) pairs that are made while they are written, so that
+            no more than one shard is in memory.
+        folder: made if it is not there.
+        stem: file name without ``.safetensors``.
+        max_shard_bytes: limit of one file.
+
+    Returns:
+        The files, in the order of the keys.
     """
-    shards: list[dict[str, Tensor]] = [{}]
-    filled = 0
-    for name, tensor in state.items():
-        size = tensor.numel() * tensor.element_size()
-        if shards[-1] and filled + size > max_shard_bytes:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = tensor.detach().contiguous()
-        filled += size
+    pairs = state.items() if isinstance(state, Mapping) else state
     folder.mkdir(parents=True, exist_ok=True)
-    if len(shards) == 1:
+    shard_of: list[list[str]] = []
+    total = 0
+    for shard in _shards(pairs, max_shard_bytes):
+        # The number of shards, which is part of their names, is known at the end only.
+        save_file(shard, folder / f"{stem}.part-{len(shard_of)}", metadata={"format": "pt"})
+        shard_of.append(list(shard))
+        total += sum(tensor.nbytes for tensor in shard.values())
+        del shard  # before the next one is filled
+    if len(shard_of) == 1:
         names = [f"{stem}.safetensors"]
     else:
-        names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name, metadata={"format": "pt"})
-    if len(shards) > 1:
-        total = sum(t.numel() * t.element_size() for t in state.values())
-        index = {
-            "metadata": {"total_size": total},
-            "weight_map": {
-                key: name for name, shard in zip(names, shards, strict=True) for key in shard
-            },
-        }
+        count = len(shard_of)
+        names = [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        files = {key: name for name, keys in zip(names, shard_of, strict=True) for key in keys}
+        index = {"metadata": {"total_size": total}, "weight_map": files}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    for i, name in enumerate(names):
+        (folder / f"{stem}.part-{i}").replace(folder / name)
     return [folder / name for name in names]
+
+
+def _shards(
+    pairs: Iterable[tuple[str, Tensor]], max_shard_bytes: int
+) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    filled = 0
+    for name, tensor in pairs:
+        if shard and filled + tensor.nbytes > max_shard_bytes:
+            yield shard
+            shard, filled = {}, 0
+        shard[name] = tensor.detach().contiguous()
+        filled += tensor.nbytes
+    yield shard
 
 
 def digest_tensors(state: Mapping[str, Tensor]) -> str:
