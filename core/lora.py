@@ -316,7 +316,7 @@ def target_modules(dit: nn.Module) -> dict[str, nn.Linear]:
 
 
 def inject(
-    dit: nn.Module, ranks: Mapping[str, int], name: str = DEFAULT_ADAPTER, dropout: float = 0.0
+    model: nn.Module, ranks: Mapping[str, int], name: str = DEFAULT_ADAPTER, dropout: float = 0.0
 ) -> dict[str, LoraLayer]:
     """Create and activate PEFT layers of the given ranks, float32, on the base layer's device.
 
@@ -324,7 +324,7 @@ def inject(
     a state dict and :func:`set_scaling`.
 
     Args:
-        dit: the model, changed in place; it need not be a DiT.
+        model: changed in place; it need not be a DiT.
         ranks: layer path -> rank.
         name: adapter name.
         dropout: share of the inputs of A that are dropped in training mode.
@@ -335,17 +335,17 @@ def inject(
     Raises:
         UserError: the adapter name is in use.
     """
-    if name in adapter_names(dit):
+    if name in adapter_names(model):
         raise UserError(
             "a LoRA adapter of this name is loaded already",
             received=name,
-            expected=f"a name other than {', '.join(adapter_names(dit))}",
+            expected=f"a name other than {', '.join(adapter_names(model))}",
             remedy="pass another name to stack adapters",
         )
-    active = active_adapters(dit)
+    active = active_adapters(model)
     flags = {
         key.replace(".base_layer.", "."): parameter.requires_grad
-        for key, parameter in dit.named_parameters()
+        for key, parameter in model.named_parameters()
     }
     config = LoraConfig(
         r=max(ranks.values()),
@@ -358,14 +358,14 @@ def inject(
     # PEFT draws initial values from the global generator; they are all overwritten by the callers.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        inject_adapter_in_model(config, dit, adapter_name=name)
-    layers = {m: layer for m, layer in lora_layers(dit).items() if name in layer.lora_A}
+        inject_adapter_in_model(config, model, adapter_name=name)
+    layers = {m: layer for m, layer in lora_layers(model).items() if name in layer.lora_A}
     assert set(layers) == set(ranks), "PEFT adapted other layers than asked"
     for layer in layers.values():
         layer.lora_A[name].float()
         layer.lora_B[name].float()
-    _activate_only(dit, [*active, name])  # injection deactivates and freezes other adapters
-    for key, parameter in dit.named_parameters():
+    _activate_only(model, [*active, name])  # injection deactivates and freezes other adapters
+    for key, parameter in model.named_parameters():
         parameter.requires_grad_(flags.get(key.replace(".base_layer.", "."), False))
     return layers
 

@@ -37,16 +37,17 @@ def check_reward_model(path: Path, tolerance: float | None = None) -> list[Golde
     """
     tensors, metadata = read_tensors(path), read_metadata(path)
     bound = REWARD_TOLERANCE if tolerance is None else tolerance
-    kind = "videos" if "in.video_grid_thw" in tensors else ""
-    grid = "in.video_grid_thw" if kind else "in.image_grid_thw"
-    names = ("in.input_ids", "in.attention_mask", f"in.pixel_values{'_' + kind if kind else ''}")
-    require_inputs(tensors, (*names, grid), path)
+    pictures = ("in.pixel_values", "in.image_grid_thw")
+    if "in.video_grid_thw" in tensors:
+        pictures = ("in.pixel_values_videos", "in.video_grid_thw")
+    names = ("in.input_ids", "in.attention_mask", *pictures)
+    require_inputs(tensors, names, path)
     weights = {
         name.removeprefix("weights."): tensor
         for name, tensor in tensors.items()
         if name.startswith("weights.")
     }
-    ids, mask, pixels, grid_thw = (tensors[name] for name in (*names, grid))
+    ids, mask, pixels, grid_thw = (tensors[name] for name in names)
     config = _config(metadata, weights, path)
     recorded = {name for name in tensors if name.startswith("out.")}
     ours: dict[str, Tensor] = {}

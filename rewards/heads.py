@@ -1,8 +1,8 @@
 """Reward heads: from the rows at the reward tokens to numbers, always in float32.
 
 Two published forms. HPSv3's ``ranknet`` is a small network that gives a mean score and the
-logarithm of its uncertainty. VideoAlign's is one linear layer without bias: with a single output row
-the three reward tokens share it, with one row per token the diagonal counts (token i, row i). The
+logarithm of its uncertainty. VideoAlign's is one linear layer without bias: a single output row is
+shared by the three reward tokens, of one row per token the diagonal counts (token i, row i). The
 size of a checkpoint file does not tell which of the two it holds, so the weight's shape decides.
 """
 
@@ -29,8 +29,6 @@ class RanknetHead(nn.Sequential):
         width: channels D of the backbone.
     """
 
-    num_tokens = 1
-
     def __init__(self, width: int) -> None:
         super().__init__(
             nn.Linear(width, 1024),
@@ -56,8 +54,6 @@ class TokenLinearHead(nn.Linear):
         rows: 1, or :data:`DIAGONAL_ROWS`.
     """
 
-    num_tokens = DIAGONAL_ROWS
-
     def __init__(self, width: int, rows: int) -> None:
         super().__init__(width, rows, bias=False)
 
@@ -77,6 +73,8 @@ HEADS: dict[HeadKind, Callable[[int], RewardHead]] = {
     "diagonal_linear": lambda width: TokenLinearHead(width, DIAGONAL_ROWS),
 }
 """Form of the head -> constructor from the width D of the backbone."""
+HEAD_TOKENS: dict[HeadKind, int] = {"ranknet": 1, "shared_linear": 3, "diagonal_linear": 3}
+"""Form of the head -> reward tokens that a prompt holds."""
 
 
 def build_head(kind: HeadKind, width: int) -> RewardHead:

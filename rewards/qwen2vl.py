@@ -11,7 +11,8 @@ For the same reason prompts that begin alike can share that beginning (:class:`P
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,8 +25,6 @@ from longtake.rewards.qwen2vl_config import RewardModelConfig
 from longtake.rewards.qwen2vl_rotary import TextRotary, VisionRotary
 from longtake.runtime.errors import UserError
 
-VISION_THETA = 10000.0
-"""Rotary base of the vision tower; no Qwen2-VL configuration changes it."""
 LORA_TARGETS = (
     "self_attn.q_proj",
     "self_attn.k_proj",
@@ -83,7 +82,9 @@ class Qwen2VLRewardModel(nn.Module):
             config.rotary,
         )
         self.model.visual.rotary_pos_emb = VisionRotary(
-            vision.embed_dim // vision.num_heads, VISION_THETA, config.rotary
+            vision.embed_dim // vision.num_heads,
+            float(vision.rope_parameters["rope_theta"]),
+            config.rotary,
         )
         self.rm_head = build_head(config.head, text.hidden_size)
         self.register_parameter("reward_rows", None)
@@ -129,12 +130,11 @@ class Qwen2VLRewardModel(nn.Module):
             UserError: padding on the left, a reward token that a row has not exactly once, or
                 vision tokens that do not match the patches.
         """
+        ids, lengths = self._prompts(input_ids, attention_mask)
         chosen = self._chosen(tokens)
-        lengths = _lengths(input_ids, attention_mask)
-        positions = self._reward_positions(input_ids, lengths, chosen)
-        end = int(positions.max()) + 1
-        embeddings = self._embed(input_ids[:, :end], lengths, pixel_values, grid_thw)
-        states, _ = self._language(embeddings)
+        positions = self._reward_positions(ids, lengths, chosen)
+        ids = ids[:, : int(positions.max()) + 1]
+        states, _ = self._language(self._embed(ids, lengths, pixel_values, grid_thw))
         return self._head(states, positions, chosen)
 
     def score(
@@ -146,7 +146,7 @@ class Qwen2VLRewardModel(nn.Module):
         tokens: Sequence[int] | None = None,
     ) -> Tensor:
         """:meth:`forward` in evaluation mode and without gradients."""
-        with _Scoring(self):
+        with _scoring(self):
             return self.forward(input_ids, attention_mask, pixel_values, grid_thw, tokens)
 
     def encode_prefix(
@@ -156,11 +156,11 @@ class Qwen2VLRewardModel(nn.Module):
 
         The arguments are those of :meth:`forward`; every vision token belongs to the prefix.
         """
-        with _Scoring(self):
-            lengths = _lengths(input_ids, attention_mask)
-            embeddings = self._embed(input_ids, lengths, pixel_values, grid_thw)
-            _, cache = self._language(embeddings, keep=True)
-            return Prefix(cache, lengths)
+        with _scoring(self):
+            ids, lengths = self._prompts(input_ids, attention_mask)
+            embeddings = self._embed(ids, lengths, pixel_values, grid_thw)
+            _, key_values = self._language(embeddings, keep=True)
+            return Prefix(key_values, lengths)
 
     def score_suffix(
         self,
@@ -189,13 +189,12 @@ class Qwen2VLRewardModel(nn.Module):
                 expected="one suffix per prefix row",
                 remedy="repeat prefix rows with Prefix.select",
             )
-        with _Scoring(self):
+        with _scoring(self):
+            ids, lengths = self._prompts(input_ids, attention_mask)
             chosen = self._chosen(tokens)
-            lengths = _lengths(input_ids, attention_mask)
-            positions = self._reward_positions(input_ids, lengths, chosen)
-            end = int(positions.max()) + 1
-            embeddings = self._embed(input_ids[:, :end], lengths, None, None)
-            states, _ = self._language(embeddings, prefix)
+            positions = self._reward_positions(ids, lengths, chosen)
+            ids = ids[:, : int(positions.max()) + 1]
+            states, _ = self._language(self._embed(ids, lengths, None, None), prefix)
             return self._head(states, positions, chosen)
 
     def vision_tokens(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
@@ -255,9 +254,30 @@ class Qwen2VLRewardModel(nn.Module):
                 self.embedding.weight[list(self.config.reward_token_ids)] = rows
             self.reward_rows = None
 
-    def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """Recompute activations in the backward pass (transformers' Trainer calls this by name)."""
-        self.model.gradient_checkpointing_enable(**options)
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Recompute activations in the backward pass: slower, and far less memory.
+
+        Args:
+            gradient_checkpointing_kwargs: for ``torch.utils.checkpoint``, as transformers takes it.
+        """
+        enable = getattr(self.model, "activation_checkpointing_enable", None)
+        # Older releases of transformers know only the older name.
+        (enable or self.model.gradient_checkpointing_enable)(gradient_checkpointing_kwargs)
+
+    def _prompts(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The ids on the device of the model, and the tokens of each row [B]."""
+        mask = attention_mask.to(self.device, torch.bool)
+        if mask.shape != input_ids.shape or not bool((mask[:, :-1] >= mask[:, 1:]).all()):
+            raise UserError(
+                "prompts are not padded on the right",
+                received=f"input_ids {tuple(input_ids.shape)}, attention_mask {tuple(mask.shape)} "
+                f"with {mask.sum(-1).tolist()} tokens",
+                expected="two tensors [B, L], the mask 1 for tokens and then 0",
+                remedy='tokenize with padding_side="right"',
+            )
+        return input_ids.to(self.device), mask.sum(-1)
 
     def _chosen(self, tokens: Sequence[int] | None) -> list[int]:
         known = range(len(self.config.reward_token_ids))
@@ -289,12 +309,11 @@ class Qwen2VLRewardModel(nn.Module):
         self, ids: Tensor, lengths: Tensor, pixels: Tensor | None, grid: Tensor | None
     ) -> Tensor:
         """Embeddings [B, L, D], vision tokens in their places."""
-        ids = ids.to(self.device)
         embeddings: Tensor = self.embedding(ids)
         if self.reward_rows is not None:
             for row, token in zip(self.reward_rows, self.config.reward_token_ids, strict=True):
                 embeddings = torch.where((ids == token)[..., None], row.to(embeddings), embeddings)
-        inside = torch.arange(ids.shape[1], device=ids.device) < lengths.to(ids.device)[:, None]
+        inside = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         backbone = self.config.backbone
         places = inside & ((ids == backbone.image_token_id) | (ids == backbone.video_token_id))
         count = int(places.sum())
@@ -325,7 +344,8 @@ class Qwen2VLRewardModel(nn.Module):
             cache = DynamicCache(prefix.key_values)
             positions = (prefix.lengths[:, None] + index).expand(3, batch, length)
             slots = torch.arange(prefix.key_values[0][0].shape[2], device=index.device)
-            mask = torch.cat([slots < prefix.lengths[:, None], (index >= 0).expand(batch, -1)], 1)
+            after = index.new_ones(batch, length, dtype=torch.bool)
+            mask = torch.cat([slots < prefix.lengths[:, None], after], dim=1)
         out = self.model.language_model(
             inputs_embeds=embeddings,
             attention_mask=mask,
@@ -337,39 +357,19 @@ class Qwen2VLRewardModel(nn.Module):
         return out.last_hidden_state, kept
 
     def _head(self, states: Tensor, positions: Tensor, chosen: list[int]) -> Tensor:
-        positions = positions.to(states.device)
         rows = states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))  # [B, n, D]
         # Under autocast too: bfloat16 scores would tie within a group.
         with torch.autocast(states.device.type, enabled=False):
             return self.rm_head.score_rows(rows.float(), chosen)
 
 
-class _Scoring:
+@contextmanager
+def _scoring(model: nn.Module) -> Iterator[None]:
     """Evaluation and inference mode for a block; the training flag is restored."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._inference = torch.inference_mode()
-
-    def __enter__(self) -> None:
-        self._was_training = self._model.training
-        self._model.eval()
-        self._inference.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._inference.__exit__(*error)
-        self._model.train(self._was_training)
-
-
-def _lengths(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """[B] tokens of each row; the padding must be on the right."""
-    mask = attention_mask.bool()
-    if mask.shape != input_ids.shape or not bool((mask[:, :-1] >= mask[:, 1:]).all()):
-        raise UserError(
-            "prompts are not padded on the right",
-            received=f"input_ids {tuple(input_ids.shape)}, attention_mask {tuple(mask.shape)} "
-            f"with {mask.sum(-1).tolist()} tokens",
-            expected="two tensors [B, L], the mask 1 for tokens and then 0",
-            remedy='tokenize with padding_side="right"',
-        )
-    return mask.sum(-1)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)

@@ -6,12 +6,12 @@ of the head, the reward tokens, the precision of the rotary tables and an unmerg
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen2VLConfig
 
-from longtake.rewards.heads import HeadKind, build_head
+from longtake.rewards.heads import HEAD_TOKENS, HeadKind
 from longtake.rewards.qwen2vl_rotary import ROTARY_PRECISIONS, RotaryPrecision
 from longtake.runtime.errors import ConfigError
 
@@ -50,13 +50,14 @@ class RewardModelConfig:
         object.__setattr__(self, "reward_token_ids", tuple(self.reward_token_ids))
         vocab = self.backbone.text_config.vocab_size
         tokens = self.reward_token_ids
-        wanted = build_head(self.head, 1).num_tokens
+        wanted = HEAD_TOKENS.get(self.head, 0)
         for value, good, name, expected in (
-            (self.head, self.head in get_args(HeadKind), "head", ", ".join(get_args(HeadKind))),
+            (self.head, self.head in HEAD_TOKENS, "head", ", ".join(HEAD_TOKENS)),
             (self.rotary, self.rotary in ROTARY_PRECISIONS, "rotary", ", ".join(ROTARY_PRECISIONS)),
             (
                 tokens,
-                len(set(tokens)) == wanted and all(0 <= token < vocab for token in tokens),
+                len(tokens) == len(set(tokens)) == wanted
+                and all(0 <= token < vocab for token in tokens),
                 "reward_token_ids",
                 f"{wanted} different ids below the vocabulary size {vocab}",
             ),
@@ -93,7 +94,15 @@ class RewardModelConfig:
                 expected=", ".join(sorted(known)),
                 remedy="write it with RewardModelConfig.to_dict",
             )
-        return cls(**{**fields, "backbone": backbone_config(fields["backbone"])})
+        try:
+            return cls(**{**fields, "backbone": backbone_config(fields["backbone"])})
+        except TypeError as error:
+            raise ConfigError(
+                f"a field of the reward model configuration has a wrong type: {error}",
+                received={name: fields[name] for name in sorted(fields.keys() - {"backbone"})},
+                expected="strings, integers and numbers as RewardModelConfig.to_dict writes them",
+                remedy="correct the field",
+            ) from error
 
 
 def backbone_config(fields: Mapping[str, Any]) -> Qwen2VLConfig:

@@ -24,6 +24,8 @@ from longtake.runtime.errors import CheckpointError, UserError
 Layout = Literal["current", "legacy", "peft"]
 PEFT_PREFIX = "base_model.model."
 LM_HEAD = "lm_head.weight"
+SPLIT_ROWS = "reward_rows"
+"""Key of the reward-token embeddings while they are trained apart."""
 EMBEDDING = "model.language_model.embed_tokens.weight"
 _ADAPTER = "default"
 
@@ -87,8 +89,15 @@ def public_layout(
             None writes the embedding matrix in its place.
 
     Raises:
-        UserError: LoRA factors in the ``legacy`` layout.
+        UserError: LoRA factors in the ``legacy`` layout, or split reward rows.
     """
+    if SPLIT_ROWS in state:
+        raise UserError(
+            "the reward rows are not in the embedding matrix",
+            received=SPLIT_ROWS,
+            expected="the state dict of a model without split rows",
+            remedy="call join_reward_rows before exporting",
+        )
     if layout == "legacy" and lora_modules(state):
         raise UserError(
             "the legacy layout cannot hold an unmerged LoRA",

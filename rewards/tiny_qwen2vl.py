@@ -8,13 +8,15 @@ deviation 1.5 / sqrt(fan in), so that such faults move the scores.
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from longtake.rewards.heads import HEADS, HeadKind
+from longtake.rewards.heads import HEAD_TOKENS, HeadKind
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.qwen2vl_config import RewardModelConfig, backbone_config
 from longtake.rewards.qwen2vl_load import empty_reward_model
 from longtake.rewards.qwen2vl_rotary import RotaryPrecision
-from longtake.runtime.rng import normal
+from longtake.runtime.rng import generator, normal
 
 MATRIX_GAIN = 1.5
 """Standard deviation of a matrix times the square root of its fan-in."""
@@ -50,7 +52,7 @@ def tiny_config(
         lora_alpha: its scale numerator.
     """
     if reward_token_ids is None:
-        reward_token_ids = range(150, 150 + HEADS[head](1).num_tokens)
+        reward_token_ids = range(150, 150 + HEAD_TOKENS[head])
     text = {
         "vocab_size": vocab_size,
         "hidden_size": 64,
@@ -101,3 +103,45 @@ def tiny_reward_model(config: RewardModelConfig, seed: int) -> Qwen2VLRewardMode
                 is_norm = name.endswith("weight")
                 parameter.copy_(VECTOR_DEVIATION * noise + is_norm)
     return model.eval().requires_grad_(False)
+
+
+def random_prompts(
+    config: RewardModelConfig,
+    seed: int,
+    text_lengths: Sequence[int],
+    grid: tuple[int, int, int] = (1, 4, 6),
+) -> dict[str, Tensor]:
+    """Arguments of the model's ``forward`` for random prompts of a tiny model, in published order.
+
+    Each row is text, one image (or, with more than one time step, video), ``text_lengths`` tokens
+    of text, the first reward token, the other reward tokens with two tokens of text before each
+    (the same ones), and four tokens that no score may depend on.
+
+    Args:
+        config: of the model; ids of text are drawn below the smallest special one.
+        seed: names the draw.
+        text_lengths: tokens of text between vision and the first reward token, by row.
+        grid: patches along time, height and width of every row.
+    """
+    backbone = config.backbone
+    vision_id = backbone.image_token_id if grid[0] == 1 else backbone.video_token_id
+    start, end = backbone.vision_start_token_id, backbone.vision_end_token_id
+    special = (start, end, backbone.image_token_id, backbone.video_token_id)
+    limit = min(*special, *config.reward_token_ids)
+    patches = grid[0] * grid[1] * grid[2]
+    merged = patches // backbone.vision_config.spatial_merge_size**2
+    rows = []
+    for row, length in enumerate(text_lengths):
+        draw = generator(seed, "random_prompts", row)
+        text = torch.randint(1, limit, (3 + length + 2 + 4,), generator=draw).tolist()
+        ids = [*text[:3], start, *[vision_id] * merged, end, *text[3 : 3 + length]]
+        for i, token in enumerate(config.reward_token_ids):
+            ids += [*text[3 + length : 5 + length], token] if i else [token]
+        rows.append(torch.tensor(ids + text[-4:]))
+    width = 3 * 2 * backbone.vision_config.patch_size**2
+    return {
+        "input_ids": pad_sequence(rows, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(ids) for ids in rows], batch_first=True),
+        "pixel_values": normal((len(rows) * patches, width), seed, "random_prompts", "pixels"),
+        "grid_thw": torch.tensor([grid] * len(rows)),
+    }

@@ -1,0 +1,216 @@
+"""Key layouts: the published key sets, strict and idempotent renaming, LoRA merge."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from longtake.rewards.qwen2vl_config import RewardModelConfig, hpsv3_config, videoreward_config
+from longtake.rewards.qwen2vl_keys import (
+    LM_HEAD,
+    current_key,
+    current_layout,
+    lora_modules,
+    merge_lora,
+    public_layout,
+)
+from longtake.rewards.qwen2vl_load import empty_reward_model
+from longtake.rewards.tiny_qwen2vl import tiny_config, tiny_reward_model
+from longtake.runtime.errors import CheckpointError, UserError
+
+PARTS = ("weight", "bias")
+
+
+def published_hpsv3_keys() -> dict[str, tuple[int, ...]]:
+    """Names (and shapes where they are known) of HPSv3.safetensors, written out by hand."""
+    shapes: dict[str, tuple[int, ...]] = {"visual.patch_embed.proj.weight": (1280, 3, 2, 14, 14)}
+    for i in range(32):
+        for layer in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+            shapes |= {f"visual.blocks.{i}.{layer}.{part}": () for part in PARTS}
+    for layer in ("ln_q", "mlp.0", "mlp.2"):
+        shapes |= {f"visual.merger.{layer}.{part}": () for part in PARTS}
+    shapes["visual.merger.mlp.2.weight"] = (3584, 5120)
+    shapes |= {"model.embed_tokens.weight": (151658, 3584), "lm_head.weight": (151658, 3584)}
+    for i in range(28):
+        root = f"model.layers.{i}"
+        for name in ("q_proj", "k_proj", "v_proj"):
+            shapes |= {f"{root}.self_attn.{name}.{part}": () for part in PARTS}
+        shapes |= {f"{root}.mlp.{name}_proj.weight": () for name in ("gate", "up", "down")}
+        for name in ("self_attn.o_proj", "input_layernorm", "post_attention_layernorm"):
+            shapes[f"{root}.{name}.weight"] = ()
+    shapes["model.layers.5.self_attn.k_proj.weight"] = (512, 3584)
+    shapes["model.layers.5.mlp.down_proj.weight"] = (3584, 18944)
+    shapes["model.norm.weight"] = (3584,)
+    shapes |= {"rm_head.0.weight": (1024, 3584), "rm_head.0.bias": (1024,)}
+    shapes |= {"rm_head.3.weight": (16, 1024), "rm_head.3.bias": (16,)}
+    return shapes | {"rm_head.5.weight": (2, 16), "rm_head.5.bias": (2,)}
+
+
+def published_videoreward_keys() -> dict[str, tuple[int, ...]]:
+    """The same of VideoReward's model.pth: PEFT layout, LoRA of rank 64 unmerged."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in published_hpsv3_keys():
+        if name.startswith("rm_head."):
+            continue
+        if "_proj." in name:
+            layer, part = name.rsplit(".", 1)
+            shapes[f"{layer}.base_layer.{part}"] = ()
+            shapes |= {f"{layer}.lora_{factor}.default.weight": () for factor in "AB"}
+        else:
+            shapes[name] = ()
+    shapes["model.layers.27.mlp.up_proj.lora_A.default.weight"] = (64, 1536)
+    shapes["model.layers.27.mlp.up_proj.lora_B.default.weight"] = (8960, 64)
+    shapes["model.layers.0.self_attn.v_proj.lora_B.default.weight"] = (256, 64)
+    shapes["visual.merger.mlp.2.weight"] = (1536, 5120)
+    shapes["model.embed_tokens.weight"] = shapes["lm_head.weight"] = (151660, 1536)
+    shapes["rm_head.weight"] = (1, 1536)
+    return {f"base_model.model.{name}": shape for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("config", "published", "count", "layout"),
+    [
+        (hpsv3_config(), published_hpsv3_keys(), 736, "legacy"),
+        (videoreward_config(lora=True), published_videoreward_keys(), 1123, "peft"),
+    ],
+    ids=["hpsv3", "videoreward"],
+)
+def test_published_key_sets(
+    config: RewardModelConfig,
+    published: dict[str, tuple[int, ...]],
+    count: int,
+    layout: str,
+) -> None:
+    assert len(published) == count
+    state = empty_reward_model(config).state_dict()
+    ours = {current_key(name) for name in published} - {LM_HEAD}
+    assert ours == state.keys()
+    for name, shape in published.items():
+        if shape and name.split(".")[-2] != "lm_head":
+            assert tuple(state[current_key(name)].shape) == shape, name
+    assert public_layout(state, layout).keys() == published.keys()
+
+
+def test_published_sizes() -> None:
+    def parameters(config: RewardModelConfig) -> int:
+        return sum(t.numel() for t in empty_reward_model(config).state_dict().values())
+
+    lm_head = 151660 * 1536
+    assert parameters(videoreward_config(lora=True)) + lm_head == 2_515_372_032
+    head = 1024 * 3584 + 1024 + 16 * 1024 + 16 + 2 * 16 + 2
+    backbone = parameters(hpsv3_config()) - head + 151658 * 3584
+    assert abs(2 * backbone + 4 * head - 16.59e9) < 0.01e9  # bytes: bfloat16, head float32
+
+
+@pytest.mark.parametrize(
+    ("key", "current"),
+    [
+        ("visual.blocks.0.norm1.bias", "model.visual.blocks.0.norm1.bias"),
+        ("model.norm.weight", "model.language_model.norm.weight"),
+        ("model.visual.merger.ln_q.bias", "model.visual.merger.ln_q.bias"),
+        ("model.language_model.norm.weight", "model.language_model.norm.weight"),
+        ("base_model.model.rm_head.weight", "rm_head.weight"),
+        ("base_model.model.lm_head.weight", "lm_head.weight"),
+        (
+            "base_model.model.model.layers.3.mlp.up_proj.lora_A.weight",
+            "model.language_model.layers.3.mlp.up_proj.lora_A.default.weight",
+        ),
+        ("optimizer.step", "optimizer.step"),
+    ],
+)
+def test_renaming(key: str, current: str) -> None:
+    assert current_key(key) == current
+    assert current_key(current) == current
+
+
+@pytest.mark.parametrize("layout", ["legacy", "peft"])
+def test_layouts_round_trip_and_renaming_is_idempotent(layout: str) -> None:
+    lora = 4 if layout == "peft" else 0
+    config = tiny_config("shared_linear", lora_rank=lora)
+    state = dict(tiny_reward_model(config, 0).state_dict())
+    public = public_layout(state, layout)
+    assert current_layout(public).keys() == state.keys() | {LM_HEAD}
+    again = current_layout(current_layout(public))
+    for name, tensor in state.items():
+        assert torch.equal(again[name], tensor), name
+    assert torch.equal(again[LM_HEAD], state["model.language_model.embed_tokens.weight"])
+    given = torch.randn(160, 64)
+    stored = public_layout(state, layout, lm_head=given)
+    assert any(tensor is given for tensor in stored.values())
+
+
+def test_mixed_layouts_are_refused() -> None:
+    one = torch.zeros(1)
+    state = {"visual.a": one, "model.visual.a": one, "model.norm.weight": one}
+    with pytest.raises(CheckpointError, match=r"visual\.a and model\.visual\.a"):
+        current_layout(state)
+
+
+def test_exports_that_would_lose_weights_are_refused() -> None:
+    model = tiny_reward_model(tiny_config("shared_linear", lora_rank=2), 0)
+    with pytest.raises(UserError, match="cannot hold an unmerged LoRA"):
+        public_layout(model.state_dict(), "legacy")
+    model.split_reward_rows()
+    with pytest.raises(UserError, match="join_reward_rows"):
+        public_layout(model.state_dict(), "peft")
+
+
+def lora_state(seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    root = "base_model.model.model.layers.0.mlp.up_proj"
+    shapes = {
+        f"{root}.base_layer.weight": (12, 8),
+        f"{root}.lora_A.default.weight": (3, 8),
+        f"{root}.lora_B.default.weight": (12, 3),
+        "base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias": (6,),
+        "base_model.model.model.norm.weight": (8,),
+    }
+    return {name: torch.randn(shape, generator=draw).to(dtype) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merge_is_the_sum_in_float64_rounded_once(dtype: torch.dtype) -> None:
+    for seed in range(3):
+        state = lora_state(seed, dtype)
+        base, down, up = (tensor.double() for tensor in list(state.values())[:3])
+        merged = merge_lora(state, 2.0)
+        root = "model.language_model"
+        assert merged.keys() == {
+            f"{root}.layers.0.mlp.up_proj.weight",
+            f"{root}.layers.0.self_attn.q_proj.bias",
+            f"{root}.norm.weight",
+        }
+        weight = merged[f"{root}.layers.0.mlp.up_proj.weight"]
+        assert weight.dtype == dtype
+        if dtype == torch.float32:
+            torch.testing.assert_close(weight.double(), base + 2 * up @ down, rtol=0, atol=1e-5)
+        else:  # rounding twice, or multiplying in bfloat16, would move more than a few entries
+            off = weight != (base + 2 * up @ down).float().bfloat16()
+            assert int(off.sum()) <= 1
+
+
+def test_merge_without_lora_only_renames() -> None:
+    state = {"visual.a": torch.ones(2), "model.norm.weight": torch.ones(3)}
+    assert merge_lora(state, 2.0).keys() == current_layout(state).keys()
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_merge_needs_all_three_parts(lost: int) -> None:
+    state = lora_state(0, torch.float32)
+    name = list(state)[lost]
+    del state[name]
+    with pytest.raises(CheckpointError, match="cannot be merged") as caught:
+        merge_lora(state, 2.0)
+    assert current_key(name) in str(caught.value)
+
+
+def test_merge_checks_shapes() -> None:
+    state = lora_state(0, torch.float32)
+    state[list(state)[1]] = torch.zeros(2, 8)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        merge_lora(state, 2.0)
+
+
+def test_lora_modules_are_listed_once() -> None:
+    assert lora_modules(lora_state(0, torch.float32)) == [
+        "base_model.model.model.layers.0.mlp.up_proj"
+    ]
