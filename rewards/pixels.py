@@ -59,6 +59,8 @@ class PixelConfig:
     """Divides the channels."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(self.mean))  # JSON has lists
+        object.__setattr__(self, "std", tuple(self.std))
         side = PATCH * MERGE
         if not side * side <= self.min_pixels <= self.max_pixels:
             raise UserError(
