@@ -49,7 +49,7 @@ from longtake.runtime.errors import ConfigError, UserError
 from longtake.runtime.progress import ProgressBar, progress_bar, result_table
 from longtake.runtime.provenance import collect
 from longtake.runtime.rng import derive_key
-from longtake.runtime.run_directory import RunDirectory
+from longtake.runtime.run_directory import RunDirectory, to_plain
 from longtake.runtime.tracking import Trackers, check_trackers
 
 REWARD_FOLDER, PUBLIC_FOLDER = "reward", "public"
@@ -288,6 +288,7 @@ class _Run:
             "trained_from": self.source.fingerprint(),
             "training": {name: summary[name] for name in ("updates", "best_update", "validation")},
         }
+        provenance = to_plain(provenance)  # a threshold that does not exist is NaN
         with self.run.writing(REWARD_FOLDER):
             shutil.rmtree(path, ignore_errors=True)  # of the same run, finished before
             export_reward(model, path, self.source, spec, dtype, provenance)
