@@ -16,13 +16,24 @@ from longtake.rewards.reward_directory import (
     read_reward_directory,
     write_reward_directory,
 )
-from longtake.rewards.reward_spec import Normalization, RewardSpec
+from longtake.rewards.reward_spec import ColorMode, Normalization, RewardKind, RewardSpec
 from longtake.rewards.template import PromptTemplate
 from longtake.rewards.tiny_qwen2vl import tiny_reward_model
+from longtake.rewards.tiny_rewards import tiny_spec, write_tiny_reward
 from longtake.rewards.tiny_tokenizer import byte_tokenizer
 from longtake.runtime.errors import CheckpointError, UserError
 
 MakeReward = Callable[..., RewardDirectory]
+
+
+@pytest.fixture
+def make_reward(tmp_path: Path) -> MakeReward:
+    def make(kind: RewardKind, mode: ColorMode = "rgb", seed: int = 0) -> RewardDirectory:
+        scales = {"MQ": Normalization(mean=-0.7, std=0.5)} if kind == "videoreward" else {}
+        spec = tiny_spec(kind, color_mode=mode, normalization=scales)
+        return write_tiny_reward(tmp_path / f"{kind}-{mode}-{seed}", spec, seed)
+
+    return make
 
 
 def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:

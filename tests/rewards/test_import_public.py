@@ -1,0 +1,524 @@
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from longtake.core.weights import read_tensors
+from longtake.rewards.import_public import import_reward
+from longtake.rewards.qwen2vl_config import RewardModelConfig
+from longtake.rewards.qwen2vl_keys import public_layout
+from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
+from longtake.rewards.reward_spec import RewardKind
+from longtake.rewards.template_source import TemplateDigest
+from longtake.rewards.tiny_qwen2vl import tiny_reward_model
+from longtake.rewards.tiny_rewards import TINY_TEMPLATES, tiny_model_config
+from longtake.rewards.tiny_tokenizer import byte_tokenizer
+from longtake.runtime.errors import CheckpointError, UserError
+
+
+def digest(kind: RewardKind) -> TemplateDigest:
+    text = TINY_TEMPLATES[kind].text
+    return TemplateDigest(
+        sha256=hashlib.sha256(text.encode()).hexdigest(),
+        characters=len(text),
+        reward_tokens=TINY_TEMPLATES[kind].reward_tokens,
+        name="invented",
+    )
+
+
+@functools.cache
+def random_weights(kind: RewardKind) -> tuple[RewardModelConfig, dict[str, Tensor]]:
+    config = tiny_model_config(kind, lora_rank=0 if kind == "hpsv3" else 4)
+    state = tiny_reward_model(config, 5).state_dict()
+    return config, {name: tensor.bfloat16() for name, tensor in state.items()}
+
+
+class Published:
+    """The files of a user: published weights of a tiny model, public source, tokenizer."""
+
+    def __init__(self, root: Path, kind: RewardKind) -> None:
+        self.kind, self.root = kind, root
+        self.source = root / "checkout"
+        self.source.mkdir()
+        text = TINY_TEMPLATES[kind].text
+        (self.source / "prompts.py").write_text(f"raise SystemExit\nA = {text!r}\n")
+        self.tokenizer = root / "qwen"
+        byte_tokenizer().save_pretrained(self.tokenizer)  # without the reward tokens
+        config, state = random_weights(kind)
+        self.state = dict(state)
+        self.backbone = root / "config.json"
+        fields = config.backbone.to_dict()
+        fields["text_config"]["vocab_size"] = 999  # training resizes it; the file is the base's
+        self.backbone.write_text(json.dumps(fields))
+        self.weights = root / "weights"
+        self.weights.mkdir()
+        if kind == "videoreward":
+            self.write_config()
+
+    def write_config(self, **changes: Mapping[str, Any]) -> None:
+        content: dict[str, Any] = {
+            "data_config": {
+                "fps": 2.0,
+                "num_frames": None,
+                "max_frame_pixels": 200704,
+                "sample_type": "uniform",
+                "prompt_template_type": "detailed_special",
+            },
+            "training_args": {},
+            "model_config": {"output_dim": 1, "reward_token": "special"},
+            "peft_lora_config": {"lora_r": 4, "lora_alpha": 16, "use_rslora": False},
+            "inference_config": {
+                **{f"{d}_mean": i + 0.5 for i, d in enumerate(("VQ", "MQ", "TA"))},
+                **{f"{d}_std": i + 1.25 for i, d in enumerate(("VQ", "MQ", "TA"))},
+            },
+        }
+        for part, change in changes.items():
+            content[part].update(change)
+        (self.weights / "model_config.json").write_text(json.dumps(content))
+
+    def public_state(self) -> dict[str, Tensor]:
+        return public_layout(self.state, "legacy" if self.kind == "hpsv3" else "peft")
+
+    def save(self, state: Mapping[str, Tensor] | None = None, step: int = 7) -> Path:
+        content = dict(self.public_state() if state is None else state)
+        if self.kind == "hpsv3":
+            file = self.weights / "HPSv3.safetensors"
+            save_file(content, file)
+        else:
+            file = self.weights / f"checkpoint-{step}" / "model.pth"
+            file.parent.mkdir(exist_ok=True)
+            torch.save(content, file)
+        return file
+
+    def import_it(self, **changes: Any) -> RewardDirectory:
+        arguments: dict[str, Any] = {
+            "weights": self.weights,
+            "source": self.source,
+            "tokenizer": self.tokenizer,
+            "out": self.root / "out" / "reward",
+            "backbone": self.backbone,
+            "template": digest(self.kind),
+        }
+        return import_reward(self.kind, **{**arguments, **changes})
+
+    def nothing_left(self) -> bool:
+        out = self.root / "out"
+        return not out.exists() or not any(out.iterdir())
+
+
+@pytest.fixture
+def hpsv3(tmp_path: Path) -> Published:
+    return Published(tmp_path, "hpsv3")
+
+
+@pytest.fixture
+def videoreward(tmp_path: Path) -> Published:
+    return Published(tmp_path, "videoreward")
+
+
+def merged(state: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:
+    """Independent merge in float64."""
+    out = {}
+    for name, tensor in state.items():
+        if ".lora_" in name:
+            continue
+        if name.endswith(".base_layer.weight"):
+            stem = name.removesuffix("base_layer.weight")
+            up, down = state[f"{stem}lora_B.default.weight"], state[f"{stem}lora_A.default.weight"]
+            tensor = tensor.double() + scaling * up.double() @ down.double()
+        out[name.replace(".base_layer", "")] = tensor
+    return out
+
+
+def same(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
+    return loaded.keys() == wanted.keys() and all(
+        torch.equal(loaded[name], wanted[name].float()) for name in wanted
+    )
+
+
+def test_published_key_names_of_the_synthetic_files(
+    hpsv3: Published, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    legacy = hpsv3.public_state().keys()
+    peft = Published(tmp_path_factory.mktemp("v"), "videoreward").public_state().keys()
+    prefix = "base_model.model."
+    for name in ("visual.patch_embed.proj.weight", "model.embed_tokens.weight", "lm_head.weight"):
+        assert name in legacy and prefix + name in peft
+    layer = "model.layers.0.self_attn.q_proj"
+    assert f"{layer}.weight" in legacy and f"{prefix}{layer}.base_layer.weight" in peft
+    assert f"{prefix}{layer}.lora_A.default.weight" in peft
+    assert "rm_head.5.bias" in legacy and f"{prefix}rm_head.weight" in peft
+
+
+def test_hpsv3_is_imported_whole(hpsv3: Published) -> None:
+    hpsv3.save()
+    reward = hpsv3.import_it()
+    assert same(reward.load_model().state_dict(), hpsv3.state)
+    spec = reward.spec
+    assert (spec.kind, spec.vision, spec.sampler, spec.color_mode) == (
+        "hpsv3",
+        "image",
+        None,
+        "rgb",
+    )
+    assert spec.pixels.min_pixels == spec.pixels.max_pixels == 256 * 28 * 28
+    assert spec.model.rotary == "bf16" and spec.model.head == "ranknet"
+    assert reward.template == TINY_TEMPLATES["hpsv3"]
+    assert reward.tokenizer().convert_tokens_to_ids("<|Reward|>") == 262
+    assert reward.provenance["reward_tokens_added"] == 1
+    assert read_reward_directory(reward.path, verify_weights=True) == reward
+
+
+@pytest.mark.parametrize("form", ["flat", "below model", "old pickle", "bare file"])
+def test_hpsv3_pickles_give_the_same_reward(hpsv3: Published, form: str) -> None:
+    state = hpsv3.public_state()
+    file = hpsv3.weights / "HPSv3.pth"
+    if form == "below model":
+        torch.save({"model": state, "epoch": 3}, file)
+    else:
+        torch.save(state, file, _use_new_zipfile_serialization=form != "old pickle")
+    reward = hpsv3.import_it(weights=file if form == "bare file" else hpsv3.weights)
+    assert same(reward.load_model().state_dict(), hpsv3.state)
+
+
+def test_the_stored_precision_is_kept(hpsv3: Published) -> None:
+    hpsv3.state |= {k: v.float() for k, v in hpsv3.state.items() if k.startswith("rm_head.")}
+    hpsv3.save()
+    path = hpsv3.import_it().path
+    for name, tensor in read_tensors(path / "model.safetensors").items():
+        assert tensor.dtype == (torch.float32 if "rm_head" in name else torch.bfloat16)
+
+
+def test_videoreward_is_merged(videoreward: Published) -> None:
+    videoreward.save()
+    reward = videoreward.import_it()
+    assert reward.spec.model.lora_rank == 0 and reward.provenance["lora_merged"] is True
+    loaded = reward.load_model().state_dict()
+    wanted = merged(videoreward.state, 16 / 4)
+    assert loaded.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(loaded[name], tensor.to(torch.float32).bfloat16().float()), name
+    spec = reward.spec
+    assert spec.vision == "video" and spec.sampler is not None and spec.sampler.target_fps == 2.0
+    assert (spec.pixels.min_pixels, spec.pixels.max_pixels) == (100352, 200704)
+    assert spec.normalization["MQ"].mean == 1.5 and spec.normalization["MQ"].std == 2.25
+
+
+def test_videoreward_can_stay_unmerged(videoreward: Published) -> None:
+    videoreward.save()
+    reward = videoreward.import_it(merge=False)
+    model = reward.spec.model
+    assert (model.lora_rank, model.lora_alpha) == (4, 16)
+    assert same(reward.load_model().state_dict(), videoreward.state)
+
+
+def test_merged_and_unmerged_scores_agree(videoreward: Published) -> None:
+    # float32 throughout, so that the only difference is the order of the operations.
+    videoreward.state = {k: v.float() for k, v in videoreward.state.items()}
+    videoreward.save()
+    models = [
+        videoreward.import_it(merge=merge, out=videoreward.root / str(merge)).load_model()
+        for merge in (True, False)
+    ]
+    reward = read_reward_directory(videoreward.root / "True")
+    ids = torch.tensor([reward.encoder().encode("a dog", 2)])
+    pixels = torch.randn(8, 1176, generator=torch.manual_seed(0))
+    inputs = (ids, torch.ones_like(ids), pixels, torch.tensor([[1, 2, 4]]))
+    scores = [model.score(*inputs) for model in models]
+    assert (scores[0] - scores[1]).abs().max() < 1e-4
+    assert scores[0].std() > 1e-2
+
+
+def test_a_lora_stored_apart_takes_the_rest_from_the_base_model(videoreward: Published) -> None:
+    state = videoreward.public_state()
+    trained = ("visual.", "rm_head.", "model.embed_tokens.")
+    prefix = "base_model.model."
+    rest = {k: v for k, v in state.items() if k.removeprefix(prefix).startswith(trained)}
+    adapter = {k.replace(".default.", "."): v for k, v in state.items() if ".lora_" in k}
+    base = {
+        k.removeprefix(prefix).replace(".base_layer.", "."): v
+        for k, v in state.items()
+        if ".lora_" not in k and "rm_head" not in k and "lm_head" not in k
+    }
+    # The base model knows other values of what was trained, and a larger vocabulary.
+    base |= {k: v + 1 for k, v in base.items() if k.startswith("visual.")}
+    base["model.embed_tokens.weight"] = torch.zeros(300, 64)
+    folder = videoreward.weights / "checkpoint-3"
+    folder.mkdir()
+    save_file(adapter, folder / "adapter_model.safetensors")
+    torch.save(rest, folder / "non_lora_state_dict.pth")
+    base_folder = videoreward.root / "base"
+    base_folder.mkdir()
+    save_file(base, base_folder / "model.safetensors")
+    reward = videoreward.import_it(base=base_folder, merge=False)
+    assert same(reward.load_model().state_dict(), videoreward.state)
+    with pytest.raises(CheckpointError, match="base model"):
+        videoreward.import_it(out=videoreward.root / "other")
+
+
+def test_the_step_is_the_largest_or_the_one_asked_for(videoreward: Published) -> None:
+    for step in (9, 100, 20):
+        videoreward.state["rm_head.weight"] = torch.full((1, 64), float(step)).bfloat16()
+        videoreward.save(step=step)
+    (videoreward.weights / "checkpoint-last").mkdir()
+    for step, found in ((None, 100), (20, 20)):
+        reward = videoreward.import_it(step=step, out=videoreward.root / str(step))
+        assert reward.load_model().state_dict()["rm_head.weight"][0, 0] == found
+        assert reward.provenance["checkpoint"] == f"checkpoint-{found}"
+    with pytest.raises(CheckpointError, match="step 21") as error:
+        videoreward.import_it(step=21)
+    assert "9, 20, 100" in str(error.value) and videoreward.nothing_left()
+
+
+def test_the_colour_mode_of_own_weights_is_recorded(videoreward: Published) -> None:
+    videoreward.save()
+    assert videoreward.import_it(color_mode="bt601").spec.color_mode == "bt601"
+
+
+def test_a_tokenizer_with_the_reward_tokens_is_taken_as_it_is(hpsv3: Published) -> None:
+    hpsv3.save()
+    byte_tokenizer(("<|Reward|>",)).save_pretrained(hpsv3.tokenizer)
+    assert hpsv3.import_it().provenance["reward_tokens_added"] == 0
+
+
+def test_a_bare_tokenizer_file_is_enough(hpsv3: Published) -> None:
+    hpsv3.save()
+    (hpsv3.tokenizer / "tokenizer_config.json").unlink()
+    ids = hpsv3.import_it().encoder().encode("a dog", 1)
+    assert ids[-1] == 262
+
+
+Spoil = Callable[[Published], dict[str, Any] | None]
+
+
+def without_a_key(p: Published) -> None:
+    state = p.public_state()
+    state.pop(next(name for name in state if name.endswith("layers.1.mlp.up_proj.weight")))
+    p.save(state)
+
+
+def with_another_key(p: Published) -> None:
+    p.save({**p.public_state(), "visual.extra.weight": torch.zeros(2)})
+
+
+def with_a_wrong_shape(p: Published) -> None:
+    p.save({**p.public_state(), "rm_head.5.bias": torch.zeros(3)})
+
+
+def with_a_wrong_lm_head(p: Published) -> None:
+    p.save({**p.public_state(), "lm_head.weight": torch.zeros(5, 64)})
+
+
+def without_a_head(p: Published) -> None:
+    p.save({k: v for k, v in p.public_state().items() if not k.startswith("rm_head")})
+
+
+def with_integers(p: Published) -> None:
+    p.save({**p.public_state(), "rm_head.5.bias": torch.zeros(2, dtype=torch.int64)})
+
+
+def with_two_layouts(p: Published) -> None:
+    state = p.public_state()
+    p.save({**state, "model.language_model.norm.weight": state["model.norm.weight"].clone()})
+
+
+def cut(p: Published) -> None:
+    file = p.save()
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def of_another_size(p: Published) -> dict[str, Any]:
+    p.save()
+    return {"backbone": None}
+
+
+def with_two_files(p: Published) -> None:
+    p.save()
+    torch.save({}, p.weights / "other.pth")
+
+
+def with_a_larger_vocabulary(p: Published) -> dict[str, Any]:
+    p.save()
+    byte_tokenizer(("<|extra|>",)).save_pretrained(p.tokenizer)
+    return {}
+
+
+def without_a_tokenizer(p: Published) -> dict[str, Any]:
+    p.save()
+    return {"tokenizer": p.root / "nowhere"}
+
+
+def with_a_cut_tokenizer(p: Published) -> None:
+    p.save()
+    file = p.tokenizer / "tokenizer.json"
+    file.write_bytes(file.read_bytes()[:500])
+
+
+def with_an_edited_template(p: Published) -> None:
+    p.save()
+    (p.source / "prompts.py").write_text(
+        f"A = {TINY_TEMPLATES['hpsv3'].text.replace('Judge', 'Gauge')!r}"
+    )
+
+
+def with_the_published_digest(p: Published) -> dict[str, Any]:
+    p.save()
+    return {"template": None}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (without_a_key, r"1 missing .*layers\.1\.mlp\.up_proj"),
+        (with_another_key, r"1 unexpected .*visual\.extra"),
+        (with_a_wrong_shape, r"rm_head\.5\.bias \(3,\), not \(2,\)"),
+        (with_a_wrong_lm_head, r"lm_head\.weight \(5, 64\)"),
+        (without_a_head, "no reward head"),
+        (with_integers, r"rm_head\.5\.bias is quantised"),
+        (with_two_layouts, "mixes key layouts"),
+        (cut, r"cannot read HPSv3\.safetensors"),
+        (of_another_size, "do not fit the model"),
+        (with_two_files, r"HPSv3\.safetensors, other\.pth"),
+        (with_a_larger_vocabulary, "264 tokens for 263 embedding rows"),
+        (without_a_tokenizer, "tokenizer directory is not there"),
+        (with_a_cut_tokenizer, r"tokenizer\.json"),
+        (with_an_edited_template, "template is not in the source"),
+        (with_the_published_digest, "f6ee5747"),
+    ],
+)
+def test_a_failed_hpsv3_import_says_why_and_leaves_nothing(
+    hpsv3: Published, spoil: Spoil, message: str
+) -> None:
+    changes = spoil(hpsv3) or {}
+    with pytest.raises(UserError, match=message):
+        hpsv3.import_it(**changes)
+    assert hpsv3.nothing_left()
+
+
+class Code:
+    """An object whose unpickling would run a command."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.system, (self.command,))
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_code_in_a_pickle_is_never_run(videoreward: Published, new_format: bool) -> None:
+    file = videoreward.save()
+    proof = videoreward.root / "ran"
+    content = {**videoreward.public_state(), "extra": Code(f"touch {proof}")}
+    torch.save(content, file, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(CheckpointError, match="more than tensors"):
+        videoreward.import_it()
+    assert not proof.exists() and videoreward.nothing_left()
+
+
+def pickle_of(content: object) -> Spoil:
+    def spoil(p: Published) -> None:
+        torch.save(content, p.save())
+
+    return spoil
+
+
+def bytes_of(keep: slice) -> Spoil:
+    def spoil(p: Published) -> None:
+        file = p.save()
+        file.write_bytes(file.read_bytes()[keep])
+
+    return spoil
+
+
+def config_with(part: str, **change: object) -> Spoil:
+    def spoil(p: Published) -> None:
+        p.save()
+        p.write_config(**{part: change})
+
+    return spoil
+
+
+def without_one_factor(p: Published) -> None:
+    state = p.public_state()
+    state.pop(next(name for name in state if name.endswith("lora_B.default.weight")))
+    p.save(state)
+
+
+def without_files(p: Published) -> None:
+    p.save().unlink()
+
+
+def without_config(p: Published) -> None:
+    p.save()
+    (p.weights / "model_config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (pickle_of({"model": {}, "step": 3}), "no reward head"),
+        (pickle_of({"weights": [1, 2]}), r"weights \(list\)"),
+        (bytes_of(slice(0, -300)), r"cannot read model\.pth"),
+        (bytes_of(slice(0, 10)), r"model\.pth"),
+        (bytes_of(slice(0, 0)), r"cannot read model\.pth"),
+        (config_with("model_config", output_dim=3), "output_dim 3"),
+        (config_with("model_config", reward_token="last"), "reward_token is 'last'"),
+        (config_with("data_config", sample_type="multi_pts"), "multi_pts"),
+        (config_with("data_config", max_frame_pixels=1000), "pixel limits"),
+        (config_with("peft_lora_config", use_rslora=True), "use_rslora"),
+        (config_with("peft_lora_config", lora_alpha=None), "scale of the LoRA"),
+        (config_with("inference_config", MQ_std=0), "score normalisation"),
+        (without_one_factor, r"1 missing .*lora_B"),
+        (without_files, r"adapter_model\.safetensors"),
+        (without_config, r"model_config\.json"),
+    ],
+)
+def test_a_failed_videoreward_import_says_why_and_leaves_nothing(
+    videoreward: Published, spoil: Spoil, message: str
+) -> None:
+    spoil(videoreward)
+    with pytest.raises(CheckpointError, match=message):
+        videoreward.import_it()
+    assert videoreward.nothing_left()
+
+
+def test_weights_of_the_other_kind_are_refused(
+    hpsv3: Published, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    clip = Published(tmp_path_factory.mktemp("clip"), "videoreward")
+    torch.save(hpsv3.public_state(), clip.save())
+    with pytest.raises(CheckpointError, match="of another reward"):
+        clip.import_it()
+    save_file(clip.public_state(), hpsv3.weights / "HPSv3.safetensors")
+    with pytest.raises(CheckpointError, match="of another reward"):
+        hpsv3.import_it()
+
+
+def test_wrong_options_are_refused(hpsv3: Published) -> None:
+    hpsv3.save()
+    with pytest.raises(UserError, match="one file"):
+        hpsv3.import_it(step=3)
+    with pytest.raises(UserError, match="hpsv3, videoreward"):
+        import_reward("clip", *[hpsv3.root] * 4)  # type: ignore[arg-type]
+
+
+def test_large_weights_are_sharded(hpsv3: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    hpsv3.save()
+    write = import_reward.__globals__["write_reward_directory"]
+    monkeypatch.setitem(
+        import_reward.__globals__,
+        "write_reward_directory",
+        lambda *args, **kwargs: write(*args, **kwargs, shard_bytes=100_000),
+    )
+    reward = hpsv3.import_it()
+    assert len(list(reward.path.glob("model-*.safetensors"))) > 2
+    assert same(reward.load_model().state_dict(), hpsv3.state)
