@@ -1,6 +1,6 @@
 """Preference pairs of a data set: the record, the split by prompt and the order of A and B."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from longtake.rewards.preference_labels import A_WINS, B_WINS, SWAPPED, UNLABELLED
@@ -64,20 +64,9 @@ class PreferencePair:
         )
 
 
-def labelled_pairs(pairs: Iterable[PreferencePair], dimension: str) -> list[PreferencePair]:
-    """The pairs with a label (a tie included) for ``dimension``.
-
-    Raises:
-        UserError: no pair has one.
-    """
-    kept = [pair for pair in pairs if pair.label(dimension) != UNLABELLED]
-    if not kept:
-        raise UserError(
-            f"no pair is labelled for {dimension}",
-            expected=f"A, B or same in the column {dimension} of at least one pair",
-            remedy="choose another dimension or other data",
-        )
-    return kept
+def prompt_key(prompt: str) -> str:
+    """The prompt without case and extra spaces: what tells two prompts apart."""
+    return " ".join(prompt.casefold().split())
 
 
 def split_by_prompt(
@@ -105,8 +94,8 @@ def split_by_prompt(
     threshold = int(validation_share * 2**63)
     sides: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
     for pair in pairs:
-        text = " ".join(pair.prompt.casefold().split())
-        sides[derive_key(seed, "preference split", text) < threshold].append(pair)
+        key = derive_key(seed, "preference split", prompt_key(pair.prompt))
+        sides[key < threshold].append(pair)
     if not sides[0] or not sides[1]:
         raise UserError(
             "the split by prompt leaves one side empty",

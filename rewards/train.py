@@ -34,6 +34,7 @@ from longtake.rewards.preference_inputs import PreferenceDataset, collate, train
 from longtake.rewards.preference_trainer import (
     PairScorer,
     PreferenceTrainer,
+    load_trained,
     scores_of,
     trained_state,
 )
@@ -53,7 +54,7 @@ from longtake.runtime.run_directory import RunDirectory, to_plain
 from longtake.runtime.tracking import Trackers, check_trackers
 
 REWARD_FOLDER, PUBLIC_FOLDER = "reward", "public"
-_COMPLETE = "trainer_state.json"  # the last file that Trainer writes into a checkpoint
+_STATE = "trainer_state.json"  # the last file that Trainer writes into a checkpoint
 
 
 def train_reward(
@@ -196,10 +197,11 @@ class _Run:
                     resume_from_checkpoint=None if checkpoint is None else str(checkpoint)
                 )
         validation = trainer.predict(plan.validation, metric_key_prefix="eval")
-        outputs = torch.from_numpy(validation.predictions)
-        scales = score_scales(plan.validation, outputs)
+        scores = score_statistics(plan.validation, torch.from_numpy(validation.predictions))
         spec = plan.spec
         if spec.kind == "videoreward":
+            # A head that gives every clip one score has no scale.
+            scales = {k: Normalization(**v) for k, v in scores.items() if v["std"] > 0}
             spec = dataclasses.replace(spec, normalization=scales)
         summary = {
             "updates": trainer.state.global_step,
@@ -212,13 +214,31 @@ class _Run:
             "pairs": {"train": len(plan.train.pairs), "validation": len(plan.validation.pairs)},
             "trained_parameters": sum(p.numel() for p in trained_state(model).values()),
             "validation": _metrics_only(validation.metrics),
-            "scores": {name: dataclasses.asdict(scale) for name, scale in scales.items()},
+            "scores": scores,
         }
         reward = self._export(model, spec, dtype, summary)
         run.write_json("summary.json", summary)
         rows = [[name, value] for name, value in summary["validation"].items()]
         self.console.print(result_table(f"validation of {reward}", ["metric", "value"], rows))
         return reward
+
+    def _train(self, trainer: PreferenceTrainer, checkpoint: Path | None) -> None:
+        """Train, unless the checkpoint is the last one; end with the best weights."""
+        if checkpoint is not None and self._is_last(checkpoint):
+            # Trainer would do one more update.
+            trainer.state = TrainerState.load_from_json(str(checkpoint / _STATE))
+            best = self.run.checkpoints / f"checkpoint-{trainer.state.best_global_step}"
+            load_trained(trainer.model, best)
+            return
+        with self.run.writing("checkpoints"):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def _is_last(self, checkpoint: Path) -> bool:
+        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+        stopping = state["stateful_callbacks"].get(EarlyStoppingCallback.__name__)
+        without_gain = stopping["attributes"]["early_stopping_patience_counter"] if stopping else 0
+        stopped = 0 < self.config.patience <= without_gain
+        return stopped or _updates_in(checkpoint) >= self.plan.updates
 
     def _trainer(
         self, model: Qwen2VLRewardModel, bar: ProgressBar, *, is_new: bool
@@ -345,21 +365,22 @@ def _metrics_only(logs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in logs.items() if not name.endswith(clock)}
 
 
-def score_scales(data: PreferenceDataset, outputs: Tensor) -> dict[str, Normalization]:
-    """Mean and standard deviation (of the population) of the raw scores of a data set's clips.
+def score_statistics(data: PreferenceDataset, outputs: Tensor) -> dict[str, dict[str, float]]:
+    """``mean`` and ``std`` (of the population) of the raw scores, by dimension.
 
     Args:
         data: the pairs; a clip of several pairs counts once.
         outputs: [rows, 2, K] head outputs.
     """
     scores = scores_of(outputs, len(data.dimensions)).double()
-    by_clip: dict[object, Tensor] = {}
-    for row, keys in enumerate(data.clip_keys()):
-        for side, key in enumerate(keys):
-            by_clip[key] = scores[row, side]
+    by_clip = {
+        key: scores[row, side]
+        for row, keys in enumerate(data.clip_keys())
+        for side, key in enumerate(keys)
+    }
     table = torch.stack(list(by_clip.values()))
     return {
-        name: Normalization(mean=float(column.mean()), std=float(column.std(correction=0)))
+        name: {"mean": float(column.mean()), "std": float(column.std(correction=0))}
         for name, column in zip(data.dimensions, table.unbind(-1), strict=True)
     }
 
@@ -369,7 +390,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
     for path in sorted(found, key=lambda path: int(path.name[11:]), reverse=True):
         try:
-            json.loads((path / _COMPLETE).read_text(encoding="utf-8"))
+            json.loads((path / _STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         return path

@@ -8,10 +8,16 @@ from typing import cast
 
 from rich.table import Table
 
-from longtake.rewards.preference_data import PreferencePair, labelled_pairs, split_by_prompt
+from longtake.rewards.preference_data import (
+    OVERALL,
+    PreferencePair,
+    balance_order,
+    prompt_key,
+    split_by_prompt,
+)
 from longtake.rewards.preference_files import read_hpsv3_json, read_preference_csv
 from longtake.rewards.preference_inputs import PreferenceDataset, trained_tokens
-from longtake.rewards.preference_labels import A_WINS, B_WINS, TIE
+from longtake.rewards.preference_labels import A_WINS, B_WINS, TIE, UNLABELLED
 from longtake.rewards.preference_trainer import PairLoss
 from longtake.rewards.reward_directory import RewardDirectory
 from longtake.rewards.reward_spec import ColorMode, RewardSpec
@@ -105,7 +111,7 @@ def _read_pairs(
     if config.data.validation is None:
         return split_by_prompt(pairs, config.data.validation_share, config.seed)
     validation = _read_file(config, config.data.validation)
-    shared = {pair.prompt for pair in pairs} & {pair.prompt for pair in validation}
+    shared = {prompt_key(p.prompt) for p in pairs} & {prompt_key(p.prompt) for p in validation}
     if shared:
         raise UserError(
             "prompts are in the training and in the validation data",
@@ -121,7 +127,8 @@ def _read_file(config: RewardTrainingConfig, file: str) -> list[PreferencePair]:
     if path.suffix == ".csv":
         return read_preference_csv(path)
     if path.suffix == ".json":
-        return read_hpsv3_json(path, config.data.min_confidence)
+        pairs = read_hpsv3_json(path, config.data.min_confidence)
+        return balance_order(pairs, OVERALL, config.seed)  # the winner comes first in the file
     raise UserError(
         "the format of the preference data is unknown",
         received=str(path),
@@ -133,9 +140,14 @@ def _usable(
     pairs: Sequence[PreferencePair], dimensions: Sequence[str], keep_ties: bool
 ) -> list[PreferencePair]:
     """Pairs with a label that the loss can use in one of the dimensions, in their order."""
-    kept: set[int] = set()
+    unused = (UNLABELLED,) if keep_ties else (UNLABELLED, TIE)
     for name in dimensions:
-        kept |= {
-            id(pair) for pair in labelled_pairs(pairs, name) if keep_ties or pair.label(name) != TIE
-        }
-    return [pair for pair in pairs if id(pair) in kept]
+        if all(pair.label(name) in unused for pair in pairs):
+            raise UserError(
+                f"no pair has a label for {name} that the loss can use",
+                received=f"{len(pairs)} pairs",
+                expected="A or B" + (" or same" if keep_ties else "") + " in some of them",
+                remedy="choose another dimension, other data"
+                + ("" if keep_ties else ", or the loss bradley_terry_ties"),
+            )
+    return [pair for pair in pairs if any(pair.label(name) not in unused for name in dimensions)]

@@ -3,10 +3,9 @@ import pytest
 from longtake.rewards.preference_data import (
     PreferencePair,
     balance_order,
-    labelled_pairs,
     split_by_prompt,
 )
-from longtake.rewards.preference_labels import A_WINS, B_WINS, TIE, UNLABELLED
+from longtake.rewards.preference_labels import A_WINS, B_WINS, TIE
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import derive_key
 
@@ -40,14 +39,6 @@ def test_swapping_twice_is_the_identity_and_once_mirrors_everything():
     assert (other.path_a, other.fps_a, other.num_frames_a) == ("3_b.mp4", 16.0, 23)
     assert other.labels == {"VQ": B_WINS, "MQ": TIE, "TA": A_WINS}
     assert other.mos_a == {"VQ": 2.0} and other.mos_b == {"VQ": 3.5}
-
-
-def test_only_pairs_with_a_label_are_kept():
-    pairs = [pair(0, VQ=TIE), pair(1, MQ=A_WINS), pair(2, VQ=UNLABELLED, MQ=B_WINS)]
-    assert labelled_pairs(pairs, "VQ") == pairs[:1]
-    assert labelled_pairs(pairs, "MQ") == pairs[1:]
-    with pytest.raises(UserError, match="TA"):
-        labelled_pairs(pairs, "TA")
 
 
 @pytest.mark.parametrize("seed", range(4))
