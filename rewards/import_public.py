@@ -50,8 +50,7 @@ TEMPLATES: dict[RewardKind, TemplateDigest] = {
     "hpsv3": HPSV3_TEMPLATE,
     "videoreward": VIDEOALIGN_TEMPLATE,
 }
-_LORA_DOWN = ".lora_A.default.weight"
-_MILLION = 10**6
+_LORA_DOWN, _LORA_UP = ".lora_A.default.weight", ".lora_B.default.weight"
 
 
 def import_reward(
@@ -123,14 +122,15 @@ def import_reward(
         color_mode=color_mode,
         normalization={} if public is None else public.normalization,
     )
-    total = sum(tensor.shape.numel() for name, tensor in tensors.items() if name != LM_HEAD)
+    tensors.pop(LM_HEAD, None)
+    total = sum(1 for name in tensors if not merge or ".lora_" not in name)
     scaling = stored.lora_alpha / stored.lora_rank if stored.lora_rank and merge else None
     return write_reward_directory(
         out,
         spec,
         prompt,
         words,
-        _shown(_read(tensors, scaling), f"import {kind} (million weights)", total),
+        _shown(_read(tensors, scaling), f"import {kind}", total),
         provenance={
             "longtake": longtake.__version__,
             "weights": sorted({str(tensor.source.name) for tensor in tensors.values()}),
@@ -227,23 +227,21 @@ def _read(
 ) -> Iterator[tuple[str, Tensor]]:
     """Read and convert tensor by tensor; with a ``scaling``, LoRA factors are merged."""
     for name, tensor in tensors.items():
-        if name == LM_HEAD or (scaling is not None and ".lora_" in name):
-            continue
-        if scaling is None or not name.endswith(".base_layer.weight"):
-            yield name if scaling is None else name.replace(".base_layer.", "."), tensor.load()
-            continue
-        layer = name.removesuffix(".base_layer.weight")
-        parts = [name, f"{layer}{_LORA_DOWN}", f"{layer}{_LORA_DOWN.replace('_A.', '_B.')}"]
-        yield from merge_lora({part: tensors[part].load() for part in parts}, scaling).items()
+        if scaling is None:
+            yield name, tensor.load()
+        elif name.endswith(".base_layer.weight"):
+            layer = name.removesuffix(".base_layer.weight")
+            parts = [name, f"{layer}{_LORA_DOWN}", f"{layer}{_LORA_UP}"]
+            yield from merge_lora({part: tensors[part].load() for part in parts}, scaling).items()
+        elif ".lora_" not in name:
+            yield name.replace(".base_layer.", "."), tensor.load()
 
 
 def _shown(
     pairs: Iterator[tuple[str, Tensor]], description: str, total: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """The pairs, with a progress bar over ``total`` numbers while they are taken."""
-    done = 0
-    with progress_bar(description, total // _MILLION) as bar:
-        for name, tensor in pairs:
-            yield name, tensor
-            done += tensor.numel()
-            bar.update(done // _MILLION)
+    """The pairs, with a progress bar while they are taken."""
+    with progress_bar(description, total) as bar:
+        for done, pair in enumerate(pairs, start=1):
+            yield pair
+            bar.update(done)

@@ -12,7 +12,7 @@ public models were trained with different ones:
   8-bit tensors, clamped and rounded once at the end.
 
 The filters are the same (a = -0.5, support widened by the scale when shrinking), so the results
-differ by rounding, at most one level on 5 to 20 % of the pixels, and by the clamp of overshoot
+differ by rounding, at most one level on 3 to 20 % of the pixels, and by the clamp of overshoot
 after the first pass, which matters at hard black-white edges only (24 levels on white noise).
 """
 
@@ -28,6 +28,8 @@ from torch.nn.functional import interpolate
 from longtake.runtime.errors import UserError
 
 Resample = Literal["pil", "torch"]
+Grid = tuple[int, int, int]
+"""Patches along time, height and width."""
 
 PATCH = 14
 """Side of a vision patch in pixels."""
@@ -249,19 +251,34 @@ def patchify(frames: Tensor) -> Tensor:
     return x.reshape(*batch, per_clip, channels * TEMPORAL_PATCH * PATCH * PATCH)
 
 
-def clip_patches(frames: Tensor, config: PixelConfig) -> tuple[Tensor, tuple[int, int, int]]:
-    """Patches of clips or still images, with their grid.
+def patch_grid(num_frames: int, height: int, width: int, config: PixelConfig) -> Grid:
+    """Patches along time, height and width of a clip of this size, before it is resized.
+
+    The merger makes a quarter as many tokens of them (see :func:`num_tokens`).
+
+    Raises:
+        UserError: a frame size that cannot be used.
+    """
+    rows, columns = resized_size(height, width, config.min_pixels, config.max_pixels)
+    return max(1, num_frames // TEMPORAL_PATCH), rows // PATCH, columns // PATCH
+
+
+def num_tokens(grid: Grid) -> int:
+    """Tokens that a clip with this grid takes in the prompt."""
+    return math.prod(grid) // MERGE**2
+
+
+def clip_patches(frames: Tensor, config: PixelConfig) -> tuple[Tensor, Grid]:
+    """Patches of clips or still images, resized and normalised, with their grid.
 
     Args:
         frames: [..., T, 3, H, W] uint8, T even or 1 (still images: ``frames.unsqueeze(-4)``).
         config: sizes, resampler, normalisation.
 
     Returns:
-        patches [..., t * h * w, 1176] float32, and the grid (t, h, w) in patches, one for all. The
-        merger makes t * h * w / 4 tokens of them.
+        patches [..., t * h * w, 1176] float32, and the grid (t, h, w) of :func:`patch_grid`.
     """
-    height, width = frames.shape[-2:]
-    size = resized_size(height, width, config.min_pixels, config.max_pixels)
-    patches = patchify(normalize(resize(frames, size, config.resample), config))
-    pairs = max(1, frames.shape[-4] // TEMPORAL_PATCH)
-    return patches, (pairs, size[0] // PATCH, size[1] // PATCH)
+    num_frames, _, height, width = frames.shape[-4:]
+    grid = patch_grid(num_frames, height, width, config)
+    resized = resize(frames, (grid[1] * PATCH, grid[2] * PATCH), config.resample)
+    return patchify(normalize(resized, config)), grid

@@ -41,7 +41,6 @@ FORMAT = 1
 """Version of ``reward.json``; raised when an older reader would misunderstand it."""
 SHARD_BYTES = 2 * 2**30
 """Largest weight file, and with it the memory that writing needs."""
-_MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,17 +223,14 @@ def _fitting(
 
 
 def _file_records(root: Path, progress: bool) -> dict[str, dict[str, object]]:
-    sizes = {f: f.stat().st_size for f in sorted(root.rglob("*")) if f.is_file()}
+    files = sorted(file for file in root.rglob("*") if file.is_file())
     records: dict[str, dict[str, object]] = {}
-    total = sum(sizes.values())
-    bar = progress_bar("digests (MiB)", total // _MIB) if progress else nullcontext(None)
-    with bar as shown:
-        done = 0
-        for file, size in sizes.items():
-            records[file.relative_to(root).as_posix()] = {"bytes": size, "sha256": _sha256(file)}
-            done += size
-            if shown is not None:
-                shown.update(done // _MIB)
+    with progress_bar("digests", len(files)) if progress else nullcontext() as bar:
+        for file in files:
+            name = file.relative_to(root).as_posix()
+            records[name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+            if bar is not None:
+                bar.update(len(records))
     return records
 
 
@@ -259,25 +255,23 @@ def _problem(file: Path, entry: Mapping[str, object], digest: bool) -> str | Non
 
 def _checked_records(files: object, root: Path) -> dict[str, Mapping[str, object]]:
     """The ``files`` of a reward.json; paths that leave the directory are not accepted."""
-    good = isinstance(files, Mapping) and all(
+    records = dict(files) if isinstance(files, Mapping) else {}
+    usable = all(
         isinstance(entry, Mapping)
         and {"bytes", "sha256"} <= entry.keys()
         and not Path(name).is_absolute()
         and ".." not in Path(name).parts
-        for name, entry in files.items()
+        for name, entry in records.items()
     )
-    if (
-        not good
-        or not isinstance(files, Mapping)
-        or not {TEMPLATE_FILE, TOKENIZER_FILE} <= files.keys()
-    ):
+    complete = {TEMPLATE_FILE, TOKENIZER_FILE} <= records.keys() and any(map(_is_weight, records))
+    if not (usable and complete):
         raise CheckpointError(
             "reward.json does not list its files",
             received=str(root / SPEC_FILE),
             expected='"files": {"relative path": {"bytes": size, "sha256": digest}}',
             remedy="import the reward again",
         )
-    return dict(files)
+    return records
 
 
 def _incomplete(root: Path, problems: list[str]) -> CheckpointError:

@@ -177,6 +177,7 @@ def test_a_cut_reward_json_is_named(make_reward: MakeReward) -> None:
         (lambda r: r.pop("files"), "list its files"),
         (lambda r: r["files"].update({"../x": {"bytes": 1, "sha256": "0"}}), "list its files"),
         (lambda r: r["files"].update({"a": 3}), "list its files"),
+        (lambda r: r["files"].pop("model.safetensors"), "list its files"),
     ],
 )
 def test_unusable_fields_are_named(
