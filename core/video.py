@@ -43,15 +43,19 @@ def upscale(video: Tensor, scale: int) -> Tensor:
     return video.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
 
 
-def write_mp4(video: Tensor, path: str | Path, fps: float, scale: int = 1) -> Path:
+def write_mp4(
+    video: Tensor, path: str | Path, fps: float, scale: int = 1, *, lossless: bool = False
+) -> Path:
     """Write one clip [T, 3, H, W] as H.264 yuv420p; the file appears only when complete.
+
+    ``lossless`` keeps every 8-bit RGB value (H.264 in RGB): for data, since few players show it.
 
     Raises:
         UserError: wrong shape, an odd final size, or a path that cannot be written.
     """
     frames = _frames(video, fps, scale)
     height, width = frames.shape[1:3]
-    if height % 2 or width % 2:
+    if (height % 2 or width % 2) and not lossless:
         raise UserError(
             "H.264 yuv420p needs even sides",
             received=f"{width}x{height}",
@@ -65,9 +69,11 @@ def write_mp4(video: Tensor, path: str | Path, fps: float, scale: int = 1) -> Pa
         target.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(temporary), "w", format="mp4") as container:
             # One thread: x264 splits work by threads, and bytes should not depend on the machine.
-            options = {"crf": _CRF, "preset": "veryfast", "threads": "1"}
-            stream = container.add_stream("libx264", rate=rate, options=options)
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            options = {"preset": "veryfast", "threads": "1"}
+            options |= {"qp": "0"} if lossless else {"crf": _CRF}
+            codec, pix_fmt = ("libx264rgb", "rgb24") if lossless else ("libx264", "yuv420p")
+            stream = container.add_stream(codec, rate=rate, options=options)
+            stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
             for image in frames:
                 frame = av.VideoFrame.from_ndarray(image, format="rgb24")
                 container.mux(stream.encode(frame))

@@ -1,0 +1,245 @@
+"""Preference pairs as model inputs: clips are decoded, coloured, sampled, resized and tokenized.
+
+The steps and their order are the scorers': frames are chosen, made gray by ``rewards/grayscale.py``
+where the reward asks for it, resized by ``rewards/pixels.py``, cut into patches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from longtake.core.video import read_video
+from longtake.rewards.frames import even_frames
+from longtake.rewards.grayscale import to_grayscale
+from longtake.rewards.pixels import clip_patches, resize, resized_size
+from longtake.rewards.preference_data import PreferencePair
+from longtake.rewards.preference_labels import TIE, UNLABELLED
+from longtake.rewards.reward_spec import DIMENSIONS, RewardSpec
+from longtake.rewards.template import PromptEncoder
+from longtake.runtime.errors import UserError
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipInputs:
+    """One clip or image with its prompt.
+
+    Args:
+        ids: token ids up to the last reward token that is trained.
+        patches: [t h w, 1176] float32.
+        grid: (t, h, w) in patches.
+    """
+
+    ids: list[int]
+    patches: Tensor
+    grid: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairInputs:
+    """One row of a batch.
+
+    Args:
+        labels: n labels.
+        pair: number of the pair in the data set.
+        a: inputs of A.
+        b: inputs of B.
+    """
+
+    labels: list[int]
+    pair: int
+    a: ClipInputs
+    b: ClipInputs
+
+
+def trained_tokens(spec: RewardSpec, dimensions: Sequence[str]) -> tuple[int, ...]:
+    """Indices of the reward tokens that score ``dimensions``.
+
+    Raises:
+        UserError: a dimension that the reward does not score, or several for an image reward.
+    """
+    if spec.kind == "hpsv3":
+        if len(dimensions) != 1:
+            raise UserError(
+                "an image reward has one score",
+                received=", ".join(dimensions),
+                expected="one dimension (a column of labels)",
+                remedy="set dimensions to one name, such as Overall",
+            )
+        return (0,)
+    unknown = [name for name in dimensions if name not in DIMENSIONS]
+    if unknown:
+        raise UserError(
+            "the reward does not score this dimension",
+            received=", ".join(unknown),
+            expected=", ".join(DIMENSIONS),
+        )
+    return tuple(DIMENSIONS.index(name) for name in dimensions)
+
+
+class PreferenceDataset(Dataset[PairInputs]):
+    """Pairs of a reward; an image reward gets one row per chosen frame of a pair.
+
+    Args:
+        pairs: the pairs, each with a label that is trained.
+        dimensions: names of the trained labels.
+        spec: of the reward; its colour mode is the one that clips are shown in.
+        encoder: of the prompts.
+        root: folder that paths are relative to.
+        keep_ties: whether the loss knows ties; otherwise they count as not labelled.
+        frames_per_clip: rows per pair of an image reward.
+        cache_bytes: memory for resized frames; later clips are decoded each time.
+
+    Raises:
+        UserError: files that are not there, prompts with reserved tokens, or clips without a
+            playback rate for a video reward.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[PreferencePair],
+        dimensions: Sequence[str],
+        spec: RewardSpec,
+        encoder: PromptEncoder,
+        root: Path,
+        *,
+        keep_ties: bool,
+        frames_per_clip: int = 1,
+        cache_bytes: int = 0,
+    ) -> None:
+        self.pairs, self.dimensions, self.spec, self.encoder = pairs, dimensions, spec, encoder
+        self.root, self.keep_ties = root, keep_ties
+        self._stop = spec.reward_tokens[max(trained_tokens(spec, dimensions))]
+        self._frames_per_clip = frames_per_clip
+        self._rows = [
+            (index, slot)
+            for index, pair in enumerate(pairs)
+            for slot in range(1 if spec.kind == "videoreward" else _num_rows(pair, frames_per_clip))
+        ]
+        self._cache: dict[tuple[str, float | None], Tensor] = {}
+        self._cache_left = cache_bytes
+        self._check()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> PairInputs:
+        index, slot = self._rows[row]
+        pair = self.pairs[index]
+        labels = [pair.label(name) for name in self.dimensions]
+        if not self.keep_ties:
+            labels = [UNLABELLED if label == TIE else label for label in labels]
+        return PairInputs(
+            labels=labels,
+            pair=index,
+            a=self._inputs(pair.path_a, pair.fps_a, pair.prompt, slot),
+            b=self._inputs(pair.path_b, pair.fps_b, pair.prompt, slot),
+        )
+
+    def clip_keys(self) -> list[tuple[object, object]]:
+        """What is scored as A and as B in each row; equal keys get equal scores."""
+        keys: list[tuple[object, object]] = []
+        for index, slot in self._rows:
+            pair = self.pairs[index]
+            keys.append(
+                (
+                    (pair.path_a, pair.fps_a, pair.prompt, slot),
+                    (pair.path_b, pair.fps_b, pair.prompt, slot),
+                )
+            )
+        return keys
+
+    def _inputs(self, path: str, fps: float | None, prompt: str, slot: int) -> ClipInputs:
+        frames = self._frames(path, fps)
+        if self.spec.kind == "hpsv3":
+            frames = frames[min(slot, len(frames) - 1)][None]
+        patches, grid = clip_patches(frames, self.spec.pixels)
+        merged = grid[0] * grid[1] * grid[2] // 4
+        return ClipInputs(
+            ids=self.encoder.encode(prompt, merged, self._stop), patches=patches, grid=grid
+        )
+
+    def _frames(self, path: str, fps: float | None) -> Tensor:
+        """Chosen frames uint8 [F, 3, H, W] in the colour and size that the model sees."""
+        key = (path, fps)
+        if key in self._cache:
+            return self._cache[key]
+        video, _ = read_video(self.root / path)
+        if self.spec.sampler is None:
+            chosen = even_frames(len(video), self._frames_per_clip)
+        else:
+            assert fps is not None
+            chosen = self.spec.sampler.indices(len(video), fps)
+        frames = video[chosen]
+        if self.spec.color_mode != "rgb":
+            frames = to_grayscale(frames, self.spec.color_mode)
+        pixels = self.spec.pixels
+        height, width = frames.shape[-2:]
+        size = resized_size(height, width, pixels.min_pixels, pixels.max_pixels)
+        frames = resize(frames.contiguous(), size, pixels.resample)
+        if frames.nbytes <= self._cache_left:
+            self._cache[key] = frames
+            self._cache_left -= frames.nbytes
+        return frames
+
+    def _check(self) -> None:
+        files = {path for pair in self.pairs for path in (pair.path_a, pair.path_b)}
+        missing = sorted(path for path in files if not (self.root / path).is_file())
+        if missing:
+            raise UserError(
+                "clips of the preference data are missing",
+                received=f"{len(missing)} of {len(files)} in {self.root}: "
+                + ", ".join(missing[:3])
+                + (", ..." if len(missing) > 3 else ""),
+                expected="paths relative to this folder",
+                remedy="set data.root to the folder of the clips",
+            )
+        for pair in self.pairs:
+            problem = self.encoder.problem(pair.prompt)
+            if problem:
+                raise UserError(
+                    "a prompt of the preference data cannot be used",
+                    received=f"{pair.prompt!r}: {problem}",
+                    remedy="rewrite or remove it",
+                )
+            if self.spec.sampler is not None and None in (pair.fps_a, pair.fps_b):
+                raise UserError(
+                    "a video reward needs the playback rate of every clip",
+                    received=f"{pair.path_a} and {pair.path_b} without fps",
+                    expected="video pairs in VideoAlign's CSV",
+                )
+
+
+def collate(rows: Sequence[PairInputs]) -> Batch:
+    """A batch of B pairs; every clip A, then every clip B.
+
+    Returns:
+        ``labels`` int64 [B, n], ``pairs`` int64 [B], and the inputs of the reward model:
+        ``input_ids`` and ``attention_mask`` [2B, L] padded on the right, ``pixel_values``,
+        ``grid_thw`` [2B, 3].
+    """
+    clips = [row.a for row in rows] + [row.b for row in rows]
+    length = max(len(clip.ids) for clip in clips)
+    ids = torch.zeros(len(clips), length, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, clip in enumerate(clips):
+        ids[row, : len(clip.ids)] = torch.tensor(clip.ids)
+        mask[row, : len(clip.ids)] = 1
+    return {
+        "labels": torch.tensor([row.labels for row in rows]),
+        "pairs": torch.tensor([row.pair for row in rows]),
+        "input_ids": ids,
+        "attention_mask": mask,
+        "pixel_values": torch.cat([clip.patches for clip in clips]),
+        "grid_thw": torch.tensor([clip.grid for clip in clips]),
+    }
+
+
+def _num_rows(pair: PreferencePair, frames_per_clip: int) -> int:
+    counts = [count for count in (pair.num_frames_a, pair.num_frames_b) if count is not None]
+    return min([frames_per_clip, *counts]) if counts else 1

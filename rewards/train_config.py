@@ -1,0 +1,165 @@
+"""Every setting of the training of a reward head, with unit, range and source.
+
+Defaults are the public recipes' where they are known: VideoAlign (arXiv 2501.13918 and its training
+script) for the video heads, HPSv3 (arXiv 2508.03789) for the image head. This module does not
+import torch.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from longtake.runtime.errors import ConfigError
+
+LOSSES = ("bradley_terry_ties", "bradley_terry", "uncertainty")
+METHODS = ("lora", "full")
+PRECISIONS = ("float32", "bfloat16")
+FILE_FORMATS = ("csv", "json")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraSettings:
+    """LoRA on the linear layers of the language model (method ``lora``)."""
+
+    rank: int = 64
+    """r >= 1. VideoAlign: 64."""
+    alpha: float = 128.0
+    """The update is scaled by alpha / rank. VideoAlign: 128."""
+    dropout: float = 0.05
+    """Share of the inputs dropped in training, 0 <= value < 1. VideoAlign: 0.05."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairDataConfig:
+    """Which pairs are trained on and how they are split."""
+
+    train: str = ""
+    """File of pairs: VideoAlign's CSV (.csv) or HPSv3's list (.json)."""
+    root: str | None = None
+    """Folder that the paths in the files are relative to; null is the folder of the file."""
+    validation: str | None = None
+    """File of validation pairs; null splits ``train`` by prompt."""
+    validation_share: float = 0.1
+    """Expected share of the prompts that validate, 0 < value < 1, when ``validation`` is null."""
+    min_confidence: float = 0.95
+    """Pairs of a .json file below it are dropped, 0 to 1. HPSv3: 0.95."""
+    frames_per_clip: int = 4
+    """Frames of a clip that an image reward (HPSv3) is trained on, >= 1; each is a pair of its own,
+    and the mean over the frames decides in validation."""
+    cache_mib: int = 2048
+    """Memory for resized frames, so that a clip is decoded once, MiB >= 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardTrainingConfig:
+    """Training of the head, the reward-token rows and the backbone of one reward."""
+
+    base: str = ""
+    """Reward directory to start from; it gives the model, the prompt and the preprocessing."""
+    data: PairDataConfig = field(default_factory=PairDataConfig)
+    """The preference pairs."""
+    dimensions: tuple[str, ...] = ("MQ",)
+    """Dimensions trained together: VQ, MQ, TA of a video reward; one label column of an image
+    reward (Overall for HPSv3's files). The report trains MQ and TA apart."""
+    color_mode: str | None = None
+    """How clips are coloured before anything else; null keeps the base's. Recorded in the result,
+    and scoring refuses another one. The report trains MQ on gray clips (section 3.3.2)."""
+    loss: str | None = None
+    """bradley_terry_ties | bradley_terry | uncertainty; null takes the published one of the head
+    (ties for VideoAlign's, uncertainty for HPSv3's)."""
+    tie_factor: float = 5.0
+    """k of bradley_terry_ties, > 1. VideoAlign: 5."""
+    uncertainty_draws: int = 1000
+    """Draws per pair of the uncertainty loss, >= 1. HPSv3: 1000."""
+    method: str = "lora"
+    """lora | full: how the language model is trained."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """Settings of method lora; an unmerged LoRA of the base is trained on with its own rank."""
+    train_vision: bool = True
+    """Train the vision tower, all of it. VideoAlign and HPSv3: yes."""
+    learning_rate: float = 2e-6
+    """AdamW, constant after the warm-up, > 0. VideoAlign and HPSv3: 2e-6 for everything."""
+    warmup_share: float = 0.05
+    """Share of the updates in which the rate rises linearly, 0 <= value < 1. Both papers: 0.05."""
+    weight_decay: float = 0.0
+    """AdamW's, >= 0."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm, > 0."""
+    epochs: float = 2.0
+    """Passes over the training pairs, > 0. VideoAlign: 2 (paper)."""
+    max_updates: int | None = None
+    """Ends training after so many updates, >= 1; overrides ``epochs``."""
+    batch_pairs: int = 32
+    """Pairs per update, a multiple of ``micro_batch``. VideoAlign: 32 (paper)."""
+    micro_batch: int = 1
+    """Pairs per forward, >= 1. Changes memory and speed, not the update (dropout apart)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: slower, much less memory."""
+    eval_every: int = 100
+    """Updates between validations, >= 1; a checkpoint is written at each."""
+    patience: int = 5
+    """Training stops after so many validations in a row without a lower loss; 0 never stops."""
+    precision: str = "bfloat16"
+    """float32 | bfloat16: of the frozen weights and, by autocast, of the products. Whatever is
+    trained keeps float32 weights: updates of 2e-6 vanish in bfloat16."""
+    workers: int = 0
+    """Processes that decode and resize clips, >= 0; each has a cache of its own."""
+    seed: int = 0
+    """Names every draw: the split, the order, the LoRA, dropout and the noise of the loss."""
+    export_public: bool = True
+    """Also write the layout of the public loader (VideoAlign's PEFT layout, HPSv3's flat one)."""
+    trackers: tuple[str, ...] = ()
+    """Trackers beside metrics.jsonl: tensorboard | wandb | trackio."""
+
+    def __post_init__(self) -> None:
+        """Reject values out of range."""
+        whole = ("uncertainty_draws", "batch_pairs", "micro_batch", "eval_every")
+        for name in whole:
+            _range(name, getattr(self, name), 1)
+        _range("max_updates", self.max_updates, 1)
+        for name in ("learning_rate", "max_grad_norm", "epochs"):
+            _range(name, getattr(self, name), 0, open_low=True)
+        for name in ("weight_decay", "patience", "workers"):
+            _range(name, getattr(self, name), 0)
+        _range("tie_factor", self.tie_factor, 1, open_low=True)
+        _range("warmup_share", self.warmup_share, 0, 1)
+        _range("lora.rank", self.lora.rank, 1)
+        _range("lora.alpha", self.lora.alpha, 0, open_low=True)
+        _range("lora.dropout", self.lora.dropout, 0, 1)
+        _range("data.validation_share", self.data.validation_share, 0, 1, open_low=True)
+        _range("data.min_confidence", self.data.min_confidence, 0, 1.0 + 1e-9)
+        _range("data.frames_per_clip", self.data.frames_per_clip, 1)
+        _range("data.cache_mib", self.data.cache_mib, 0)
+        for name, value, choices in (
+            ("loss", self.loss or LOSSES[0], LOSSES),
+            ("method", self.method, METHODS),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if value not in choices:
+                raise ConfigError(
+                    f"{name} has an unknown value", received=value, expected=" | ".join(choices)
+                )
+        if not self.dimensions or len(set(self.dimensions)) < len(self.dimensions):
+            raise ConfigError(
+                "dimensions cannot be trained",
+                received=list(self.dimensions),
+                expected="one or more different names",
+            )
+        if self.batch_pairs % self.micro_batch:
+            raise ConfigError(
+                "batch_pairs cannot be cut into micro-batches",
+                received=f"batch_pairs {self.batch_pairs}, micro_batch {self.micro_batch}",
+                expected="a multiple",
+            )
+
+
+def _range(
+    name: str, value: float | None, low: float, high: float = math.inf, *, open_low: bool = False
+) -> None:
+    """Check low <= value < high (low < value with ``open_low``); None passes, NaN fails."""
+    if value is None:
+        return
+    if not ((value > low if open_low else value >= low) and value < high):
+        bound = "<" if open_low else "<="
+        raise ConfigError(
+            f"{name} is out of range", received=value, expected=f"{low:g} {bound} value < {high:g}"
+        )

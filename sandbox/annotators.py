@@ -1,0 +1,163 @@
+"""Simulated annotators: noisy judgements of the oracles' truth, with ties and a taste for colour.
+
+An annotator compares two clips of a prompt in one dimension. Its impression of a clip is the oracle
+score of the dimension plus ``colour_bias`` times the colourfulness of the clip. With d = impression
+of A minus impression of B and logistic noise e of scale ``noise``, the label is A when
+d + e > tie_threshold, B when d + e < -tie_threshold and "same" in between. So
+
+    P(A) = sigmoid((d - tie_threshold) / noise),   P(B) = sigmoid((-d - tie_threshold) / noise),
+
+which is Bradley-Terry with ties for scores d / noise and the tie factor
+k = exp(tie_threshold / noise): a reward head trained with that loss can fit these labels exactly.
+
+Units: scores, noise and threshold are in oracle points (the oracles span [0, 1]); the bias is in
+oracle points per unit of colourfulness, which spans [0, 1] too.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from longtake.runtime.errors import UserError
+
+Word = Literal["A", "same", "B"]
+
+DIMENSION_ORACLES: dict[str, str] = {"VQ": "visual", "MQ": "motion", "TA": "alignment"}
+"""Dimension of a label (visual quality, motion quality, text alignment) -> its oracle."""
+
+COLOURFUL_SHARE = 0.05
+"""Share of a frame's pixels that make its colourfulness; the smallest sprite covers 2.6 %."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Annotator:
+    """How a simulated annotator errs.
+
+    Args:
+        noise: scale of the logistic noise, oracle points, >= 0; 0 judges without error.
+        tie_threshold: noisy differences up to this size are ties, oracle points, >= 0.
+        colour_bias: oracle points that a fully colourful clip gains over a gray one; 0 is none.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    noise: float = 0.05
+    tie_threshold: float = 0.08
+    colour_bias: float = 0.15
+
+    def __post_init__(self) -> None:
+        for name in ("noise", "tie_threshold"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(
+                    f"{name} of an annotator cannot be used",
+                    received=value,
+                    expected="oracle points, a finite number >= 0",
+                )
+        if not math.isfinite(self.colour_bias):
+            raise UserError(
+                "colour_bias of an annotator cannot be used",
+                received=self.colour_bias,
+                expected="a finite number of oracle points",
+            )
+
+    @property
+    def tie_factor(self) -> float:
+        """K of the Bradley-Terry model with ties that these labels follow; needs noise > 0."""
+        return math.exp(self.tie_threshold / self.noise)
+
+    def probabilities(self, difference: Tensor) -> Tensor:
+        """Chance of each label.
+
+        Args:
+            difference: [...] impression of A minus impression of B, oracle points.
+
+        Returns:
+            [..., 3] float64 in the order A, same, B.
+        """
+        difference = difference.double()
+        threshold = self.tie_threshold
+        if self.noise == 0:
+            a, b = (difference > threshold).double(), (difference < -threshold).double()
+        else:
+            a = torch.sigmoid((difference - threshold) / self.noise)
+            b = torch.sigmoid((-difference - threshold) / self.noise)
+        return torch.stack([a, 1 - a - b, b], dim=-1)
+
+    def judge(self, difference: Tensor, generator: torch.Generator) -> list[Word]:
+        """Draw one label per difference [N]."""
+        u = torch.rand(difference.shape[0], generator=generator, dtype=torch.float64)
+        noise = self.noise * torch.logit(u, eps=1e-12)  # logistic, by inversion
+        noisy = difference.double() + noise
+        return [
+            "A" if value > self.tie_threshold else "B" if value < -self.tie_threshold else "same"
+            for value in noisy.tolist()
+        ]
+
+
+def colourfulness(video: Tensor) -> Tensor:
+    """Mean chroma (largest minus smallest channel) of each frame's most colourful 5 % of pixels.
+
+    Args:
+        video: [B, T, 3, H, W], uint8 or float in [0, 1].
+
+    Returns:
+        [B] float32 in [0, 1]: 0 is gray, a saturated red sprite gives about 0.8.
+    """
+    pixels = video.float() / 255 if video.dtype == torch.uint8 else video.float()
+    chroma = (pixels.amax(2) - pixels.amin(2)).flatten(2)  # [B, T, H*W]
+    count = max(1, int(COLOURFUL_SHARE * chroma.shape[-1]))
+    return chroma.topk(count, dim=-1).values.mean((1, 2))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelStatistics:
+    """What the labels of one dimension look like.
+
+    Args:
+        count: number of labelled pairs.
+        tie_share: share of "same".
+        agreement: share of decided labels that name the clip with the higher oracle score; pairs
+            with equal scores are left out. NaN when nothing is left.
+        colour_preference: excess of wins over losses of the more colourful clip, per pair, over
+            what an annotator of the same noise without colour bias would give. Its expectation is
+            exactly 0 without a bias, whatever the clips.
+    """
+
+    count: int
+    tie_share: float
+    agreement: float
+    colour_preference: float
+
+
+def label_statistics(
+    rows: Sequence[tuple[Word, float, float]], annotator: Annotator
+) -> LabelStatistics:
+    """Statistics of one dimension.
+
+    Args:
+        rows: (label, oracle score of A minus B, colourfulness of A minus B) per pair.
+        annotator: who judged.
+
+    Raises:
+        UserError: no pair.
+    """
+    if not rows:
+        raise UserError("no label to count", expected="at least one judged pair")
+    label = torch.tensor([{"A": 1, "same": 0, "B": -1}[row[0]] for row in rows])
+    truth = torch.tensor([row[1] for row in rows], dtype=torch.float64)
+    colour = torch.tensor([row[2] for row in rows], dtype=torch.float64)
+    clear = (label != 0) & (truth != 0)
+    agree = label[clear] == truth[clear].sign()
+    p_a, _, p_b = annotator.probabilities(truth).unbind(-1)
+    return LabelStatistics(
+        count=len(rows),
+        tie_share=float((label == 0).double().mean()),
+        agreement=float(agree.double().mean()),
+        colour_preference=float(((label - (p_a - p_b)) * colour.sign()).mean()),
+    )

@@ -1,0 +1,81 @@
+"""Sandbox preference pairs on disk, in the public format of VideoAlign: a CSV and its clips.
+
+The CSV is what users of real data bring, so the reward trainer has one kind of input. It holds
+labels only: the oracle scores behind them are the held-out truth.
+"""
+
+import csv
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from longtake.core.video import write_mp4
+from longtake.runtime.errors import RunDirectoryError
+from longtake.sandbox.annotators import DIMENSION_ORACLES, Word
+from longtake.sandbox.facts import FPS
+from longtake.sandbox.preferences import CandidatePair
+
+COLUMNS = (
+    "path_A",
+    "path_B",
+    "prompt",
+    *DIMENSION_ORACLES,
+    "fps_A",
+    "num_frames_A",
+    "fps_B",
+    "num_frames_B",
+)
+CLIPS = "clips"
+
+
+def write_preferences(
+    judged: Iterable[tuple[CandidatePair, Mapping[str, Word]]], out: Path, name: str = "pairs.csv"
+) -> Path:
+    """Write ``out/clips/*.mp4`` (lossless, 8 fps) and then ``out/name``, one row per pair.
+
+    A clip of several pairs is written once. Paths in the CSV are relative to ``out``.
+
+    Args:
+        judged: pairs and their labels; consumed one by one.
+        out: directory; created when missing.
+        name: name of the CSV, for example one per split.
+
+    Returns:
+        The path of the CSV.
+
+    Raises:
+        RunDirectoryError: ``out`` cannot be written.
+        UserError: a clip cannot be written.
+    """
+    target = out / name
+    temporary = target.with_name(f".{name}.{os.getpid()}.tmp")
+    written: set[str] = set()
+    try:
+        (out / CLIPS).mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table.writeheader()
+            for pair, labels in judged:
+                row: dict[str, object] = {"prompt": pair.prompt, **labels}
+                for side, clip in (("A", pair.a), ("B", pair.b)):
+                    path = f"{CLIPS}/{clip.name}.mp4"
+                    if path not in written:
+                        write_mp4(clip.video, out / path, fps=FPS, lossless=True)
+                        written.add(path)
+                    row[f"path_{side}"] = path
+                    row[f"fps_{side}"] = FPS
+                    row[f"num_frames_{side}"] = len(clip.video)
+                table.writerow(row)
+        temporary.replace(target)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"cannot write preference pairs: {error.strerror or error}",
+            received=str(out),
+            expected="a writable directory with free space",
+            remedy="choose another output directory",
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return target
