@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from longtake.commands.options import Device, group
+from longtake.commands.options import Device, DryRun, Overrides, Resume, group
 
-rewards = group("Reward models: import, score, serve.")
+rewards = group("Reward models: import, train, score, serve.")
 
 # Names of rewards/import_public.py, repeated so that --help need not import it.
 Kind = Literal["hpsv3", "videoreward"]
@@ -22,6 +22,45 @@ Names = Annotated[
         "or http://host:port of a server. Repeatable. Default: the sandbox's four.",
     ),
 ]
+
+
+@rewards.command("train")
+def train(
+    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="Run directory.")],
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Reward directory to start from.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Preference pairs: VideoAlign's CSV or HPSv3's JSON."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML with the settings.")
+    ] = None,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    device: Device = "auto",
+) -> None:
+    """Train a reward on preference pairs; the result is a reward directory, ready to score.
+
+    Example: python cli.py rewards train --base models/videoreward --data pairs.csv
+    --output-dir runs/mq --set dimensions=[MQ] --set color_mode=bt601
+    """
+    from longtake.rewards.train import train_reward
+
+    trained = train_reward(
+        config,
+        overrides or [],
+        output_dir=output_dir,
+        base=base,
+        data=data,
+        resume=resume,
+        dry_run=dry_run,
+        device=device,
+    )
+    if trained is not None:
+        typer.echo(trained)
 
 
 @rewards.command("score")

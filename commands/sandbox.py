@@ -51,6 +51,33 @@ def sandbox_pretrain(
         print_json(data=record)
 
 
+@sandbox.command("preferences")
+def sandbox_preferences(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where pairs and clips go.")],
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts; each gives six pairs.")] = 100,
+    split: Annotated[Split, typer.Option(help="Part of the world.")] = "train",
+    seed: Annotated[int, typer.Option(min=0, help="Names scenes, damage and labels.")] = 0,
+    noise: Annotated[float, typer.Option(help="Annotators' noise, oracle points.")] = 0.05,
+    tie_threshold: Annotated[float, typer.Option(help="Smaller differences are ties.")] = 0.08,
+    colour_bias: Annotated[
+        float, typer.Option(help="Oracle points that a fully colourful clip gains.")
+    ] = 0.15,
+) -> None:
+    """Write preference pairs judged by simulated annotators, in VideoAlign's CSV, to train rewards.
+
+    Example: python cli.py sandbox preferences --out runs/pairs --prompts 200
+    """
+    from longtake.sandbox.annotators import Annotator
+    from longtake.sandbox.preference_files import make_preferences
+
+    annotator = Annotator(noise=noise, tie_threshold=tie_threshold, colour_bias=colour_bias)
+    path, table = make_preferences(out, split, prompts, seed, annotator)
+    from rich.console import Console
+
+    Console().print(table)
+    typer.echo(path)
+
+
 @sandbox.command("oracles")
 def sandbox_oracles(
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A clip: mp4 or gif.")],

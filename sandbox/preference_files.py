@@ -6,15 +6,23 @@ labels only: the oracle scores behind them are the held-out truth.
 
 import csv
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from rich.table import Table
+
 from longtake.core.video import write_mp4
 from longtake.runtime.errors import RunDirectoryError
-from longtake.sandbox.annotators import DIMENSION_ORACLES, Word
-from longtake.sandbox.facts import FPS
-from longtake.sandbox.preferences import CandidatePair
+from longtake.runtime.progress import progress_bar, result_table
+from longtake.sandbox.annotators import DIMENSION_ORACLES, Annotator, Word, label_statistics
+from longtake.sandbox.facts import FPS, Split
+from longtake.sandbox.preferences import (
+    DEFAULT_PAIRS,
+    CandidatePair,
+    candidate_pairs,
+    label_pair,
+)
 
 COLUMNS = (
     "path_A",
@@ -27,6 +35,45 @@ COLUMNS = (
     "num_frames_B",
 )
 CLIPS = "clips"
+
+
+def make_preferences(
+    out: Path, split: Split, num_prompts: int, seed: int, annotator: Annotator
+) -> tuple[Path, Table]:
+    """Render, judge and write the pairs of the first prompts of a split, with progress.
+
+    Args:
+        out: directory; the CSV is ``out/SPLIT.csv``.
+        split: "train" or "held_out".
+        num_prompts: prompts; their number of pairs is that of ``PairConfig``.
+        seed: names scenes, damage and labels.
+        annotator: who judges.
+
+    Returns:
+        The path of the CSV, and a table of what the labels look like.
+
+    Raises:
+        RunDirectoryError: ``out`` cannot be written.
+    """
+    seen: dict[str, list[tuple[Word, float, float]]] = {d: [] for d in DIMENSION_ORACLES}
+    with progress_bar("pairs", num_prompts * DEFAULT_PAIRS.pairs_per_prompt) as bar:
+
+        def judge() -> Iterator[tuple[CandidatePair, Mapping[str, Word]]]:
+            for count, pair in enumerate(candidate_pairs(split, 0, num_prompts, seed), start=1):
+                labels = label_pair(pair, annotator, seed)
+                for dimension, rows in seen.items():  # without the clips, which fill the memory
+                    difference = pair.oracle_difference(dimension)
+                    rows.append((labels[dimension], difference, pair.colour_difference))
+                yield pair, labels
+                bar.update(count)
+
+        path = write_preferences(judge(), out, f"{split}.csv")
+    table: list[tuple[str, int, float, float, float]] = []
+    for dimension, rows in seen.items():
+        row = label_statistics(rows, annotator)
+        table.append((dimension, row.count, row.tie_share, row.agreement, row.colour_preference))
+    columns = ["dimension", "pairs", "ties", "agreement with the oracle", "preference for colour"]
+    return path, result_table(str(path), columns, table)
 
 
 def write_preferences(
