@@ -6,8 +6,6 @@ never be the reason a run fails or a wrong embedding is used.
 """
 
 import hashlib
-import os
-import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from longtake.runtime.replacing import replacing
 
 
 class EmbeddingCache:
@@ -49,17 +49,13 @@ class EmbeddingCache:
         self._memory[digest, prompt] = stored
         if self._folder is None:
             return
-        path = self._path(digest, prompt)
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # One key only: safetensors writes several in an order that changes from run to run.
-            metadata = {"sha256": _checksum(prompt, stored)}
+        # One key only: safetensors writes several in an order that changes from run to run.
+        metadata = {"sha256": _checksum(prompt, stored)}
+        with (
+            suppress(OSError, SafetensorError),
+            replacing(self._path(digest, prompt)) as temporary,
+        ):
             save_file({"embedding": stored}, temporary, metadata=metadata)
-            os.replace(temporary, path)
-        except (OSError, SafetensorError):
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Forget the entries in memory; those on disk stay, under their encoder's digest."""

@@ -5,9 +5,7 @@ nearest neighbour, so that a 64x64 clip can be watched without a player smoothin
 """
 
 import math
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from longtake.runtime.errors import UserError
+from longtake.runtime.replacing import replacing
 
 _CRF = "12"  # visually lossless for flat sprites; mp4 files stay a few kB
 _MAX_LABEL_LINES = 3
@@ -63,11 +62,12 @@ def write_mp4(
             remedy="pass scale=2 or crop one pixel",
         )
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     rate = Fraction(fps).limit_denominator(1001)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(temporary), "w", format="mp4") as container:
+        with (
+            replacing(target) as temporary,
+            av.open(str(temporary), "w", format="mp4") as container,
+        ):
             # One thread: x264 splits work by threads, and bytes should not depend on the machine.
             options = {"preset": "veryfast", "threads": "1"}
             options |= {"qp": "0"} if lossless else {"crf": _CRF}
@@ -78,10 +78,7 @@ def write_mp4(
                 frame = av.VideoFrame.from_ndarray(image, format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
-        os.replace(temporary, target)
     except (OSError, av.FFmpegError) as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise _unwritable(target, error) from error
     return target
 

@@ -5,9 +5,7 @@ notebook that imports this module keeps its settings.
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from longtake.runtime.errors import RunDirectoryError
+from longtake.runtime.replacing import replacing
 
 Record = Mapping[str, Any]
 Series = NDArray[np.float64]
@@ -314,16 +313,11 @@ def _caption(figure: Figure, title: str, note: str) -> None:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    FigureCanvasAgg(figure)  # the canvas makes itself known to the figure
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            FigureCanvasAgg(figure)  # the canvas makes itself known to the figure
-            figure.savefig(file, format="png", dpi=_DPI, facecolor="white")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=_DPI, facecolor="white")
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise RunDirectoryError(
             f"cannot write {path.name}: {error.strerror or error}",
             received=str(path),

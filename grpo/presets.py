@@ -18,13 +18,14 @@ from longtake.grpo.config import (
 def tiny() -> GRPOConfig:
     """The sandbox model: the report's algorithm on 64x64 clips of 17 frames, on 2 CPU cores."""
     return GRPOConfig(
-        num_updates=32,
+        num_updates=24,
         prompts_per_update=8,
         num_generations=4,
         rollout=RolloutConfig(num_steps=16, num_frames=17, height=64, width=64, fps=8.0),
         sde=SDEConfig(num_sde_steps=6),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         lora=LoRAConfig(rank=16, alpha=16.0),
+        evaluation=EvaluationConfig(num_prompts=96),
     )
 
 

@@ -6,9 +6,7 @@ also for a run that was interrupted: what is missing is named and the rest is sh
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from longtake.grpo.report_data import (
     score_name,
 )
 from longtake.runtime.errors import RunDirectoryError
+from longtake.runtime.replacing import replacing
 
 MAX_BYTES = 20_000_000
 """Size of the file, about: the oldest sample grids are left out above it."""
@@ -306,13 +305,10 @@ def _origin(data: RunData) -> str:
 
 
 def _write(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise RunDirectoryError(
             f"cannot write {path.name}: {error.strerror or error}",
             received=str(path),

@@ -3,14 +3,13 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from longtake.runtime.errors import UserError
+from longtake.runtime.replacing import replacing
 from longtake.runtime.run_directory import to_plain
 
 _BEFORE = ("path", "prompt", "fps", "frames")
@@ -73,14 +72,10 @@ def write_table(path: Path, names: Sequence[str], rows: Sequence[ScoreRow]) -> N
     """
     form = _form(path)
     text = form.header(names) + "".join(form.line(row, names) for row in rows)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
 
 

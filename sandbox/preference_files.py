@@ -5,9 +5,7 @@ labels only: the oracle scores behind them are the held-out truth.
 """
 
 import csv
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from rich.table import Table
@@ -15,6 +13,7 @@ from rich.table import Table
 from longtake.core.video import write_mp4
 from longtake.runtime.errors import RunDirectoryError
 from longtake.runtime.progress import progress_bar, result_table
+from longtake.runtime.replacing import replacing
 from longtake.sandbox.annotators import DIMENSION_ORACLES, Annotator, Word, label_statistics
 from longtake.sandbox.facts import FPS, Split
 from longtake.sandbox.preferences import (
@@ -96,11 +95,13 @@ def write_preferences(
         UserError: a clip cannot be written.
     """
     target = out / name
-    temporary = target.with_name(f".{name}.{os.getpid()}.tmp")
     written: set[str] = set()
     try:
         (out / CLIPS).mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with (
+            replacing(target) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
             table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             table.writeheader()
             for pair, labels in judged:
@@ -114,7 +115,6 @@ def write_preferences(
                     row[f"fps_{side}"] = FPS
                     row[f"num_frames_{side}"] = len(clip.video)
                 table.writerow(row)
-        temporary.replace(target)
     except OSError as error:
         raise RunDirectoryError(
             f"cannot write preference pairs: {error.strerror or error}",
@@ -122,7 +122,4 @@ def write_preferences(
             expected="a writable directory with free space",
             remedy="choose another output directory",
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return target

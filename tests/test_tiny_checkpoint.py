@@ -37,9 +37,9 @@ def test_samples_of_held_out_prompts_show_what_was_asked(tiny: Checkpoint) -> No
     video = generate(tiny, asked, 17, 64, 64, steps=16, guidance_scale=4.0, seed=3)
     matched = oracle_scores(video, asked)
     swapped = oracle_scores(video, asked[1:] + asked[:1])
-    # The bounds are those of the interim model (checkpoints/tiny/README.md), not of the goal.
-    assert matched["alignment"].mean() > swapped["alignment"].mean() + 0.1
-    assert torch.stack(list(matched.values())).mean() > 0.2
+    assert matched["alignment"].mean() > swapped["alignment"].mean() + 0.3
+    # Good enough to be recognised, bad enough that rewards have something to improve.
+    assert 0.6 < torch.stack(list(matched.values())).mean() < 0.9
 
 
 @pytest.mark.parametrize("split, count", [("train", 1024), ("held_out", 256)])

@@ -1,7 +1,6 @@
 """Resumable state of a pretraining: trainer states, records and times, written atomically."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from longtake.runtime.errors import ConfigError
+from longtake.runtime.replacing import replacing
 
 
 class Resumable(Protocol):
@@ -90,9 +90,8 @@ class PretrainState:
             "seconds": self.seconds,
             "records": self._records,
         }
-        temporary = self.folder / f"{part}.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, self.folder / f"{part}.pt")
+        with replacing(self.folder / f"{part}.pt") as temporary:
+            torch.save(state, temporary)
 
     def load(self, part: str, trainer: Resumable) -> None:
         """Restore ``trainer`` from the last save, if there is one."""
@@ -110,6 +109,5 @@ class PretrainState:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -27,7 +27,7 @@ from longtake.runtime.errors import ConfigError, RunDirectoryError
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.provenance import collect
 from longtake.runtime.rng import derive_key, generator
-from longtake.training.base import BaseTrainer, BaseTrainingConfig
+from longtake.training.base import BaseTrainer, BaseTrainingConfig, Batch
 from longtake.training.pretrain_state import PretrainState
 from longtake.training.sandbox_data import (
     ClipPool,
@@ -42,20 +42,40 @@ from longtake.training.vae import VAETrainer, VAETrainingConfig, build_vae
 STATISTICS_CLIPS = 4096
 
 
+def _base_stage() -> BaseTrainingConfig:
+    return BaseTrainingConfig(num_steps=9800, batch_size=256, learning_rate=1.0e-3, ema_decay=0.999)
+
+
+def _mixed_stage() -> BaseTrainingConfig:
+    return BaseTrainingConfig(
+        seed=1,
+        num_steps=300,
+        batch_size=48,
+        learning_rate=3.0e-4,
+        final_learning_rate_ratio=0.1,
+        warmup_steps=50,
+        ema_decay=0.98,
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
     """Everything that defines checkpoints/tiny."""
 
     seed: int = 0
     """Names every draw: scenes, captions, initial weights, noise."""
-    num_clean_clips: int = 3000
+    num_clean_clips: int = 16000
     """Training clips as rendered."""
-    num_wild_clips: int = 400
+    num_wild_clips: int = 4000
     """Training clips that carry corruptions, as web video does."""
     wild_passes: int = 1
     """Corruptions of each wild clip."""
     wild_share: float = 0.1
-    """Chance that a clip of a DiT batch is a wild one; sets the quality of the model's samples."""
+    """Chance that a clip of a DiT batch is a wild one."""
+    mixed_wild_share: float = 1.0
+    """The same in the mixed stage, the DiT's second; sets how much rewards find to improve."""
+    mixed_wild_passes: int = 4
+    """Corruptions of each wild clip in the mixed stage."""
     vae_wild_share: float = 0.05
     """The same for VAE batches."""
     captions_per_clip: int = 4
@@ -80,12 +100,15 @@ class PretrainConfig:
     """Optimizer steps between resumable states."""
     vae: VAETrainingConfig = dataclasses.field(default_factory=VAETrainingConfig)
     """VAE shape and stages."""
-    base: BaseTrainingConfig = dataclasses.field(default_factory=BaseTrainingConfig)
-    """Flow-matching training of the DiT."""
+    base: BaseTrainingConfig = dataclasses.field(default_factory=_base_stage)
+    """Flow-matching training of the DiT, mostly on clean clips."""
+    mixed: BaseTrainingConfig = dataclasses.field(default_factory=_mixed_stage)
+    """Its continuation on the clip mix that web video is. Without it the model is so good that
+    rewards have nothing to improve (docs/LOG.md)."""
 
     def __post_init__(self) -> None:
         """Reject counts and shares that cannot be drawn from."""
-        for name in ("wild_share", "vae_wild_share"):
+        for name in ("wild_share", "mixed_wild_share", "vae_wild_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(
                     f"{name} is a probability", received=getattr(self, name), expected="0 to 1"
@@ -95,6 +118,32 @@ class PretrainConfig:
                 raise ConfigError(
                     f"{name} is too small", received=getattr(self, name), expected=">= 1"
                 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Batches:
+    """Draws the batch of a step of one DiT stage from the key (seed, stage, step)."""
+
+    pool: ClipPool
+    z: Tensor
+    ids: Tensor
+    mask: Tensor
+    captions_per_clip: int
+    size: int
+    wild_share: float
+    key: tuple[int, str]
+
+    def __call__(self, step: int) -> Batch:
+        device = self.ids.device
+        rng = torch.Generator(device).manual_seed(derive_key(*self.key, step))
+        row = self.pool.rows(self.size, self.wild_share, rng)
+        pick = torch.randint(self.captions_per_clip, (self.size,), generator=rng, device=device)
+        text_row = row * self.captions_per_clip + pick
+        return {"z": self.z[row], "ids": self.ids[text_row], "mask": self.mask[text_row]}
+
+
+def _normalised(vae: VideoVAE, raw: Tensor) -> Tensor:
+    return torch.cat([vae.normalise(part.float()).half() for part in raw.split(1024)])
 
 
 class JointText(nn.Module):
@@ -143,7 +192,7 @@ def pretrain(
             "config": dataclasses.asdict(config),
             "device": str(where),
             "vae_steps": sum(config.vae.stage_steps),
-            "dit_steps": config.base.num_steps,
+            "dit_steps": config.base.num_steps + config.mixed.num_steps,
         }
     if out.exists() and any(out.iterdir()):
         if not resume:
@@ -202,8 +251,8 @@ class _Pretraining:
         text = self._text_encoder(captions)
         ids, mask = tokenize_all(text, captions)
         vae = self._train_vae(pool)
-        z = self._latents(vae, pool)
-        dit = self._train_dit(text, pool, z, ids.to(self.device), mask.to(self.device))
+        z, z_mixed = self._latents(vae, pool)
+        dit = self._train_dit(text, pool, z, z_mixed, ids.to(self.device), mask.to(self.device))
         return self._write(text, vae, dit)
 
     def _text_encoder(self, captions: list[str]) -> TextEncoder:
@@ -240,20 +289,34 @@ class _Pretraining:
         self.state.save("vae", trainer)
         return VideoVAE(model.eval().requires_grad_(False)).to(self.device)
 
-    def _latents(self, vae: VideoVAE, pool: ClipPool) -> Tensor:
-        """Normalised latents [N, C, T, h, w], float16; the statistics are those of clean clips."""
+    def _latents(self, vae: VideoVAE, pool: ClipPool) -> tuple[Tensor, Tensor]:
+        """Normalised latents [N, C, T, h, w], float16, of both stages of the DiT.
+
+        They differ in the wild clips, which carry more corruptions in the mixed stage. The
+        statistics of the normalisation are those of clean clips.
+        """
+        config = self.config
         self.state.start("encode")
-        z = encode_pool(vae, pool)
-        clean = z[pool.num_wild :][:STATISTICS_CLIPS].float()
+        raw = encode_pool(vae, pool)
+        clean = raw[pool.num_wild :][:STATISTICS_CLIPS].float()
         std, mean = torch.std_mean(clean, dim=(0, 2, 3, 4))
         vae.set_latent_statistics(mean.tolist(), std.tolist())
-        return torch.cat([vae.normalise(part.float()).half() for part in z.split(1024)])
+        z = _normalised(vae, raw)
+        if not pool.num_wild:
+            return z, z
+        worse = render_pool(0, pool.num_wild, config.mixed_wild_passes, config.seed, self.device)
+        return z, torch.cat([_normalised(vae, encode_pool(vae, worse)), z[pool.num_wild :]])
 
     def _train_dit(
-        self, text: TextEncoder, pool: ClipPool, z: Tensor, ids: Tensor, mask: Tensor
+        self,
+        text: TextEncoder,
+        pool: ClipPool,
+        z: Tensor,
+        z_mixed: Tensor,
+        ids: Tensor,
+        mask: Tensor,
     ) -> LongCatDiT:
         config = self.config
-        self.state.start("dit")
         dit = LongCatDiT(
             DiTConfig(
                 in_channels=z.shape[1],
@@ -269,31 +332,40 @@ class _Pretraining:
         dit.initialize(generator(config.seed, "dit_init")).to(self.device)
         empty_ids, empty_mask = text.tokenize([""])
         joint = JointText(text).train().requires_grad_(True)
-        trainer = BaseTrainer(dit, joint, empty_ids[0], empty_mask[0], config.base)
-        self.state.load("dit", trainer)
-        repeats = config.captions_per_clip
-
-        def batches(step: int) -> dict[str, Tensor]:
-            key = derive_key(config.seed, "batch", step)
-            rng = torch.Generator(self.device).manual_seed(key)
-            size = config.base.batch_size
-            row = pool.rows(size, config.wild_share, rng)
-            pick = torch.randint(repeats, (size,), generator=rng, device=self.device)
-            text_row = row * repeats + pick
-            return {"z": z[row], "ids": ids[text_row], "mask": mask[text_row]}
-
-        with progress_bar("DiT", config.base.num_steps) as bar:
-            for record in trainer.train(batches):
-                if "loss" in record:
-                    self.state.record({"part": "dit", **record})
-                    bar.update(trainer.step, loss=float(record["loss"]))
-                if trainer.step % config.save_every == 0:
-                    self.state.save("dit", trainer)
-        self.state.save("dit", trainer)
-        trainer.load_ema()
+        stages = (
+            ("dit", config.base, z, config.wild_share),
+            ("mixed", config.mixed, z_mixed, config.mixed_wild_share),
+        )
+        for part, stage, latents, wild_share in stages:
+            trainer = BaseTrainer(dit, joint, empty_ids[0], empty_mask[0], stage)
+            batches = _Batches(
+                pool=pool,
+                z=latents,
+                ids=ids,
+                mask=mask,
+                captions_per_clip=config.captions_per_clip,
+                size=stage.batch_size,
+                wild_share=wild_share,
+                key=(config.seed, part),
+            )
+            self._train_stage(part, trainer, batches)
         joint.eval().requires_grad_(False)
         text.clear_cache()
         return dit.eval()
+
+    def _train_stage(self, part: str, trainer: BaseTrainer, batches: _Batches) -> None:
+        """Train one stage of the DiT and leave the averaged weights in it."""
+        self.state.start(part)
+        self.state.load(part, trainer)
+        with progress_bar(f"DiT, {part}", trainer.config.num_steps) as bar:
+            for record in trainer.train(batches):
+                if "loss" in record:
+                    self.state.record({"part": part, **record})
+                    bar.update(trainer.step, loss=float(record["loss"]))
+                if trainer.step % self.config.save_every == 0:
+                    self.state.save(part, trainer)
+        self.state.save(part, trainer)
+        trainer.load_ema()
 
     def _write(self, text: TextEncoder, vae: VideoVAE, dit: LongCatDiT) -> dict[str, Any]:
         config = self.config

@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ SMALL = [
     "vae.stage_steps=[3,2]",
     "base.num_steps=6",
     "base.batch_size=2",
+    "mixed.num_steps=3",
+    "mixed.batch_size=2",
 ]
 PARTS = ("dit", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -77,11 +80,16 @@ def test_writes_a_complete_checkpoint_that_loads(finished: Path) -> None:
 def test_records_config_times_versions_and_digests(finished: Path) -> None:
     record = json.loads((finished / "provenance.json").read_text())
     assert record["config"]["base"]["num_steps"] == 6
-    assert set(record["seconds"]) == {"data", "vae", "encode", "dit"}
+    assert set(record["seconds"]) == {"data", "vae", "encode", "dit", "mixed"}
     assert set(record["digests"]) == set(PARTS)
     assert record["packages"]["torch"]
     history = [json.loads(line) for line in (finished / "history.jsonl").read_text().splitlines()]
-    assert [(r["part"], r["step"]) for r in history] == [("vae", 3), ("vae", 2), ("dit", 6)]
+    assert [(r["part"], r["step"]) for r in history] == [
+        ("vae", 3),
+        ("vae", 2),
+        ("dit", 6),
+        ("mixed", 3),
+    ]
 
 
 def test_latents_of_clean_clips_have_unit_statistics(finished: Path) -> None:
@@ -95,18 +103,19 @@ def test_latents_of_clean_clips_have_unit_statistics(finished: Path) -> None:
 
 @pytest.mark.parametrize(
     ("trainer", "yields"),
-    [(VAETrainer, 1), (VAETrainer, 4), (BaseTrainer, 3), (BaseTrainer, 6)],
-    ids=["vae-before-a-save", "vae-second-stage", "dit", "dit-last-step"],
+    [(VAETrainer, 1), (VAETrainer, 4), (BaseTrainer, 3), (BaseTrainer, 6), (BaseTrainer, 8)],
+    ids=["vae-before-a-save", "vae-second-stage", "dit", "dit-last-step", "mixed-stage"],
 )
 def test_killed_run_resumes_bit_for_bit(
     trainer: type, yields: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = trainer.train  # type: ignore[attr-defined]
+    done = itertools.count(1)  # over both stages of the DiT
 
     def killed(self: object, *args: object) -> Iterator[object]:
-        for count, record in enumerate(train(self, *args), start=1):
+        for record in train(self, *args):
             yield record
-            if count == yields:
+            if next(done) == yields:
                 raise Killed
 
     out = tmp_path / "out"
@@ -150,8 +159,9 @@ def test_refuses_to_resume_with_other_settings(tmp_path: Path) -> None:
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
-    plan = pretrain(tmp_path / "out", ["base.num_steps=7"], dry_run=True, device="cpu")
-    assert plan["dit_steps"] == 7 and plan["vae_steps"] == sum(PretrainConfig().vae.stage_steps)
+    steps = ["base.num_steps=7", "mixed.num_steps=2"]
+    plan = pretrain(tmp_path / "out", steps, dry_run=True, device="cpu")
+    assert plan["dit_steps"] == 9 and plan["vae_steps"] == sum(PretrainConfig().vae.stage_steps)
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="num_steps"):
         pretrain(tmp_path / "out", ["base.num_stepz=7"], dry_run=True)
@@ -166,6 +176,10 @@ def test_pool_holds_train_scenes_and_damages_only_the_wild_ones() -> None:
     assert clean.scenes == pool.scenes
     same = (pool.video == clean.video).flatten(1).all(1)
     assert same.tolist() == [False] * 4 + [True] * 5
+    worse = render_pool(0, 4, 3, 3, "cpu")  # the wild clips of the mixed stage
+    assert worse.scenes == pool.scenes[:4]
+    damage = [(p.video[:4].float() - clean.video[:4]).abs().mean() for p in (pool, worse)]
+    assert damage[1] > damage[0]
 
     def split(sprite: Sprite) -> str:
         return split_of(sprite.shape, sprite.colour, sprite.motion)
@@ -185,5 +199,7 @@ def test_rows_follow_the_wild_share_and_cover_both_parts() -> None:
 def test_averaged_weights_are_shipped(finished: Path) -> None:
     shipped = read_tensors(finished / "dit" / "diffusion_pytorch_model.safetensors")
     gate = shipped["final_layer.linear.weight"]
-    # Six steps from zero: the average lags behind, but it has moved.
-    assert 0 < float(gate.abs().max()) < 6 * PretrainConfig().base.learning_rate
+    # Nine steps from zero: the average lags behind, but it has moved.
+    config = PretrainConfig()
+    most = 6 * config.base.learning_rate + 3 * config.mixed.learning_rate
+    assert 0 < float(gate.abs().max()) < most
