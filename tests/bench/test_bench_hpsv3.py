@@ -55,8 +55,8 @@ def test_prompts_of_the_published_size(bench: ModuleType) -> None:
     ids = encoder.encode(bench.text(bench.CAPTION_TOKENS, "caption 0"), 252)
     assert ids.count(config.backbone.image_token_id) == 252
     assert ids[-1] == config.reward_token_ids[0]
-    chat = 17  # system turn, user turn and the ends of the vision tokens, a word or a token each
-    assert len(ids) == 252 + 520 + 80 + 14 + chat - 1
+    chat = 12  # system turn, start of the user turn, both ends of the picture: words and tokens
+    assert len(ids) == 252 + 520 + 80 + 14 + chat
     assert ids.index(config.backbone.vision_start_token_id) < 20
 
 
