@@ -89,9 +89,8 @@ def score(
     Example: python cli.py rewards score --video clip.mp4 --prompt "a red circle moves left"
     """
     from longtake.rewards import REWARDS
-    from longtake.rewards.score_files import score_files
+    from longtake.rewards.score_files import print_report, score_files
     from longtake.rewards.score_inputs import one_source
-    from longtake.rewards.score_table import print_report
 
     report = score_files(
         one_source(video, source),

@@ -98,8 +98,9 @@ def _load_directory(path: Path, names: Sequence[str], device: str) -> Mapping[st
         )
     if is_hpsv3:
         columns = [column for column in COLUMNS if column in names]
-        return {**load_hpsv3(directory, columns=columns, device=device, dtype=dtype)}
+        scorers = load_hpsv3(directory, columns=columns, device=device, dtype=dtype)
+        return {reward.name: reward for reward in scorers.values()}
     dimensions = [dimension for dimension, name in COLUMN_NAMES.items() if name in names]
     # In the colours the weights were trained in; the report's motion reward was trained on gray.
     mode = directory.spec.color_mode
-    return {**load_videoalign(path, dimensions, device=device, dtype=dtype, color_mode=mode)}
+    return load_videoalign(path, dimensions, device=device, dtype=dtype, color_mode=mode)
