@@ -25,7 +25,7 @@ def tiny() -> GRPOConfig:
         sde=SDEConfig(num_sde_steps=6),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         lora=LoRAConfig(rank=16, alpha=16.0),
-        evaluation=EvaluationConfig(num_prompts=96),
+        evaluation=EvaluationConfig(num_prompts=96, samples_per_prompt=1),
     )
 
 
