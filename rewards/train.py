@@ -199,10 +199,7 @@ class _Run:
             "reward", plan.updates, completed=_updates_in(checkpoint), console=self.console
         ) as bar:
             trainer = self._trainer(model, bar, is_new=checkpoint is None)
-            with run.writing("checkpoints"):
-                trainer.train(
-                    resume_from_checkpoint=None if checkpoint is None else str(checkpoint)
-                )
+            self._train(trainer, checkpoint)
         validation = trainer.predict(plan.validation, metric_key_prefix="eval")
         scores = score_statistics(plan.validation, torch.from_numpy(validation.predictions))
         spec = plan.spec

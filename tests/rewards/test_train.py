@@ -289,12 +289,12 @@ def test_bfloat16_training_moves_the_weights(start, folder):
 )
 def test_a_run_that_was_interrupted_ends_like_one_that_was_not(start, monkeypatch, kind, extra):
     # The same seed, so this is also the proof that runs repeat; dropout and noise are on.
-    options = ("max_updates=4", *extra)
+    options = ("max_updates=5", "eval_every=3", *extra)  # checkpoints in the middle of an epoch
     whole, wanted = start(*options, kind=kind, out="whole")
     step = PreferenceTrainer.training_step
 
     def interrupted(self, *args, **kwargs):
-        if self.state.global_step == 3:
+        if self.state.global_step == 4:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
@@ -303,7 +303,7 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(start, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             start(*options, kind=kind, out="broken")
     assert not (whole.parent / "broken" / "reward").exists()
-    torn = whole.parent / "broken" / "checkpoints" / "checkpoint-3"  # as a kill leaves it
+    torn = whole.parent / "broken" / "checkpoints" / "checkpoint-4"  # as a kill leaves it
     torn.mkdir()
     (torn / "trainer_state.json").write_text('{"global_st')
     broken, found = start(*options, kind=kind, out="broken", resume=True)
@@ -334,7 +334,8 @@ def test_micro_batches_do_not_change_the_update(start, folder):
 
 
 def test_training_stops_when_validation_no_longer_improves(start):
-    run, _reward = start("max_updates=60", "eval_every=1", "patience=2", "learning_rate=0.05")
+    options = ("max_updates=60", "eval_every=1", "patience=2", "learning_rate=0.05")
+    run, reward = start(*options)
     summary = json.loads((run / "summary.json").read_text())
     losses = [line["eval_loss"] for line in records(run) if "eval_loss" in line][1:]
     best = losses.index(min(losses))
@@ -343,6 +344,9 @@ def test_training_stops_when_validation_no_longer_improves(start):
     assert summary["validation"]["eval_loss"] == pytest.approx(min(losses), rel=1e-4)
     kept = sorted(p.name for p in (run / "checkpoints").iterdir())
     assert kept == sorted({f"checkpoint-{best + 1}", f"checkpoint-{len(losses)}"})
+    # Resuming does not go on where validation had stopped it.
+    _, again = start(*options, resume=True)
+    assert len(records(run)) == 2 * len(losses) + 1 and again.digests == reward.digests
 
 
 def test_the_cache_changes_nothing(folder):
