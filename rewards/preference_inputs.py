@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from longtake.core.video import read_video
 from longtake.rewards.frames import even_frames
 from longtake.rewards.grayscale import to_grayscale
-from longtake.rewards.pixels import clip_patches, resize, resized_size
+from longtake.rewards.pixels import Grid, clip_patches, num_tokens, resize, resized_size
 from longtake.rewards.preference_data import PreferencePair
 from longtake.rewards.preference_labels import TIE, UNLABELLED
 from longtake.rewards.reward_spec import DIMENSIONS, RewardSpec
@@ -37,7 +38,7 @@ class ClipInputs:
 
     ids: list[int]
     patches: Tensor
-    grid: tuple[int, int, int]
+    grid: Grid
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,10 +160,8 @@ class PreferenceDataset(Dataset[PairInputs]):
         if self.spec.kind == "hpsv3":
             frames = frames[min(slot, len(frames) - 1)][None]
         patches, grid = clip_patches(frames, self.spec.pixels)
-        merged = grid[0] * grid[1] * grid[2] // 4
-        return ClipInputs(
-            ids=self.encoder.encode(prompt, merged, self._stop), patches=patches, grid=grid
-        )
+        ids = self.encoder.encode(prompt, num_tokens(grid), self._stop)
+        return ClipInputs(ids=ids, patches=patches, grid=grid)
 
     def _frames(self, path: str, fps: float | None) -> Tensor:
         """Chosen frames uint8 [F, 3, H, W] in the colour and size that the model sees."""
@@ -224,17 +223,12 @@ def collate(rows: Sequence[PairInputs]) -> Batch:
         ``grid_thw`` [2B, 3].
     """
     clips = [row.a for row in rows] + [row.b for row in rows]
-    length = max(len(clip.ids) for clip in clips)
-    ids = torch.zeros(len(clips), length, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, clip in enumerate(clips):
-        ids[row, : len(clip.ids)] = torch.tensor(clip.ids)
-        mask[row, : len(clip.ids)] = 1
+    ids = [torch.tensor(clip.ids) for clip in clips]
     return {
         "labels": torch.tensor([row.labels for row in rows]),
         "pairs": torch.tensor([row.pair for row in rows]),
-        "input_ids": ids,
-        "attention_mask": mask,
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
         "pixel_values": torch.cat([clip.patches for clip in clips]),
         "grid_thw": torch.tensor([clip.grid for clip in clips]),
     }

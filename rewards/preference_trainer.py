@@ -7,6 +7,7 @@ checkpoints that hold only what is trained.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,11 +129,8 @@ def pair_metrics(
     """
     metrics = {"loss": float(loss(outputs, labels, noise=None, reduction="mean"))}
     scores = scores_of(outputs, labels.shape[-1]).double()
-    _, group = pairs.unique(return_inverse=True)
-    count = int(group.max()) + 1
-    rows = torch.zeros(count, dtype=torch.float64).index_add_(
-        0, group, torch.ones(len(group)).double()
-    )
+    _, group, rows = pairs.unique(return_inverse=True, return_counts=True)
+    count = len(rows)
     margins = torch.zeros(count, labels.shape[-1], dtype=torch.float64)
     margins = margins.index_add_(0, group, scores[:, 0] - scores[:, 1]) / rows[:, None]
     pair_labels = torch.full((count, labels.shape[-1]), UNLABELLED)
@@ -142,9 +140,7 @@ def pair_metrics(
         ties = accuracy_with_ties(margins[:, column], pair_labels[:, column])
         metrics[f"{name}_accuracy"] = plain.value
         metrics[f"{name}_accuracy_ties"] = ties.value
-        metrics[f"{name}_tie_threshold"] = float(
-            "nan" if ties.threshold is None else ties.threshold
-        )
+        metrics[f"{name}_tie_threshold"] = math.nan if ties.threshold is None else ties.threshold
     return metrics
 
 

@@ -92,8 +92,8 @@ def train_reward(
         config = dataclasses.replace(config, base=str(base))
     if data is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=str(data)))
-    _check_launch(config)
     where = pick_device(device)
+    _check_launch(config, where)
     source = read_reward_directory(config.base)
     plan = plan_training(config, source)
     console = Console(stderr=True)
@@ -107,7 +107,7 @@ def train_reward(
         return _Run(config, source, plan, run, trackers, where, console).execute()
 
 
-def _check_launch(config: RewardTrainingConfig) -> None:
+def _check_launch(config: RewardTrainingConfig, where: torch.device) -> None:
     check_trackers(config.trackers)
     for name, value in (("base", config.base), ("data.train", config.data.train)):
         if not value:
@@ -122,6 +122,13 @@ def _check_launch(config: RewardTrainingConfig) -> None:
             received=f"WORLD_SIZE={os.environ['WORLD_SIZE']}",
             remedy="start without a launcher; raise batch_pairs with a small micro_batch, and "
             "turn on gradient_checkpointing where memory is short",
+        )
+    if where.index:
+        raise UserError(
+            "Trainer uses the first visible GPU",
+            received=f"--device {where}",
+            expected="auto, cpu or cuda",
+            remedy=f"start with CUDA_VISIBLE_DEVICES={where.index}",
         )
 
 
@@ -192,10 +199,7 @@ class _Run:
             "reward", plan.updates, completed=_updates_in(checkpoint), console=self.console
         ) as bar:
             trainer = self._trainer(model, bar, is_new=checkpoint is None)
-            with run.writing("checkpoints"):
-                trainer.train(
-                    resume_from_checkpoint=None if checkpoint is None else str(checkpoint)
-                )
+            self._train(trainer, checkpoint)
         validation = trainer.predict(plan.validation, metric_key_prefix="eval")
         scores = score_statistics(plan.validation, torch.from_numpy(validation.predictions))
         spec = plan.spec

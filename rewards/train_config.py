@@ -61,8 +61,8 @@ class RewardTrainingConfig:
     """Dimensions trained together: VQ, MQ, TA of a video reward; one label column of an image
     reward (Overall for HPSv3's files). The report trains MQ and TA apart."""
     color_mode: str | None = None
-    """How clips are coloured before anything else; null keeps the base's. Recorded in the result,
-    and scoring refuses another one. The report trains MQ on gray clips (section 3.3.2)."""
+    """rgb | bt601 | bt601_trunc | mean: how clips are shown. Null is the report's choice (section
+    3.3.2): gray for MQ, else the base's. Recorded in the result; scoring refuses another one."""
     loss: str | None = None
     """bradley_terry_ties | bradley_terry | uncertainty; null takes the published one of the head
     (ties for VideoAlign's, uncertainty for HPSv3's)."""

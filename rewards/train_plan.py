@@ -22,6 +22,7 @@ from longtake.rewards.preference_trainer import PairLoss
 from longtake.rewards.reward_directory import RewardDirectory
 from longtake.rewards.reward_spec import ColorMode, RewardSpec
 from longtake.rewards.train_config import RewardTrainingConfig
+from longtake.rewards.videoalign import Dimension, reported_color_mode
 from longtake.runtime.errors import ConfigError, UserError
 from longtake.runtime.progress import result_table
 
@@ -60,9 +61,9 @@ def plan_training(config: RewardTrainingConfig, source: RewardDirectory) -> Trai
     Raises:
         UserError: data that cannot be used, or settings that do not fit the base or the data.
     """
-    spec = dataclasses.replace(source.spec, normalization={})
-    if config.color_mode is not None:
-        spec = dataclasses.replace(spec, color_mode=cast(ColorMode, config.color_mode))
+    spec = dataclasses.replace(
+        source.spec, normalization={}, color_mode=_color_mode(config, source.spec)
+    )
     ranknet = spec.model.head == "ranknet"
     kind = config.loss or ("uncertainty" if ranknet else "bradley_terry_ties")
     if kind == "uncertainty" and not ranknet:
@@ -71,7 +72,6 @@ def plan_training(config: RewardTrainingConfig, source: RewardDirectory) -> Trai
             received=f"loss uncertainty for a {spec.model.head} head",
             expected="bradley_terry_ties or bradley_terry",
         )
-    trained_tokens(spec, config.dimensions)
     train, validation = _read_pairs(config)
     encoder = source.encoder()
     keep_ties = kind == "bradley_terry_ties"
@@ -98,6 +98,24 @@ def plan_training(config: RewardTrainingConfig, source: RewardDirectory) -> Trai
         validation=datasets[1],
         updates=config.max_updates or math.ceil(config.epochs * per_epoch),
     )
+
+
+def _color_mode(config: RewardTrainingConfig, spec: RewardSpec) -> ColorMode:
+    """The configured mode, or the one that the scorer of these dimensions shows clips in."""
+    trained_tokens(spec, config.dimensions)  # checks the names
+    if config.color_mode is not None:
+        return cast(ColorMode, config.color_mode)  # RewardSpec checks it
+    if spec.kind == "hpsv3":
+        return spec.color_mode
+    modes = {reported_color_mode(spec, cast(Dimension, name)) for name in config.dimensions}
+    if len(modes) > 1:
+        raise ConfigError(
+            "dimensions of different colour modes are trained together",
+            received=", ".join(config.dimensions),
+            expected="MQ alone (gray), or VQ and TA (colour)",
+            remedy="train MQ apart, or set color_mode for all of them",
+        )
+    return modes.pop()
 
 
 def _validation_file(config: RewardTrainingConfig) -> str:

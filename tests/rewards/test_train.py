@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from longtake.core.video import write_mp4, write_png
+from longtake.core.video import read_video, write_mp4, write_png
 from longtake.core.weights import digest_tensors, read_tensors
+from longtake.rewards.contract import VideoBatch
 from longtake.rewards.preference_data import OVERALL, PreferencePair, split_by_prompt
 from longtake.rewards.preference_files import (
     read_preference_csv,
@@ -31,6 +32,7 @@ from longtake.rewards.reward_directory import read_reward_directory
 from longtake.rewards.tiny_rewards import tiny_spec, write_tiny_reward
 from longtake.rewards.train import latest_checkpoint, make_trainable, train_reward
 from longtake.rewards.train_config import LoraSettings, RewardTrainingConfig
+from longtake.rewards.videoalign import load_videoalign
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
 
 FAST = (
@@ -134,6 +136,14 @@ def learned(folder, tmp_path_factory):
     return launch(folder, tmp_path_factory.mktemp("learned") / "run", "max_updates=5", "patience=0")
 
 
+def dataset(folder, reward, dimensions=("MQ",), *, spec=None, pairs=None, **options):
+    pairs = pairs or read_preference_csv(folder / "pairs.csv")
+    options = {"keep_ties": True, **options}
+    return PreferenceDataset(
+        pairs, dimensions, spec or reward.spec, reward.encoder(), folder, **options
+    )
+
+
 def records(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -154,21 +164,25 @@ def test_a_video_head_learns_and_is_written(learned, folder):
     assert summary["validation"]["eval_MQ_accuracy"] == 1
     assert summary["best_update"] == (2, 4, 5)[losses[1:].index(min(losses[1:]))]
     assert reward.provenance["trained_from"]["weights_sha256"]
-    assert reward.spec.model.lora_rank == 0 and reward.spec.color_mode == "rgb"
+    assert reward.spec.model.lora_rank == 0 and reward.spec.color_mode == "bt601"
 
-    # The written reward scores held-out clips as training did, and bright clips win.
-    model, encoder = reward.load_model(), reward.encoder()
+    # The scorer shows the model what training showed it, and held-out bright clips win.
     _, validation = split_by_prompt(read_preference_csv(folder / "pairs.csv"), 0.3, 0)
-    data = PreferenceDataset(validation, ["MQ"], reward.spec, encoder, folder, keep_ties=True)
+    data = dataset(folder, reward, pairs=validation)
     batch = collate([data[i] for i in range(len(data))])
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "pairs")}
-    scores = model.score(**inputs, tokens=(1,))[:, 0]
-    a, b = scores.chunk(2)
+    trained = reward.load_model().score(**inputs, tokens=(1,))[:, 0]
+    paths = [path for side in "ab" for p in validation for path in [getattr(p, f"path_{side}")]]
+    video = torch.stack([read_video(folder / path)[0] for path in paths])
+    clips = VideoBatch(video=video, prompts=["any"] * len(paths), fps=2.0)
+    scorer = load_videoalign(reward.path, ["MQ"], normalize=False)["motion_quality"]
+    torch.testing.assert_close(scorer.score(clips).score, trained, atol=1e-4, rtol=0)
+    a, b = trained.chunk(2)
     assert torch.equal((a - b).sign().long(), batch["labels"][:, 0])
-    scale = reward.spec.normalization["MQ"]
     assert set(reward.spec.normalization) == {"MQ"}
-    assert scale.mean == pytest.approx(scores.mean().item(), abs=1e-4)
-    assert scale.std == pytest.approx(scores.std(correction=0).item(), rel=1e-3)
+    normalized = load_videoalign(reward.path, ["MQ"])["motion_quality"].score(clips).score
+    assert normalized.mean().item() == pytest.approx(0, abs=1e-4)
+    assert normalized.std(correction=0).item() == pytest.approx(1, abs=1e-3)
 
 
 def test_the_public_layout_holds_the_same_model(learned, folder):
@@ -190,14 +204,6 @@ def test_the_public_layout_holds_the_same_model(learned, folder):
     names = json.loads((run / "public" / "inference_config.json").read_text())
     assert names["MQ_mean"] == reward.spec.normalization["MQ"].mean
     assert (names["VQ_mean"], names["VQ_std"]) == (0, 1)
-
-
-def dataset(folder, reward, dimensions=("MQ",), spec=None, **options):
-    pairs = read_preference_csv(folder / "pairs.csv")
-    options = {"keep_ties": True, **options}
-    return PreferenceDataset(
-        pairs, dimensions, spec or reward.spec, reward.encoder(), folder, **options
-    )
 
 
 def test_an_image_head_learns_with_uncertainty(start):
@@ -283,12 +289,12 @@ def test_bfloat16_training_moves_the_weights(start, folder):
 )
 def test_a_run_that_was_interrupted_ends_like_one_that_was_not(start, monkeypatch, kind, extra):
     # The same seed, so this is also the proof that runs repeat; dropout and noise are on.
-    options = ("max_updates=4", *extra)
+    options = ("max_updates=5", "eval_every=3", *extra)  # checkpoints in the middle of an epoch
     whole, wanted = start(*options, kind=kind, out="whole")
     step = PreferenceTrainer.training_step
 
     def interrupted(self, *args, **kwargs):
-        if self.state.global_step == 3:
+        if self.state.global_step == 4:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
@@ -297,7 +303,7 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(start, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             start(*options, kind=kind, out="broken")
     assert not (whole.parent / "broken" / "reward").exists()
-    torn = whole.parent / "broken" / "checkpoints" / "checkpoint-3"  # as a kill leaves it
+    torn = whole.parent / "broken" / "checkpoints" / "checkpoint-4"  # as a kill leaves it
     torn.mkdir()
     (torn / "trainer_state.json").write_text('{"global_st')
     broken, found = start(*options, kind=kind, out="broken", resume=True)
@@ -317,7 +323,7 @@ def test_resume_needs_the_same_configuration(learned, folder):
 
 def test_micro_batches_do_not_change_the_update(start, folder):
     # One pair in three is labelled for TA: a mean per micro-batch would differ.
-    options = ("max_updates=1", "dimensions=[MQ,TA]", "lora.dropout=0")
+    options = ("max_updates=1", "dimensions=[MQ,TA]", "color_mode=rgb", "lora.dropout=0")
     _, one = start(*options, "micro_batch=6", out="one")
     _, six = start(*options, "micro_batch=1", out="six")
     first, second = weights(one), weights(six)
@@ -328,7 +334,8 @@ def test_micro_batches_do_not_change_the_update(start, folder):
 
 
 def test_training_stops_when_validation_no_longer_improves(start):
-    run, _reward = start("max_updates=60", "eval_every=1", "patience=2", "learning_rate=0.05")
+    options = ("max_updates=60", "eval_every=1", "patience=2", "learning_rate=0.05")
+    run, reward = start(*options)
     summary = json.loads((run / "summary.json").read_text())
     losses = [line["eval_loss"] for line in records(run) if "eval_loss" in line][1:]
     best = losses.index(min(losses))
@@ -337,6 +344,9 @@ def test_training_stops_when_validation_no_longer_improves(start):
     assert summary["validation"]["eval_loss"] == pytest.approx(min(losses), rel=1e-4)
     kept = sorted(p.name for p in (run / "checkpoints").iterdir())
     assert kept == sorted({f"checkpoint-{best + 1}", f"checkpoint-{len(losses)}"})
+    # Resuming does not go on where validation had stopped it.
+    _, again = start(*options, resume=True)
+    assert len(records(run)) == 2 * len(losses) + 1 and again.digests == reward.digests
 
 
 def test_the_cache_changes_nothing(folder):
@@ -368,7 +378,7 @@ def test_gray_training_with_validation_data_of_their_own(start, folder):
     write_preference_csv(pairs[:10], folder / "first.csv")
     write_preference_csv(pairs[10:], folder / "rest.csv")
     own = f"data.validation={folder / 'rest.csv'}"
-    options = ("max_updates=1", "export_public=false", "color_mode=bt601")
+    options = ("max_updates=1", "export_public=false", "color_mode=mean")
     run, reward = start(own, *options, file="first.csv")
     summary = json.loads((run / "summary.json").read_text())
     assert summary["pairs"] == {"train": 10, "validation": 6}
@@ -376,7 +386,7 @@ def test_gray_training_with_validation_data_of_their_own(start, folder):
     with pytest.raises(UserError, match="prompts are in the training and in the validation"):
         start(own, out="shared")
 
-    assert reward.spec.color_mode == "bt601"
+    assert reward.spec.color_mode == "mean"
     with pytest.raises(UserError, match="colour mode"):
         reward.spec.require_color_mode("rgb")
     patches = dataset(folder, reward)[0].a.patches.view(-1, 3, 2, 14, 14)
@@ -409,6 +419,7 @@ def test_a_dry_run_writes_nothing(folder, tmp_path, capsys):
         (["dimensions=[VQ]"], "no pair has a label for VQ"),
         (["dimensions=[TA]", "loss=bradley_terry"], "or the loss bradley_terry_ties"),
         (["color_mode=sepia"], "sepia"),
+        (["dimensions=[MQ,TA]"], "train MQ apart"),
         (["data.root=/nowhere"], "clips of the preference data are missing"),
     ],
 )
