@@ -16,7 +16,16 @@ from torch.utils.data import Dataset
 from longtake.core.video import read_video
 from longtake.rewards.frames import even_frames
 from longtake.rewards.grayscale import to_grayscale
-from longtake.rewards.pixels import Grid, clip_patches, num_tokens, resize, resized_size
+from longtake.rewards.pixels import (
+    PATCH,
+    TEMPORAL_PATCH,
+    Grid,
+    normalize,
+    num_tokens,
+    patchify,
+    resize,
+    resized_size,
+)
 from longtake.rewards.preference_data import PreferencePair
 from longtake.rewards.preference_labels import TIE, UNLABELLED
 from longtake.rewards.reward_spec import DIMENSIONS, RewardSpec
@@ -159,7 +168,9 @@ class PreferenceDataset(Dataset[PairInputs]):
         frames = self._frames(path, fps)
         if self.spec.kind == "hpsv3":
             frames = frames[min(slot, len(frames) - 1)][None]
-        patches, grid = clip_patches(frames, self.spec.pixels)
+        height, width = frames.shape[-2:]  # resized already, and a second time could change them
+        grid = (max(1, len(frames) // TEMPORAL_PATCH), height // PATCH, width // PATCH)
+        patches = patchify(normalize(frames, self.spec.pixels))
         ids = self.encoder.encode(prompt, num_tokens(grid), self._stop)
         return ClipInputs(ids=ids, patches=patches, grid=grid)
 

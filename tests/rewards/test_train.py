@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from longtake.core.video import read_video, write_mp4, write_png
 from longtake.core.weights import digest_tensors, read_tensors
 from longtake.rewards.contract import VideoBatch
+from longtake.rewards.pixels import clip_patches
 from longtake.rewards.preference_data import OVERALL, PreferencePair, split_by_prompt
 from longtake.rewards.preference_files import (
+    read_hpsv3_json,
     read_preference_csv,
     write_hpsv3_json,
     write_preference_csv,
@@ -175,7 +177,7 @@ def test_a_video_head_learns_and_is_written(learned, folder):
     paths = [path for side in "ab" for p in validation for path in [getattr(p, f"path_{side}")]]
     video = torch.stack([read_video(folder / path)[0] for path in paths])
     clips = VideoBatch(video=video, prompts=["any"] * len(paths), fps=2.0)
-    scorer = load_videoalign(reward.path, ["MQ"], normalize=False)["motion_quality"]
+    scorer = load_videoalign(reward.path, ["MQ"], normalize=False)["videoalign_mq"]
     torch.testing.assert_close(scorer.score(clips).score, trained, atol=1e-4, rtol=0)
     a, b = trained.chunk(2)
     assert torch.equal((a - b).sign().long(), batch["labels"][:, 0])
@@ -229,6 +231,24 @@ def test_clips_give_an_image_head_one_row_per_frame(folder):
     assert len(data) == 48 and [data[i].pair for i in range(4)] == [0, 0, 0, 1]
     assert not torch.equal(data[0].a.patches, data[1].a.patches)
     assert data[0].a.grid[0] == 1 and len(set(data.clip_keys())) == 48
+
+
+def test_training_sees_the_pixels_of_scoring(folder, tmp_path):
+    reward = read_reward_directory(folder / "hpsv3")
+    generator = torch.Generator().manual_seed(3)
+    # Resized to 112x140; resizing that once more would give 84x112.
+    frames = torch.randint(0, 256, (2, 3, 40, 50), dtype=torch.uint8, generator=generator)
+    pairs = read_hpsv3_json(folder / "pairs.json")[:1]
+    for name, frame in zip("ab", frames, strict=True):
+        write_png(frame.permute(1, 2, 0), tmp_path / f"{name}.png")
+    pair = dataclasses.replace(pairs[0], path_a="a.png", path_b="b.png")
+    data = PreferenceDataset(
+        [pair], (OVERALL,), reward.spec, reward.encoder(), tmp_path, keep_ties=True
+    )
+    for clip, frame in zip((data[0].a, data[0].b), frames, strict=True):
+        patches, grid = clip_patches(frame[None], reward.spec.pixels)
+        assert clip.grid == grid == (1, 8, 10)
+        assert torch.equal(clip.patches, patches)
 
 
 def test_rows_of_a_pair_are_averaged_for_the_accuracy():
