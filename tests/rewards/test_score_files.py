@@ -191,7 +191,8 @@ def test_a_raising_reward_is_a_reason(folder, monkeypatch):
         def fingerprint(self):
             return {"kind": "odd"}
 
-    monkeypatch.setattr(engine, "load_suite", lambda names: RewardSuite({"odd": (Odd(), 1.0)}))
+    suite = RewardSuite({"odd": (Odd(), 1.0)})
+    monkeypatch.setattr(engine, "load_suite", lambda *args, **options: suite)
     report = run(folder, ["odd"])
     assert report.rows[2].unscored == {"odd": "RuntimeError: seven frames"}
     assert [len(row.notes) for row in report.rows] == [1, 1, 0]

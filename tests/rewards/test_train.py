@@ -182,7 +182,7 @@ def test_a_video_head_learns_and_is_written(learned, folder):
     a, b = trained.chunk(2)
     assert torch.equal((a - b).sign().long(), batch["labels"][:, 0])
     assert set(reward.spec.normalization) == {"MQ"}
-    normalized = load_videoalign(reward.path, ["MQ"])["motion_quality"].score(clips).score
+    normalized = load_videoalign(reward.path, ["MQ"])["videoalign_mq"].score(clips).score
     assert normalized.mean().item() == pytest.approx(0, abs=1e-4)
     assert normalized.std(correction=0).item() == pytest.approx(1, abs=1e-3)
 
