@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from longtake.rewards.preference_labels import A_WINS, B_WINS, SWAPPED, UNLABELLED
+from longtake.rewards.reward_spec import DIMENSIONS
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import derive_key
 
-VIDEO_DIMENSIONS = ("VQ", "MQ", "TA")
-"""Visual quality, motion quality, text alignment (VideoAlign)."""
 OVERALL = "Overall"
 """One judgement of the whole: of image pairs (HPSv3), and a column of VideoGen-RewardBench."""
-DIMENSIONS = (*VIDEO_DIMENSIONS, OVERALL)
+LABELS = (*DIMENSIONS, OVERALL)
+"""Everything that a pair can be labelled in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from longtake.rewards.preference_data import (
-    DIMENSIONS,
+    LABELS,
     OVERALL,
-    VIDEO_DIMENSIONS,
     PreferencePair,
 )
 from longtake.rewards.preference_labels import (
@@ -23,6 +22,7 @@ from longtake.rewards.preference_labels import (
     UNLABELLED,
     WORD_OF_LABEL,
 )
+from longtake.rewards.reward_spec import DIMENSIONS
 from longtake.runtime.errors import RunDirectoryError, UserError
 
 CLIP_COLUMNS = (
@@ -54,12 +54,12 @@ def read_preference_csv(path: Path) -> list[PreferencePair]:
     """
     header, rows = _read_csv(path)
     missing = [name for name in CLIP_COLUMNS if name not in header]
-    dimensions = [name for name in DIMENSIONS if name in header]
+    dimensions = [name for name in LABELS if name in header]
     if missing or not dimensions:
         raise UserError(
             "columns of the preference data are missing",
             received=f"{path} with {', '.join(header)}",
-            expected=f"{', '.join(CLIP_COLUMNS)} and one or more of {', '.join(DIMENSIONS)}",
+            expected=f"{', '.join(CLIP_COLUMNS)} and one or more of {', '.join(LABELS)}",
             remedy="add " + (", ".join(missing) if missing else "a column of labels"),
         )
     problems: Problems = []
@@ -95,10 +95,10 @@ def write_preference_csv(pairs: Sequence[PreferencePair], path: Path) -> Path:
         RunDirectoryError: the file cannot be written.
     """
     has_overall = any(OVERALL in pair.labels for pair in pairs)
-    dimensions = DIMENSIONS if has_overall else VIDEO_DIMENSIONS
+    dimensions = LABELS if has_overall else DIMENSIONS
     mos_columns = {
         f"MOS_{side}_{name}": (side, name)
-        for name in DIMENSIONS
+        for name in LABELS
         for side in "AB"
         if any(name in _mos(pair, side) for pair in pairs)
     }
@@ -244,7 +244,7 @@ class _Row:
             return None  # type: ignore[return-value]  # the row is refused before it is used
 
     def read_mos(self, side: str) -> dict[str, float]:
-        columns = {name: f"MOS_{side}_{name}" for name in DIMENSIONS}
+        columns = {name: f"MOS_{side}_{name}" for name in LABELS}
         return {
             name: self.read(column, _finite, "a number or empty")
             for name, column in columns.items()

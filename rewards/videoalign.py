@@ -7,17 +7,17 @@ and MQ never see it. MQ and TA see other pixels, and share no forward pass.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from longtake.rewards.contract import RewardOutput, VideoBatch
 from longtake.rewards.grayscale import to_grayscale
 from longtake.rewards.pixels import clip_patches, num_tokens, patch_grid, to_uint8
+from longtake.rewards.prompt_batches import pad_prompts, token_batches
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
 from longtake.rewards.reward_spec import DIMENSIONS, ColorMode, RewardSpec
@@ -104,7 +104,9 @@ class VideoAlignReward:
                     prompts.append(self._prompt(batch, row, fps))
                 except UserError as error:
                     reasons[row] = f"{error.what}: {error.received or 'cannot be scored'}"
-        for group in self._passes(prompts):
+        lengths = [len(prompt.ids) for prompt in prompts]
+        for batch_rows in token_batches(lengths, self._tokens_per_pass):
+            group = [prompts[index] for index in batch_rows]
             rows = [prompt.row for prompt in group]
             raw[rows] = self._forward(batch, group)[:, 0].float().cpu()
             num_frames[rows] = torch.tensor([float(len(prompt.frames)) for prompt in group])
@@ -137,17 +139,6 @@ class VideoAlignReward:
         ids = self._encoder.encode(caption, num_tokens(grid), self._stop)
         return _Prompt(row, frames, ids)
 
-    def _passes(self, prompts: Sequence[_Prompt]) -> Iterator[list[_Prompt]]:
-        """Prompts of similar length together, at most ``tokens_per_pass`` with their padding."""
-        group: list[_Prompt] = []
-        for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids)):
-            if group and (len(group) + 1) * len(prompt.ids) > self._tokens_per_pass:
-                yield group
-                group = []
-            group.append(prompt)
-        if group:
-            yield group
-
     def _forward(self, batch: VideoBatch, group: Sequence[_Prompt]) -> Tensor:
         """Raw scores [n, 1]."""
         pixels, grids = [], []
@@ -160,9 +151,7 @@ class VideoAlignReward:
             patches, grid = clip_patches(frames, self._directory.spec.pixels)
             pixels.append(patches)
             grids.append(grid)
-        rows = [torch.tensor(prompt.ids) for prompt in group]
-        ids = pad_sequence(rows, batch_first=True)
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        ids, mask = pad_prompts([prompt.ids for prompt in group])
         tokens = (self._token,)
         return self._model.score(ids, mask, torch.cat(pixels), torch.tensor(grids), tokens)
 
