@@ -116,7 +116,7 @@ def _from_csv(path: Path) -> list[ScoreInput]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             _check_columns(reader.fieldnames or (), path)
-            return list(_rows(reader, path.parent))
+            found = list(_rows(reader, path.parent))
     except (OSError, ValueError, csv.Error) as error:
         if isinstance(error, UserError):
             raise
@@ -125,6 +125,13 @@ def _from_csv(path: Path) -> list[ScoreInput]:
             received=str(path),
             expected="comma-separated values in UTF-8",
         ) from error
+    if not found:
+        raise UserError(
+            "the CSV has no rows",
+            received=str(path),
+            expected="a header and one row per video",
+        )
+    return found
 
 
 def _check_columns(columns: Sequence[str], path: Path) -> None:

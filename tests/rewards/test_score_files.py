@@ -406,3 +406,9 @@ def test_progress_is_shown_on_standard_error(folder, capsys):
     run(folder)
     captured = capsys.readouterr()
     assert "scoring 3/3" in captured.err and captured.out == ""
+
+
+def test_a_csv_without_rows_is_an_error(tmp_path):
+    (tmp_path / "list.csv").write_text("path,prompt\n")
+    with pytest.raises(UserError, match="has no rows"):
+        run(tmp_path / "list.csv")
