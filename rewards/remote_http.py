@@ -85,6 +85,14 @@ class Listener(ThreadingHTTPServer):
         log.warning("a connection broke off", exc_info=True)
 
 
+class _Refused(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: HTTPStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
 class _Handler(BaseHTTPRequestHandler):
     """One connection, one request."""
 
@@ -129,32 +137,43 @@ class _Handler(BaseHTTPRequestHandler):
                 f"the body has {length} bytes, at most {limit} are accepted; send fewer clips",
             )
         else:
-            try:
-                with self.app.queue.place():
-                    self._score(int(length))
-            except QueueFull as error:
-                self._refuse(
-                    HTTPStatus.SERVICE_UNAVAILABLE, str(error), retry_after_s=error.retry_after_s
-                )
+            self._score(int(length))
 
     def _score(self, length: int) -> None:
+        """Score the body and answer, with the place in the queue given back before the answer.
+
+        A client that has its answer and asks again at once must find the place free, and one that
+        reads slowly must not keep it.
+        """
+        try:
+            with self.app.queue.place():
+                output, digest = self._scored(length)
+        except QueueFull as error:
+            self._refuse(
+                HTTPStatus.SERVICE_UNAVAILABLE, str(error), retry_after_s=error.retry_after_s
+            )
+        except _Refused as error:
+            self._refuse(error.status, str(error))
+        else:
+            if output is not None:
+                self._answer(HTTPStatus.OK, MEDIA_TYPE, encode_response(output, digest))
+
+    def _scored(self, length: int) -> tuple[RewardOutput | None, str]:
+        """Scores of the clips in the body, None for a client that is gone, and the digest."""
         body = self.rfile.read(length)
         self._has_unread_body = False
         if len(body) < length:
-            self._refuse(
+            raise _Refused(
                 HTTPStatus.BAD_REQUEST, f"the body ends after {len(body)} of {length} bytes"
             )
-            return
         try:
             name, batch = decode_request(body)
         except UserError as error:
-            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
-            return
+            raise _Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
         del body
         if name not in self.app.suites:
             known = ", ".join(sorted(self.app.suites))
-            self._refuse(HTTPStatus.NOT_FOUND, f"no reward {name!r} here; there are: {known}")
-            return
+            raise _Refused(HTTPStatus.NOT_FOUND, f"no reward {name!r} here; there are: {known}")
 
         def job() -> RewardOutput | None:
             # A client that timed out has asked again elsewhere or will ask again here.
@@ -163,15 +182,13 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             future = self.app.queue.submit(job)
             failure = future.exception()
-        except (QueueClosed, CancelledError):
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "the server is going down")
-            return
+        except (QueueClosed, CancelledError) as error:
+            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the server is going down") from error
         if failure is not None:
             log.error("reward %s failed", name, exc_info=failure)
             reason = f"reward {name} failed with {type(failure).__name__}"
-            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, reason)
-        elif (output := future.result()) is not None:
-            self._answer(HTTPStatus.OK, MEDIA_TYPE, encode_response(output, self.app.digests[name]))
+            raise _Refused(HTTPStatus.INTERNAL_SERVER_ERROR, reason)
+        return future.result(), self.app.digests[name]
 
     def _is_abandoned(self) -> bool:
         """Whether the client has closed the connection; called while this thread waits."""

@@ -29,8 +29,8 @@ class QueueClosed(Exception):
 class ScoringQueue:
     """One worker thread, so that a model is used by one thread only, and a bound on its queue.
 
-    A request holds its place from before its body is read until it is answered: the bound is
-    also the bound on the memory of waiting bodies.
+    A request holds its place from before its body is read until it is scored: the bound is also
+    the bound on the memory of waiting bodies.
 
     Args:
         waiting: requests that may wait beside the one that is scored.
