@@ -4,9 +4,10 @@ The steps and their order are the scorers': frames are chosen, made gray by ``re
 where the reward asks for it, resized by ``rewards/pixels.py``, cut into patches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,16 +36,28 @@ from longtake.runtime.errors import UserError
 Batch = dict[str, Tensor]
 
 
+class ClipKey(NamedTuple):
+    """What the inputs of a clip follow from, for one reward."""
+
+    path: str
+    fps: float | None
+    prompt: str
+    slot: int
+    """Number of the chosen frame, for an image reward."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipInputs:
     """One clip or image with its prompt.
 
     Args:
+        key: equal for equal inputs.
         ids: token ids up to the last reward token that is trained.
         patches: [t h w, 1176] float32.
         grid: (t, h, w) in patches.
     """
 
+    key: Hashable
     ids: list[int]
     patches: Tensor
     grid: Grid
@@ -139,40 +152,42 @@ class PreferenceDataset(Dataset[PairInputs]):
         return len(self._rows)
 
     def __getitem__(self, row: int) -> PairInputs:
-        index, slot = self._rows[row]
+        index, _ = self._rows[row]
         pair = self.pairs[index]
         labels = [pair.label(name) for name in self.dimensions]
         if not self.keep_ties:
             labels = [UNLABELLED if label == TIE else label for label in labels]
-        return PairInputs(
-            labels=labels,
-            pair=index,
-            a=self._inputs(pair.path_a, pair.fps_a, pair.prompt, slot),
-            b=self._inputs(pair.path_b, pair.fps_b, pair.prompt, slot),
+        a, b = self._keys(row)
+        return PairInputs(labels=labels, pair=index, a=self._inputs(a), b=self._inputs(b))
+
+    def clip_keys(self) -> list[tuple[ClipKey, ClipKey]]:
+        """What is scored as A and as B in each row; equal keys get equal scores."""
+        return [self._keys(row) for row in range(len(self))]
+
+    def rows_of_prompts(self) -> list[list[int]]:
+        """Rows of each prompt, prompts in the order in which they first appear."""
+        groups: dict[str, list[int]] = {}
+        for row, (index, _) in enumerate(self._rows):
+            groups.setdefault(self.pairs[index].prompt, []).append(row)
+        return list(groups.values())
+
+    def _keys(self, row: int) -> tuple[ClipKey, ClipKey]:
+        index, slot = self._rows[row]
+        pair = self.pairs[index]
+        return (
+            ClipKey(pair.path_a, pair.fps_a, pair.prompt, slot),
+            ClipKey(pair.path_b, pair.fps_b, pair.prompt, slot),
         )
 
-    def clip_keys(self) -> list[tuple[object, object]]:
-        """What is scored as A and as B in each row; equal keys get equal scores."""
-        keys: list[tuple[object, object]] = []
-        for index, slot in self._rows:
-            pair = self.pairs[index]
-            keys.append(
-                (
-                    (pair.path_a, pair.fps_a, pair.prompt, slot),
-                    (pair.path_b, pair.fps_b, pair.prompt, slot),
-                )
-            )
-        return keys
-
-    def _inputs(self, path: str, fps: float | None, prompt: str, slot: int) -> ClipInputs:
-        frames = self._frames(path, fps)
+    def _inputs(self, key: ClipKey) -> ClipInputs:
+        frames = self._frames(key.path, key.fps)
         if self.spec.kind == "hpsv3":
-            frames = frames[min(slot, len(frames) - 1)][None]
+            frames = frames[min(key.slot, len(frames) - 1)][None]
         height, width = frames.shape[-2:]  # resized already, and a second time could change them
         grid = (max(1, len(frames) // TEMPORAL_PATCH), height // PATCH, width // PATCH)
         patches = patchify(normalize(frames, self.spec.pixels))
-        ids = self.encoder.encode(prompt, num_tokens(grid), self._stop)
-        return ClipInputs(ids=ids, patches=patches, grid=grid)
+        ids = self.encoder.encode(key.prompt, num_tokens(grid), self._stop)
+        return ClipInputs(key=key, ids=ids, patches=patches, grid=grid)
 
     def _frames(self, path: str, fps: float | None) -> Tensor:
         """Chosen frames uint8 [F, 3, H, W] in the colour and size that the model sees."""
@@ -226,22 +241,28 @@ class PreferenceDataset(Dataset[PairInputs]):
 
 
 def collate(rows: Sequence[PairInputs]) -> Batch:
-    """A batch of B pairs; every clip A, then every clip B.
+    """A batch of B pairs; a clip that several of them compare is in it once.
 
     Returns:
-        ``labels`` int64 [B, n], ``pairs`` int64 [B], and the inputs of the reward model:
-        ``input_ids`` and ``attention_mask`` [2B, L] padded on the right, ``pixel_values``,
-        ``grid_thw`` [2B, 3].
+        ``labels`` int64 [B, n], ``pairs`` int64 [B], ``clips`` int64 [2, B] (which of the C clips
+        is A and which is B of each pair), and the inputs of the reward model: ``input_ids`` and
+        ``attention_mask`` [C, L] padded on the right, ``pixel_values``, ``grid_thw`` [C, 3].
     """
-    clips = [row.a for row in rows] + [row.b for row in rows]
-    ids = [torch.tensor(clip.ids) for clip in clips]
+    clips: dict[Hashable, ClipInputs] = {}
+    for row in rows:
+        clips |= {row.a.key: row.a, row.b.key: row.b}
+    place = {key: number for number, key in enumerate(clips)}
+    ids = [torch.tensor(clip.ids) for clip in clips.values()]
     return {
         "labels": torch.tensor([row.labels for row in rows]),
         "pairs": torch.tensor([row.pair for row in rows]),
+        "clips": torch.tensor(
+            [[place[row.a.key] for row in rows], [place[row.b.key] for row in rows]]
+        ),
         "input_ids": pad_sequence(ids, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-        "pixel_values": torch.cat([clip.patches for clip in clips]),
-        "grid_thw": torch.tensor([clip.grid for clip in clips]),
+        "pixel_values": torch.cat([clip.patches for clip in clips.values()]),
+        "grid_thw": torch.tensor([clip.grid for clip in clips.values()]),
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from longtake.core.weights import iter_tensors, shard_paths, write_shards
@@ -34,11 +35,11 @@ from longtake.runtime.rng import generator
 TRAINED_STEM = "trained"
 """Weights of a checkpoint: only the parameters that are trained."""
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values", "grid_thw")
+SCORER_INPUTS = ("input_ids", "attention_mask", "pixel_values", "grid_thw", "clips")
 
 
 class PairScorer(nn.Module):
-    """A reward model over pairs: rows 0..B-1 of a batch are the clips A, rows B..2B-1 the clips B.
+    """A reward model over pairs of clips; each clip of a batch is scored once.
 
     Args:
         reward: the model.
@@ -53,11 +54,19 @@ class PairScorer(nn.Module):
         self.tokens = tuple(tokens)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, grid_thw: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor,
+        grid_thw: Tensor,
+        clips: Tensor,
     ) -> Tensor:
-        """Head outputs [B, 2, K] of A and B; K as the reward model's last axis."""
+        """Head outputs [B, 2, K] of A and B; K as the reward model's last axis.
+
+        Arguments as ``preference_inputs.collate`` makes them.
+        """
         outputs = self.reward(input_ids, attention_mask, pixel_values, grid_thw, self.tokens)
-        sides: Tensor = outputs.unflatten(0, (2, -1))
+        sides: Tensor = outputs[clips.to(outputs.device)]
         return sides.transpose(0, 1)
 
 
@@ -155,6 +164,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         args: of Trainer.
         loss: of the run.
         dimensions: names of the label columns.
+        sampler: order of the training rows; None shuffles them.
         **options: further arguments of Trainer (data sets, collator, callbacks).
     """
 
@@ -165,10 +175,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         *,
         loss: PairLoss,
         dimensions: Sequence[str],
+        sampler: Sampler[int] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(scorer, args, compute_metrics=self._metrics, **options)
         self.pair_loss, self.dimensions = loss, tuple(dimensions)
+        self._sampler = sampler
 
     def compute_loss(
         self,
@@ -183,7 +195,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         micro-batch size does not change the update when some entries are not labelled. None counts
         those of this batch.
         """
-        outputs = model(**{name: inputs[name] for name in MODEL_INPUTS})
+        outputs = model(**{name: inputs[name] for name in SCORER_INPUTS})
         labels = inputs["labels"]
         step = self.state.global_step
         noise = generator(self.args.seed, "uncertainty", step, *inputs["pairs"].tolist())
@@ -203,8 +215,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         """Head outputs and labels of a batch; the loss is computed over the whole set instead."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**{name: inputs[name] for name in MODEL_INPUTS})
+            outputs = model(**{name: inputs[name] for name in SCORER_INPUTS})
         return None, outputs.float(), (inputs["labels"], inputs["pairs"])
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self._sampler or super()._get_train_sampler(train_dataset)
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         labels, pairs = prediction.label_ids

@@ -38,6 +38,7 @@ from longtake.rewards.preference_trainer import (
     scores_of,
     trained_state,
 )
+from longtake.rewards.prompt_sampler import PromptSampler
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
 from longtake.rewards.reward_export import export_public, export_reward
@@ -54,6 +55,7 @@ from longtake.runtime.run_directory import RunDirectory, to_plain
 from longtake.runtime.tracking import Trackers, check_trackers
 
 REWARD_FOLDER, PUBLIC_FOLDER = "reward", "public"
+_SCHEDULERS = {"constant": "constant_with_warmup", "cosine": "cosine"}  # Trainer's names
 _STATE = "trainer_state.json"  # the last file that Trainer writes into a checkpoint
 
 
@@ -255,7 +257,7 @@ class _Run:
             gradient_accumulation_steps=config.batch_pairs // config.micro_batch,
             max_steps=plan.updates,
             learning_rate=config.learning_rate,
-            lr_scheduler_type="constant_with_warmup",
+            lr_scheduler_type=_SCHEDULERS[config.schedule],
             warmup_steps=math.ceil(config.warmup_share * plan.updates),
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
@@ -295,6 +297,9 @@ class _Run:
             train_dataset=plan.train,
             eval_dataset=plan.validation,
             data_collator=collate,
+            sampler=PromptSampler(plan.train.rows_of_prompts(), config.seed)
+            if config.group_by_prompt
+            else None,
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)

@@ -12,6 +12,7 @@ from longtake.runtime.errors import ConfigError
 
 LOSSES = ("bradley_terry_ties", "bradley_terry", "uncertainty")
 METHODS = ("lora", "full")
+SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("float32", "bfloat16")
 FILE_FORMATS = ("csv", "json")
 
@@ -77,7 +78,10 @@ class RewardTrainingConfig:
     train_vision: bool = True
     """Train the vision tower, all of it. VideoAlign and HPSv3: yes."""
     learning_rate: float = 2e-6
-    """AdamW, constant after the warm-up, > 0. VideoAlign and HPSv3: 2e-6 for everything."""
+    """AdamW, reached after the warm-up, > 0. VideoAlign and HPSv3: 2e-6 for everything."""
+    schedule: str = "constant"
+    """constant | cosine: the rate after the warm-up; cosine falls to 0 at the last update.
+    VideoAlign and HPSv3: constant."""
     warmup_share: float = 0.05
     """Share of the updates in which the rate rises linearly, 0 <= value < 1. Both papers: 0.05."""
     weight_decay: float = 0.0
@@ -90,6 +94,10 @@ class RewardTrainingConfig:
     """Ends training after so many updates, >= 1; overrides ``epochs``."""
     batch_pairs: int = 32
     """Pairs per update, a multiple of ``micro_batch``. VideoAlign: 32 (paper)."""
+    group_by_prompt: bool = False
+    """Pairs of one prompt come one after the other, so that a clip of several pairs is scored once
+    per forward. Faster when prompts have many pairs and ``micro_batch`` holds several of them;
+    updates are then less varied. The public trainers shuffle the pairs."""
     micro_batch: int = 1
     """Pairs per forward, >= 1. Changes memory and speed, not the update (dropout apart)."""
     gradient_checkpointing: bool = False
@@ -133,6 +141,7 @@ class RewardTrainingConfig:
             ("loss", self.loss or LOSSES[0], LOSSES),
             ("method", self.method, METHODS),
             ("precision", self.precision, PRECISIONS),
+            ("schedule", self.schedule, SCHEDULES),
         ):
             if value not in choices:
                 raise ConfigError(

@@ -21,14 +21,18 @@ from longtake.rewards.preference_files import (
 )
 from longtake.rewards.preference_inputs import PreferenceDataset, collate
 from longtake.rewards.preference_labels import A_WINS, B_WINS, TIE
+from longtake.rewards.preference_loss import bradley_terry_ties_loss
 from longtake.rewards.preference_trainer import (
+    SCORER_INPUTS,
     PairLoss,
     PairScorer,
     PreferenceTrainer,
     load_trained,
     pair_metrics,
+    scores_of,
     trained_state,
 )
+from longtake.rewards.prompt_sampler import PromptSampler
 from longtake.rewards.qwen2vl_load import load_reward_model
 from longtake.rewards.reward_directory import read_reward_directory
 from longtake.rewards.tiny_rewards import tiny_spec, write_tiny_reward
@@ -172,8 +176,8 @@ def test_a_video_head_learns_and_is_written(learned, folder):
     _, validation = split_by_prompt(read_preference_csv(folder / "pairs.csv"), 0.3, 0)
     data = dataset(folder, reward, pairs=validation)
     batch = collate([data[i] for i in range(len(data))])
-    inputs = {k: v for k, v in batch.items() if k not in ("labels", "pairs")}
-    trained = reward.load_model().score(**inputs, tokens=(1,))[:, 0]
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "pairs", "clips")}
+    trained = reward.load_model().score(**inputs, tokens=(1,))[:, 0][batch["clips"].flatten()]
     paths = [path for side in "ab" for p in validation for path in [getattr(p, f"path_{side}")]]
     video = torch.stack([read_video(folder / path)[0] for path in paths])
     clips = VideoBatch(video=video, prompts=["any"] * len(paths), fps=2.0)
@@ -200,7 +204,7 @@ def test_the_public_layout_holds_the_same_model(learned, folder):
     unmerged, merged = load_reward_model(config, state), reward.load_model()
     data = dataset(folder, reward)
     batch = collate([data[0], data[1]])
-    inputs = {k: v for k, v in batch.items() if k not in ("labels", "pairs")}
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "pairs", "clips")}
     one, two = (model.score(**inputs, tokens=(1,)) for model in (unmerged, merged))
     torch.testing.assert_close(one, two, atol=1e-4, rtol=0)
     names = json.loads((run / "public" / "inference_config.json").read_text())
@@ -305,7 +309,11 @@ def test_bfloat16_training_moves_the_weights(start, folder):
 
 @pytest.mark.parametrize(
     ("kind", "extra"),
-    [("videoreward", []), ("hpsv3", [f"dimensions=[{OVERALL}]", "uncertainty_draws=64"])],
+    [
+        ("videoreward", []),
+        ("videoreward", ["group_by_prompt=true", "schedule=cosine"]),
+        ("hpsv3", [f"dimensions=[{OVERALL}]", "uncertainty_draws=64"]),
+    ],
 )
 def test_a_run_that_was_interrupted_ends_like_one_that_was_not(start, monkeypatch, kind, extra):
     # The same seed, so this is also the proof that runs repeat; dropout and noise are on.
@@ -378,19 +386,59 @@ def test_the_cache_changes_nothing(folder):
     assert len(cached._cache) == 4 and not plain._cache
 
 
-def test_batches_hold_a_then_b(folder):
+def test_batches_hold_each_clip_once(folder):
     reward = read_reward_directory(folder / "videoreward")
     data = dataset(folder, reward, ("TA", "MQ"))
     batch = collate([data[0], data[1]])
     assert batch["labels"].tolist() == [[TIE, A_WINS], [-100, B_WINS]]
     assert batch["pairs"].tolist() == [0, 1]
+    assert batch["clips"].tolist() == [[0, 2], [1, 3]]
     assert batch["input_ids"].shape == batch["attention_mask"].shape
     assert batch["grid_thw"].tolist() == [[2, 4, 4]] * 4
     assert torch.equal(batch["pixel_values"][:32], data[0].a.patches)
-    assert torch.equal(batch["pixel_values"][32:64], data[1].a.patches)
-    assert torch.equal(batch["pixel_values"][64:96], data[0].b.patches)
+    assert torch.equal(batch["pixel_values"][32:64], data[0].b.patches)
+    assert torch.equal(batch["pixel_values"][64:96], data[1].a.patches)
+    again = collate([data[1], data[0], data[1]])  # a row that appears twice shares both clips
+    assert again["clips"].tolist() == [[0, 2, 0], [1, 3, 1]] and len(again["grid_thw"]) == 4
     without_ties = dataset(folder, reward, ("TA", "MQ"), keep_ties=False)
     assert without_ties[0].labels == [-100, A_WINS]
+
+
+def test_shared_clips_give_the_outputs_and_gradients_of_separate_ones(folder):
+    reward = read_reward_directory(folder / "videoreward")
+    data = dataset(folder, reward, ("MQ",))
+    rows = [data[0], data[1], data[0], dataclasses.replace(data[1], a=data[0].b)]
+    scorer = PairScorer(reward.load_model().requires_grad_(True), (1,))
+    together = collate(rows)
+    assert len(together["grid_thw"]) == 4
+    results = []
+    for parts in ([together], [collate([row]) for row in rows]):
+        scorer.zero_grad()
+        outputs = torch.cat(
+            [scorer(**{name: part[name] for name in SCORER_INPUTS}) for part in parts]
+        )
+        bradley_terry_ties_loss(
+            *scores_of(outputs, 1).unbind(1), together["labels"], reduction="sum"
+        ).backward()
+        results.append((outputs.detach(), [p.grad for p in scorer.parameters()]))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=0)
+    for one, two in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-3)
+
+
+def test_pairs_of_a_prompt_come_together():
+    groups = [[0, 3], [1, 2, 5, 7], [4], [6, 8]]
+    sampler = PromptSampler(groups, seed=3)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+        assert sorted(orders[-1]) == list(range(9)) and len(sampler) == 9
+        for group in groups:
+            places = [orders[-1].index(row) for row in group]
+            assert max(places) - min(places) == len(group) - 1
+    assert orders[0] == orders[2] != orders[1]
+    assert list(PromptSampler(groups, seed=4)) != orders[0]
 
 
 def test_gray_training_with_validation_data_of_their_own(start, folder):
