@@ -62,6 +62,7 @@ def sandbox_preferences(
     colour_bias: Annotated[
         float, typer.Option(help="Oracle points that a fully colourful clip gains.")
     ] = 0.15,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 is this one.")] = 0,
 ) -> None:
     """Write preference pairs judged by simulated annotators, in VideoAlign's CSV, to train rewards.
 
@@ -71,7 +72,7 @@ def sandbox_preferences(
     from longtake.sandbox.preference_files import make_preferences
 
     annotator = Annotator(noise=noise, tie_threshold=tie_threshold, colour_bias=colour_bias)
-    path, table = make_preferences(out, split, prompts, seed, annotator)
+    path, table = make_preferences(out, split, prompts, seed, annotator, workers=workers)
     from rich.console import Console
 
     Console().print(table)

@@ -5,10 +5,16 @@ labels only: the oracle scores behind them are the held-out truth.
 """
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+import multiprocessing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
+import torch
 from rich.table import Table
+from torch import Tensor
 
 from longtake.core.video import write_mp4
 from longtake.runtime.errors import RunDirectoryError
@@ -19,8 +25,10 @@ from longtake.sandbox.facts import FPS, Split
 from longtake.sandbox.preferences import (
     DEFAULT_PAIRS,
     CandidatePair,
+    PairConfig,
     candidate_pairs,
     label_pair,
+    preference_prompts,
 )
 
 COLUMNS = (
@@ -34,19 +42,50 @@ COLUMNS = (
     "num_frames_B",
 )
 CLIPS = "clips"
+PROMPTS_PER_JOB = 8
+
+Row = dict[str, object]
+Judgement = tuple[Word, float, float]
+"""Label, oracle score of A minus B, colourfulness of A minus B."""
+Judgements = dict[str, Judgement]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """Prompts ``start`` to ``start + count - 1``: what a worker process renders and judges."""
+
+    out: Path
+    split: Split
+    start: int
+    count: int
+    seed: int
+    annotator: Annotator
+    config: PairConfig
+    samples: dict[str, numpy.ndarray]
 
 
 def make_preferences(
-    out: Path, split: Split, num_prompts: int, seed: int, annotator: Annotator
+    out: Path,
+    split: Split,
+    num_prompts: int,
+    seed: int,
+    annotator: Annotator,
+    *,
+    config: PairConfig = DEFAULT_PAIRS,
+    samples: Mapping[str, Tensor] | None = None,
+    workers: int = 0,
 ) -> tuple[Path, Table]:
     """Render, judge and write the pairs of the first prompts of a split, with progress.
 
     Args:
         out: directory; the CSV is ``out/SPLIT.csv``.
         split: "train" or "held_out".
-        num_prompts: prompts; their number of pairs is that of ``PairConfig``.
+        num_prompts: prompts; their number of pairs is that of ``config``.
         seed: names scenes, damage and labels.
         annotator: who judges.
+        config: sizes of a prompt's pool.
+        samples: clips of a model by prompt, uint8 [M, T, 3, H, W], added to its pool.
+        workers: processes that render and judge; 0 is this one. The result does not depend on it.
 
     Returns:
         The path of the CSV, and a table of what the labels look like.
@@ -54,22 +93,41 @@ def make_preferences(
     Raises:
         RunDirectoryError: ``out`` cannot be written.
     """
-    seen: dict[str, list[tuple[Word, float, float]]] = {d: [] for d in DIMENSION_ORACLES}
-    with progress_bar("pairs", num_prompts * DEFAULT_PAIRS.pairs_per_prompt) as bar:
+    drawn = samples or {}
+    jobs = [
+        _Job(
+            out=out,
+            split=split,
+            start=start,
+            count=(count := min(PROMPTS_PER_JOB, num_prompts - start)),
+            seed=seed,
+            annotator=annotator,
+            config=config,
+            samples={
+                prompt: drawn[prompt].numpy()
+                for prompt in preference_prompts(split, start, count, seed)
+                if prompt in drawn
+            },
+        )
+        for start in range(0, num_prompts, PROMPTS_PER_JOB)
+    ]
+    seen: dict[str, list[Judgement]] = {d: [] for d in DIMENSION_ORACLES}
+    with progress_bar("pairs", num_prompts * config.pairs_per_prompt) as bar:
 
-        def judge() -> Iterator[tuple[CandidatePair, Mapping[str, Word]]]:
-            for count, pair in enumerate(candidate_pairs(split, 0, num_prompts, seed), start=1):
-                labels = label_pair(pair, annotator, seed)
-                for dimension, rows in seen.items():  # without the clips, which fill the memory
-                    difference = pair.oracle_difference(dimension)
-                    rows.append((labels[dimension], difference, pair.colour_difference))
-                yield pair, labels
+        def rows() -> Iterator[Row]:
+            count = 0
+            for written in _results(jobs, workers):
+                for row, judgements in written:
+                    for dimension, judgement in judgements.items():
+                        seen[dimension].append(judgement)
+                    yield row
+                count += len(written)
                 bar.update(count)
 
-        path = write_preferences(judge(), out, f"{split}.csv")
+        path = _write_table(rows(), out, f"{split}.csv")
     table: list[tuple[str, int, float, float, float]] = []
-    for dimension, rows in seen.items():
-        row = label_statistics(rows, annotator)
+    for dimension, judged in seen.items():
+        row = label_statistics(judged, annotator)
         table.append((dimension, row.count, row.tie_share, row.agreement, row.colour_preference))
     columns = ["dimension", "pairs", "ties", "agreement with the oracle", "preference for colour"]
     return path, result_table(str(path), columns, table)
@@ -78,7 +136,7 @@ def make_preferences(
 def write_preferences(
     judged: Iterable[tuple[CandidatePair, Mapping[str, Word]]], out: Path, name: str = "pairs.csv"
 ) -> Path:
-    """Write ``out/clips/*.mp4`` (lossless, 8 fps) and then ``out/name``, one row per pair.
+    """Write ``out/clips/*.mp4`` (lossless, 8 fps) and ``out/name``, one row per pair.
 
     A clip of several pairs is written once. Paths in the CSV are relative to ``out``.
 
@@ -94,8 +152,54 @@ def write_preferences(
         RunDirectoryError: ``out`` cannot be written.
         UserError: a clip cannot be written.
     """
-    target = out / name
     written: set[str] = set()
+    return _write_table((_row(pair, labels, out, written) for pair, labels in judged), out, name)
+
+
+def _results(jobs: Sequence[_Job], workers: int) -> Iterator[list[tuple[Row, Judgements]]]:
+    """Results of the jobs, in their order."""
+    if not workers:
+        yield from map(_run, jobs)
+        return
+    # Forked children of a process with torch's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(_run, jobs)
+
+
+def _run(job: _Job) -> list[tuple[Row, Judgements]]:
+    """Render, judge and write the clips of a job; rows of the CSV and what was judged."""
+    samples = {prompt: torch.from_numpy(clips) for prompt, clips in job.samples.items()}
+    written: set[str] = set()
+    rows: list[tuple[Row, Judgements]] = []
+    for pair in candidate_pairs(
+        job.split, job.start, job.count, job.seed, config=job.config, samples=samples.get
+    ):
+        labels = label_pair(pair, job.annotator, job.seed)
+        judgements = {
+            dimension: (label, pair.oracle_difference(dimension), pair.colour_difference)
+            for dimension, label in labels.items()
+        }
+        rows.append((_row(pair, labels, job.out, written), judgements))
+    return rows
+
+
+def _row(pair: CandidatePair, labels: Mapping[str, Word], out: Path, written: set[str]) -> Row:
+    """A row of the CSV; its clips are written unless ``written`` names them."""
+    row: Row = {"prompt": pair.prompt, **labels}
+    for side, clip in (("A", pair.a), ("B", pair.b)):
+        path = f"{CLIPS}/{clip.name}.mp4"
+        if path not in written:
+            write_mp4(clip.video, out / path, fps=FPS, lossless=True)
+            written.add(path)
+        row[f"path_{side}"] = path
+        row[f"fps_{side}"] = FPS
+        row[f"num_frames_{side}"] = len(clip.video)
+    return row
+
+
+def _write_table(rows: Iterable[Row], out: Path, name: str) -> Path:
+    target = out / name
     try:
         (out / CLIPS).mkdir(parents=True, exist_ok=True)
         with (
@@ -104,17 +208,7 @@ def write_preferences(
         ):
             table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             table.writeheader()
-            for pair, labels in judged:
-                row: dict[str, object] = {"prompt": pair.prompt, **labels}
-                for side, clip in (("A", pair.a), ("B", pair.b)):
-                    path = f"{CLIPS}/{clip.name}.mp4"
-                    if path not in written:
-                        write_mp4(clip.video, out / path, fps=FPS, lossless=True)
-                        written.add(path)
-                    row[f"path_{side}"] = path
-                    row[f"fps_{side}"] = FPS
-                    row[f"num_frames_{side}"] = len(clip.video)
-                table.writerow(row)
+            table.writerows(rows)
     except OSError as error:
         raise RunDirectoryError(
             f"cannot write preference pairs: {error.strerror or error}",

@@ -34,6 +34,17 @@ def test_one_seed_gives_one_result(tmp_path: Path) -> None:
     assert a == b and a != c
 
 
+def test_workers_do_not_change_the_result(tmp_path: Path) -> None:
+    for name, workers in {"a": "0", "b": "2"}.items():
+        make(tmp_path / name, "--prompts", "11", "--workers", workers)
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert (a / "train.csv").read_bytes() == (b / "train.csv").read_bytes()
+    names = sorted(path.name for path in (a / "clips").iterdir())
+    assert names == sorted(path.name for path in (b / "clips").iterdir())
+    for name in names:
+        assert (a / "clips" / name).read_bytes() == (b / "clips" / name).read_bytes()
+
+
 def test_annotators_without_threshold_never_tie(tmp_path: Path) -> None:
     make(tmp_path, "--tie-threshold", "0", "--split", "held_out")
     with (tmp_path / "held_out.csv").open(newline="") as file:
