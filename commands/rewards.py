@@ -104,6 +104,60 @@ def score(
     raise typer.Exit(1 if any(report.unscored().values()) else 0)
 
 
+@rewards.command("evaluate")
+def evaluate(
+    pairs: Annotated[Path, typer.Option(metavar="FILE", help="Pairs in VideoAlign's CSV.")],
+    reward: Names = None,
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Of its paths. Default: the file's folder.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Scores by clip, .csv or .jsonl; continued if it exists."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines, no table.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Compare rewards with preference pairs: accuracy without and with ties, by dimension.
+
+    Example: python cli.py rewards evaluate --pairs runs/pairs/held_out.csv --reward text_alignment
+    """
+    import dataclasses
+    import json
+
+    from longtake.evaluation.pair_accuracy import evaluate_pairs
+    from longtake.rewards import REWARDS
+    from longtake.runtime.run_directory import to_plain
+
+    agreements = evaluate_pairs(
+        pairs, reward or list(REWARDS), root=root, output=output, device=device
+    )
+    if as_json:
+        for row in agreements:
+            typer.echo(json.dumps(to_plain(dataclasses.asdict(row))))
+        return
+    from rich.console import Console
+
+    from longtake.runtime.progress import result_table
+
+    columns = ["reward", "labels", "accuracy", "95 % interval", "n", "with ties", "unscored"]
+    rows = [
+        [
+            row.reward,
+            row.dimension,
+            row.accuracy,
+            f"{row.ci_low:.3f} to {row.ci_high:.3f}",
+            row.decided,
+            row.accuracy_with_ties,
+            row.unscored,
+        ]
+        for row in agreements
+    ]
+    Console().print(result_table(f"agreement with {pairs}", columns, rows))
+
+
 @rewards.command("serve")
 def serve_rewards(
     reward: Names = None,

@@ -95,7 +95,24 @@ def score_files(
     Raises:
         UserError: an input, a reward, a device or an output file that cannot be used.
     """
-    inputs = find_inputs(source, prompt, fps)
+    return score_clips(
+        find_inputs(source, prompt, fps),
+        reward_names,
+        output=output,
+        device=device,
+        max_frames=max_frames,
+    )
+
+
+def score_clips(
+    inputs: Sequence[ScoreInput],
+    reward_names: Sequence[str],
+    *,
+    output: Path | None = None,
+    device: str = "auto",
+    max_frames: int = MAX_FRAMES,
+) -> ScoreReport:
+    """Score clips that are known one by one; arguments and errors as :func:`score_files`."""
     target = pick_device(device)
     plain, sources = split_sources(reward_names)
     suite = load_suite(dict.fromkeys(plain, 1.0), sources, device=str(target))

@@ -1,0 +1,134 @@
+"""How often rewards judge preference pairs like the annotators, with intervals by prompt.
+
+Every reward is compared with every labelled dimension: the rows show what a reward follows, and
+also what it should not follow.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from longtake.evaluation.statistics import paired_bootstrap
+from longtake.rewards.preference_data import LABELS, PreferencePair
+from longtake.rewards.preference_files import read_preference_csv
+from longtake.rewards.preference_labels import UNLABELLED, is_decided, is_labelled
+from longtake.rewards.preference_metrics import accuracy_with_ties, accuracy_without_ties
+from longtake.rewards.score_files import score_clips
+from longtake.rewards.score_inputs import ScoreInput
+
+Clip = tuple[str, float | None, str]
+"""Path, playback rate and prompt: what a score follows from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairAgreement:
+    """Agreement of one reward with the labels of one dimension.
+
+    Args:
+        reward: name of the reward.
+        dimension: name of the labels.
+        accuracy: share of decided pairs judged alike; NaN without any.
+        ci_low: lower end of its 95 % interval (bootstrap over prompts); NaN below two prompts.
+        ci_high: upper end.
+        decided: pairs in ``accuracy``: labelled A or B, both clips scored.
+        accuracy_with_ties: tie-calibrated accuracy over all labelled pairs.
+        labelled: pairs in ``accuracy_with_ties``.
+        unscored: labelled pairs left out because a clip has no score.
+    """
+
+    reward: str
+    dimension: str
+    accuracy: float
+    ci_low: float
+    ci_high: float
+    decided: int
+    accuracy_with_ties: float
+    labelled: int
+    unscored: int
+
+
+def evaluate_pairs(
+    pairs: Path,
+    reward_names: Sequence[str],
+    *,
+    root: Path | None = None,
+    output: Path | None = None,
+    device: str = "auto",
+) -> list[PairAgreement]:
+    """Score the clips of a CSV of pairs, each once, and compare with its labels.
+
+    Args:
+        pairs: CSV in VideoAlign's columns.
+        reward_names: ``NAME`` or ``NAME=SOURCE`` (:mod:`longtake.rewards.sources`).
+        root: folder that its paths are relative to; None is the folder of the file.
+        output: scores by clip, written as they come and resumed from; None keeps nothing.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Returns:
+        One entry per reward and labelled dimension.
+
+    Raises:
+        UserError: pairs, a reward, a device or an output file that cannot be used.
+    """
+    table = read_preference_csv(pairs)
+    folder = pairs.parent if root is None else root
+    clips = list(dict.fromkeys(clip for pair in table for clip in _clips(pair)))
+    report = score_clips(
+        [
+            ScoreInput(name=path, path=folder / path, prompt=prompt, fps=fps)
+            for path, fps, prompt in clips
+        ],
+        reward_names,
+        output=output,
+        device=device,
+    )
+    place = {clip: number for number, clip in enumerate(clips)}
+    a, b = (torch.tensor([place[_clips(pair)[side]] for pair in table]) for side in (0, 1))
+    dimensions = [name for name in LABELS if any(name in pair.labels for pair in table)]
+    agreements = []
+    for name in report.names:
+        scores = torch.tensor(
+            [math.nan if (score := row.scores[name]) is None else score for row in report.rows],
+            dtype=torch.float64,
+        )
+        for dimension in dimensions:
+            labels = torch.tensor([pair.label(dimension) for pair in table])
+            prompts = [pair.prompt for pair in table]
+            agreements.append(_agreement(name, dimension, scores[a] - scores[b], labels, prompts))
+    return agreements
+
+
+def _clips(pair: PreferencePair) -> tuple[Clip, Clip]:
+    return (pair.path_a, pair.fps_a, pair.prompt), (pair.path_b, pair.fps_b, pair.prompt)
+
+
+def _agreement(
+    reward: str, dimension: str, margins: Tensor, labels: Tensor, prompts: Sequence[str]
+) -> PairAgreement:
+    scored = margins.isfinite()
+    unscored = int((is_labelled(labels) & ~scored).sum())
+    labels = labels.where(scored, torch.tensor(UNLABELLED))
+    margins = margins.where(scored, 0.0)
+    plain, ties = accuracy_without_ties(margins, labels), accuracy_with_ties(margins, labels)
+    decided = is_decided(labels)
+    clusters = [prompt for prompt, used in zip(prompts, decided.tolist(), strict=True) if used]
+    low = high = math.nan
+    if len(set(clusters)) > 1:
+        right = (margins[decided].sign() == labels[decided]).double().tolist()
+        interval = paired_bootstrap([0.0] * len(right), right, clusters)
+        low, high = interval.ci_low, interval.ci_high
+    return PairAgreement(
+        reward=reward,
+        dimension=dimension,
+        accuracy=plain.value,
+        ci_low=low,
+        ci_high=high,
+        decided=plain.count,
+        accuracy_with_ties=ties.value,
+        labelled=ties.count,
+        unscored=unscored,
+    )
