@@ -1,8 +1,8 @@
 """What the prompt sets must look like: the counts of section 5.1 and our own rules of quality.
 
-The report prints percentages; at 500 prompts and 48 categories they are whole numbers: 39.2 % is 196
-prompts, 58.3 % is 28 categories, 34.8 % and 34.6 % are 174 and 173 prompts. Every rule gives one
-:class:`Check`, passed or not, so nothing is tested silently.
+The report prints percentages; at 500 prompts and 48 categories they are whole numbers: 39.2 % is
+196 prompts, 58.3 % is 28 categories, 34.8 % and 34.6 % are 174 and 173 prompts. Every rule gives
+one :class:`Check`, passed or not, so nothing is tested silently.
 """
 
 from collections import Counter
@@ -94,6 +94,17 @@ T2V_AUTO = TextTargets(prompts=728)
 I2V_IMAGES = 100
 
 
+def no_exception(rule: str, offenders: Sequence[str]) -> Check:
+    """A rule that these records break; it is passed when there is none."""
+    return Check(
+        rule=rule,
+        expected="no exception",
+        found=f"{len(offenders)} exceptions" if offenders else "no exception",
+        passed=not offenders,
+        examples=tuple(offenders[:_MAX_EXAMPLES]),
+    )
+
+
 def check_text_prompts(
     prompts: Sequence[TextPrompt], taxonomy: Sequence[Category], targets: TextTargets
 ) -> list[Check]:
@@ -120,7 +131,7 @@ def check_text_prompts(
     )
     return [
         *(_equal(rule, target, found) for rule, target, found in counts if target is not None),
-        _none("known categories", unknown),
+        no_exception("known categories", unknown),
         *_check_records(prompts),
         *_check_texts([prompt.id for prompt in prompts], [prompt.prompt for prompt in prompts]),
     ]
@@ -140,8 +151,8 @@ def check_disjoint(human: Sequence[TextPrompt], auto: Sequence[TextPrompt]) -> l
         if pair.first < len(human) <= pair.second
     ]
     return [
-        _none("sets share no id", [prompt.id for prompt in auto if prompt.id in ids]),
-        _none("sets share no near duplicate", close),
+        no_exception("sets share no id", [prompt.id for prompt in auto if prompt.id in ids]),
+        no_exception("sets share no near duplicate", close),
     ]
 
 
@@ -166,18 +177,22 @@ def check_image_prompts(
     return [
         *check_images(images),
         _equal("number of prompts", len(known) * len(PROMPT_TYPES), len(prompts)),
-        _none("known images", [prompt.id for prompt in prompts if prompt.image not in known]),
-        _none("known prompt types", [p.id for p in prompts if p.prompt_type not in PROMPT_TYPES]),
-        _none(
+        no_exception(
+            "known images", [prompt.id for prompt in prompts if prompt.image not in known]
+        ),
+        no_exception(
+            "known prompt types", [p.id for p in prompts if p.prompt_type not in PROMPT_TYPES]
+        ),
+        no_exception(
             "every image has every prompt type once",
             [f"{image}-{kind}" for image, kind in sorted(wanted) if pairs[image, kind] != 1],
         ),
-        _none(
+        no_exception(
             "prompt is empty exactly for type empty",
             [p.id for p in prompts if (p.prompt == "") != (p.prompt_type == "empty")],
         ),
-        _none("detailed prompt is longer than the concise one", not_longer),
-        _none("no prompt twice", [p.id for p in written if texts.count(p.prompt) > 1]),
+        no_exception("detailed prompt is longer than the concise one", not_longer),
+        no_exception("no prompt twice", [p.id for p in written if texts.count(p.prompt) > 1]),
         *_check_records(prompts),
         *_check_texts([p.id for p in detailed], [p.prompt for p in detailed]),
     ]
@@ -197,24 +212,28 @@ def check_images(images: Sequence[ReferenceImage]) -> list[Check]:
     ]
     return [
         _equal("number of images", I2V_IMAGES, len(images)),
-        _none("image ids occur once", _repeated(image.id for image in images)),
-        _none("image files occur once", _repeated(image.file for image in images)),
-        _none("known styles", [i.id for i in images if i.style not in STYLES]),
-        _none("known contents", [i.id for i in images if not set(CONTENTS).issuperset(i.content)]),
-        _none("known qualities", [i.id for i in images if i.quality not in QUALITIES]),
-        _none("known aspect ratios", [i.id for i in images if i.aspect not in ASPECTS]),
-        _none("known resolutions", [i.id for i in images if i.resolution not in RESOLUTIONS]),
-        _none("every quality, aspect and resolution occurs", unused),
+        no_exception("image ids occur once", _repeated(image.id for image in images)),
+        no_exception("image files occur once", _repeated(image.file for image in images)),
+        no_exception("known styles", [i.id for i in images if i.style not in STYLES]),
+        no_exception(
+            "known contents", [i.id for i in images if not set(CONTENTS).issuperset(i.content)]
+        ),
+        no_exception("known qualities", [i.id for i in images if i.quality not in QUALITIES]),
+        no_exception("known aspect ratios", [i.id for i in images if i.aspect not in ASPECTS]),
+        no_exception(
+            "known resolutions", [i.id for i in images if i.resolution not in RESOLUTIONS]
+        ),
+        no_exception("every quality, aspect and resolution occurs", unused),
     ]
 
 
 def _check_records(prompts: Sequence[TextPrompt] | Sequence[ImagePrompt]) -> list[Check]:
     """Rules that hold for a record of either task."""
     return [
-        _none("ids occur once", _repeated(prompt.id for prompt in prompts)),
-        _none("stated words", [p.id for p in prompts if p.words != count_words(p.prompt)]),
-        _none("language is en", [p.id for p in prompts if p.language != "en"]),
-        _none(
+        no_exception("ids occur once", _repeated(prompt.id for prompt in prompts)),
+        no_exception("stated words", [p.id for p in prompts if p.words != count_words(p.prompt)]),
+        no_exception("language is en", [p.id for p in prompts if p.language != "en"]),
+        no_exception(
             "single spaces, no line breaks",
             [p.id for p in prompts if p.prompt != " ".join(p.prompt.split())],
         ),
@@ -230,11 +249,11 @@ def _check_texts(ids: Sequence[str], texts: Sequence[str]) -> list[Check]:
         if len(owners) > MAX_SAME_OPENING
     }
     return [
-        _none(
+        no_exception(
             f"3-gram overlap of two prompts at most {MAX_JACCARD}",
             [f"{ids[pair.first]}/{ids[pair.second]} {pair.jaccard:.2f}" for pair in close],
         ),
-        _none(
+        no_exception(
             f"the same three first words at most {MAX_SAME_OPENING} times",
             [f"{opening!r} {len(owners)} times" for opening, owners in recurring.items()],
         ),
@@ -243,16 +262,6 @@ def _check_texts(ids: Sequence[str], texts: Sequence[str]) -> list[Check]:
 
 def _equal(rule: str, expected: int, found: int) -> Check:
     return Check(rule=rule, expected=str(expected), found=str(found), passed=expected == found)
-
-
-def _none(rule: str, offenders: Sequence[str]) -> Check:
-    return Check(
-        rule=rule,
-        expected="no exception",
-        found=f"{len(offenders)} exceptions" if offenders else "no exception",
-        passed=not offenders,
-        examples=tuple(offenders[:_MAX_EXAMPLES]),
-    )
 
 
 def _repeated(values: Iterable[str]) -> list[str]:
