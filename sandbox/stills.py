@@ -45,15 +45,15 @@ def draw_still(scene: Scene, width: int, height: int, style: str, coarse: bool =
         [3, height, width], uint8.
 
     Raises:
-        UserError: unknown style, or a side that is below 64 px or no multiple of 4.
+        UserError: unknown style, a side below 64 px, or a coarse one that is no multiple of 4.
     """
     if style not in STYLES:
         raise UserError("unknown drawing style", received=style, expected=", ".join(STYLES))
-    if min(width, height) < FRAME_PX or width % COARSE or height % COARSE:
+    if min(width, height) < FRAME_PX or (coarse and (width % COARSE or height % COARSE)):
         raise UserError(
             "the picture has no usable size",
             received=f"{width}x{height}",
-            expected=f"sides of at least {FRAME_PX} px, multiples of {COARSE}",
+            expected=f"sides of at least {FRAME_PX} px, multiples of {COARSE} if coarse",
         )
     if coarse:
         small = draw_still(scene, width // COARSE, height // COARSE, style)
