@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ ROW = {
     "id": "t2v-h-001",
     "prompt": "Zoë lässt “Äpfel” fallen \u2028 - 苹果",
     "categories": ["action", "food_and_drink"],
-    "words": 5,
+    "words": 6,
     "language": "en",
     "source": "longtake",
 }
@@ -163,6 +164,4 @@ def test_words_are_split_at_white_space() -> None:
     ],
 )
 def test_sizes(aspect: str, resolution: str, size: tuple[int, int]) -> None:
-    from dataclasses import replace
-
     assert replace(IMAGE, aspect=aspect, resolution=resolution).size() == size
