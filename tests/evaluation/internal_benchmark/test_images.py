@@ -83,6 +83,15 @@ def test_missing_torn_resized_and_changed_files_are_named(
     assert changed.examples == ("i2v-003", "i2v-004")
 
 
+def test_a_broken_chunk_is_no_crash(tmp_path: Path, written: list[ReferenceImage]) -> None:
+    path = tmp_path / written[0].file
+    data = bytearray(path.read_bytes())
+    data[12:16] = b"\x00\x01\x02\x03"  # the name of the first chunk
+    path.write_bytes(data)
+    (broken, _, _) = check_files(written, tmp_path)
+    assert [example.split(":")[0] for example in broken.examples] == ["i2v-001"]
+
+
 def test_scene_names() -> None:
     image = read_images()[41]
     assert scene_name(image) == (2025, 41)
