@@ -98,18 +98,16 @@ def bench_list(
         read_taxonomy,
     )
     from longtake.evaluation.internal_benchmark.suite import (
+        of_category,
         read_image_set,
         read_text_set,
-        sample_prompts,
     )
     from longtake.runtime.progress import result_table
 
     folder = directory or INTERNAL_SUITE
     human, auto = read_text_set("t2v_human", folder), read_text_set("t2v_auto", folder)
     if category is not None:
-        both = [*human, *auto]
-        count = sum(category in prompt.categories for prompt in both)
-        for prompt in sample_prompts(both, max(count, 1), 0, category):
+        for prompt in of_category([*human, *auto], category):
             typer.echo(f"{prompt.id}\t{prompt.prompt}")
         return
     console = Console()
@@ -165,10 +163,16 @@ def bench_sample(
     Example: python cli.py eval bench sample 8 --set t2v_auto --category lighting
     """
     from longtake.evaluation.internal_benchmark.schema import INTERNAL_SUITE
-    from longtake.evaluation.internal_benchmark.suite import read_text_set, sample_prompts
+    from longtake.evaluation.internal_benchmark.suite import (
+        of_category,
+        read_text_set,
+        sample_prompts,
+    )
 
     prompts = read_text_set(name, directory or INTERNAL_SUITE)
-    for prompt in sample_prompts(prompts, count, seed, category):
+    if category is not None:
+        prompts = of_category(prompts, category)
+    for prompt in sample_prompts(prompts, count, seed):
         line = json.dumps(asdict(prompt), ensure_ascii=False) if as_json else prompt.prompt
         typer.echo(line)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from longtake.evaluation.internal_benchmark.schema import (
     IMAGES_FILE,
@@ -99,7 +99,7 @@ def check_files(images: Sequence[ReferenceImage], folder: Path) -> list[Check]:
         try:
             with Image.open(folder / image.file) as picture:
                 size, digest = picture.size, pixel_digest(picture)
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, SyntaxError) as error:  # Pillow raises both for broken files
             unreadable.append(f"{image.id}: {error}")
             continue
         if size != image.size():

@@ -141,7 +141,7 @@ def import_suite(name: str, path: Path) -> Imported:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
+    for line in path.read_text(encoding="utf-8-sig").split("\n"):
         if text := " ".join(line.split()):
             yield text
 

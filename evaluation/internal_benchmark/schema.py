@@ -153,7 +153,8 @@ def read_jsonl(path: Path, kind: type[Record]) -> list[Record]:
             message lists the first bad lines by number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: that also splits at U+2028, which a prompt may hold.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             "the file cannot be read", received=f"{path} ({error})", expected="a JSON lines file"

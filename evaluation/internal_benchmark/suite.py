@@ -101,28 +101,27 @@ def check_suite(
     return checks
 
 
-def sample_prompts(
-    prompts: Sequence[TextPrompt], count: int, seed: int, category: str | None = None
-) -> list[TextPrompt]:
-    """A random subset without repetition, in the order of the set.
-
-    Args:
-        prompts: the set.
-        count: how many.
-        seed: names the subset.
-        category: only prompts of this category.
+def of_category(prompts: Sequence[TextPrompt], category: str) -> list[TextPrompt]:
+    """The prompts that carry a category.
 
     Raises:
-        UserError: a category that no prompt carries, or more prompts asked than there are.
+        UserError: none does.
     """
-    chosen = [prompt for prompt in prompts if category is None or category in prompt.categories]
-    if category is not None and not chosen:
-        known = sorted({name for prompt in prompts for name in prompt.categories})
-        raise UserError("no prompt of this category", received=category, expected=", ".join(known))
-    if not 1 <= count <= len(chosen):
+    if chosen := [prompt for prompt in prompts if category in prompt.categories]:
+        return chosen
+    known = sorted({name for prompt in prompts for name in prompt.categories})
+    raise UserError("no prompt of this category", received=category, expected=", ".join(known))
+
+
+def sample_prompts(prompts: Sequence[TextPrompt], count: int, seed: int) -> list[TextPrompt]:
+    """A random subset without repetition, in the order of the set; the seed names it.
+
+    Raises:
+        UserError: more prompts asked than there are.
+    """
+    if not 1 <= count <= len(prompts):
         raise UserError(
-            "that many prompts cannot be drawn", received=count, expected=f"1 to {len(chosen)}"
+            "that many prompts cannot be drawn", received=count, expected=f"1 to {len(prompts)}"
         )
-    return [
-        chosen[index] for index in sorted(random.Random(seed).sample(range(len(chosen)), count))
-    ]
+    chosen = random.Random(seed).sample(range(len(prompts)), count)
+    return [prompts[index] for index in sorted(chosen)]

@@ -1,0 +1,131 @@
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from longtake.evaluation.internal_benchmark.images import pixel_digest
+from longtake.evaluation.internal_benchmark.suite import read_images
+from longtake.runtime.errors import UserError
+from longtake.sandbox.facts import BACKGROUNDS, COLOURS
+from longtake.sandbox.render import render
+from longtake.sandbox.scene import Scene, Sprite, sample_scene, sample_scenes
+from longtake.sandbox.stills import COARSE, STYLES, draw_still
+
+SIZES = [(64, 64), (192, 108), (108, 192), (200, 200)]
+
+
+def background(scene: Scene) -> torch.Tensor:
+    return torch.tensor(BACKGROUNDS[scene.background]).mul(255).round().to(torch.uint8)
+
+
+def ink(picture: torch.Tensor, scene: Scene, above: int = 0) -> torch.Tensor:
+    """[H, W]: pixels that differ from the background by more than ``above`` in any channel."""
+    return ((picture.int() - background(scene).int()[:, None, None]).abs() > above).any(0)
+
+
+def lone(shape: str = "circle", x: float = 20.0, y: float = 40.0) -> Scene:
+    sprite = Sprite(
+        shape=shape,
+        colour="red",
+        size="large",
+        motion="still",
+        speed=None,
+        anchor=(x, y),
+        phase=0.0,
+    )
+    return Scene(sprites=(sprite,), background="grey")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_flat_stills_cover_what_the_clip_covers(seed: int) -> None:
+    # Rim pixels of little coverage may round to the background in one of the two.
+    for scene in sample_scenes(seed, 0, 20):
+        still, clip = draw_still(scene, 64, 64, "2d_animation"), render([scene])[0, 0]
+        assert not (ink(clip, scene, 25) & ~ink(still, scene)).any()
+        assert not (ink(still, scene, 25) & ~ink(clip, scene)).any()
+
+
+@pytest.mark.parametrize("style", ["2d_animation", "sketch"])
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_sprites_keep_their_relative_place_and_size(style: str, width: int, height: int) -> None:
+    scene = lone()
+    rows, columns = torch.nonzero(ink(draw_still(scene, width, height, style), scene)).T
+    radius = 11 * min(width, height) / 64
+    centre = ((columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2)
+    assert centre[0].item() == pytest.approx(20 / 64 * width, abs=0.6)
+    assert centre[1].item() == pytest.approx(40 / 64 * height, abs=0.6)
+    assert (columns.max() - columns.min()).item() == pytest.approx(2 * radius, abs=2)
+
+
+def test_areas_follow_from_geometry() -> None:
+    """Flat and solid circles fill pi r^2; hatching leaves part of it open."""
+    scene, size = lone(), 640
+    radius = 11 * size / 64
+    x = torch.arange(size) + 0.5
+    inside = (x[None, :] - 200) ** 2 + (x[:, None] - 400) ** 2 < radius**2
+    assert inside.sum().item() == pytest.approx(math.pi * radius**2, rel=0.01)
+    for style, least, most in (
+        ("2d_animation", 1, 1),
+        ("3d_animation", 0.99, 1),
+        ("sketch", 0.3, 0.7),
+    ):
+        share = ink(draw_still(scene, size, size, style), scene)[inside].float().mean().item()
+        assert least <= share <= most, style
+
+
+def test_colours_of_the_styles() -> None:
+    scene = lone("square", 32, 32)
+    red = torch.tensor(COLOURS["red"]).mul(255).round()
+    pictures = {name: draw_still(scene, 320, 320, name).float() for name in STYLES}
+    assert torch.equal(pictures["2d_animation"][:, 160, 160], red)
+    left_edge = 160 - round(0.87 * 55) + 2
+    assert pictures["2d_animation"][:, 160, left_edge].tolist() == [20, 20, 20]  # outline, 0.08
+    solid = pictures["3d_animation"]
+    assert solid[:, 160, 160].argmax() == 0
+    above, below = solid[0, 120, 160], solid[0, 200, 160]
+    assert above > below  # light from the upper left
+    assert solid[:, 215, 180].sum() < background(scene).float().sum()  # shadow, lower right
+    sketch = pictures["sketch"]
+    middle = sketch[:, 120:200, 120:200].flatten(1).T
+    assert (middle == red).all(1).any() and (middle == background(scene)).all(1).any()
+
+
+def test_nothing_is_drawn_outside_of_the_reach() -> None:
+    for style in STYLES:
+        mask = ink(draw_still(lone(x=16, y=16), 256, 256, style), lone())
+        assert mask.any() and not mask[160:].any() and not mask[:, 160:].any()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_coarse_stills_are_enlarged_small_ones(style: str) -> None:
+    scene = sample_scene(3, 5)
+    coarse = draw_still(scene, 320, 256, style, coarse=True)
+    assert coarse.shape == (3, 256, 320)
+    blocks = coarse.unfold(1, COARSE, COARSE).unfold(2, COARSE, COARSE).flatten(3)
+    assert (blocks == blocks[..., :1]).all()
+    assert torch.equal(blocks[..., 0], draw_still(scene, 80, 64, style))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "style", "coarse", "word"),
+    [
+        (64, 64, "fresco", False, "2d_animation"),
+        (64, 63, "sketch", False, "64x63"),
+        (258, 256, "sketch", True, "multiples of 4"),
+    ],
+)
+def test_impossible_stills(width: int, height: int, style: str, coarse: bool, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        draw_still(lone(), width, height, style, coarse)
+
+
+# The smallest of each style at both qualities; the digests of all are compared by the command.
+@pytest.mark.parametrize("index", [0, 1, 2, 27, 28, 29])
+def test_the_listed_digests_are_reproduced(index: int) -> None:
+    image = read_images()[index]
+    assert (image.quality == "standard") == (index >= 27)
+    pixels = draw_still(
+        sample_scene(2025, index), *image.size(), image.style, image.quality == "standard"
+    )
+    assert pixel_digest(Image.fromarray(pixels.permute(1, 2, 0).numpy())) == image.sha256
