@@ -25,6 +25,7 @@ import typer
 
 from longtake import __version__
 from longtake.commands.check import check
+from longtake.commands.evaluate import evaluate
 from longtake.commands.generate import generate
 from longtake.commands.grpo import grpo
 from longtake.commands.rewards import rewards
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.add_typer(grpo, name="grpo")
 app.add_typer(rewards, name="rewards")
+app.add_typer(evaluate, name="eval")
 app.add_typer(check, name="check")
 app.add_typer(sandbox, name="sandbox")
 app.command("generate")(generate)

@@ -143,7 +143,7 @@ def evaluate(
     from longtake.runtime.progress import result_table
 
     columns = ["reward", "labels", "accuracy", "95 % interval", "n", "with ties", "unscored"]
-    rows = [
+    rows: list[list[str | float | int | None]] = [
         [
             row.reward,
             row.dimension,

@@ -79,6 +79,39 @@ def sandbox_preferences(
     typer.echo(path)
 
 
+@sandbox.command("heads")
+def sandbox_heads(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Run directory.")],
+    head: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="hpsv3, videoalign_mq or videoalign_ta. Default: all."),
+    ] = None,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    device: Device = "auto",
+) -> None:
+    """Train the tiny reward heads of checkpoints/tiny on pairs judged by simulated annotators.
+
+    Example: python cli.py sandbox heads --out runs/heads --set workers=8 --dry-run
+    """
+    from rich import print_json
+    from rich.console import Console
+
+    from longtake.runtime.progress import result_table
+    from longtake.training.tiny_heads import summary_rows, train_heads
+
+    record = train_heads(
+        out, head or [], overrides or [], resume=resume, dry_run=dry_run, device=device
+    )
+    if dry_run:
+        print_json(data=record)
+        return
+    columns = ["reward", "labels", "judge", "accuracy", "95 % interval", "pairs"]
+    rows = summary_rows(record)
+    Console().print(result_table("held-out pairs, without ties", columns, rows))
+
+
 @sandbox.command("oracles")
 def sandbox_oracles(
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A clip: mp4 or gif.")],

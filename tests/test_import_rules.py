@@ -30,8 +30,14 @@ BELOW = {
         "training",
     },
 }
-# The data of checkpoints/tiny are the sandbox's clips; this one file brings them to the trainers.
-EXCEPTIONS = {("training/sandbox_data.py", "sandbox")}
+# The data of checkpoints/tiny are the sandbox's clips and pairs; these files bring them to the
+# trainers of the model and of its reward heads.
+EXCEPTIONS = {
+    ("training/sandbox_data.py", "sandbox"),
+    ("training/tiny_heads.py", "sandbox"),
+    ("training/tiny_heads.py", "rewards"),
+    ("training/tiny_heads.py", "evaluation"),
+}
 NOT_PACKAGES = {"tests", "docs", "notebooks", "bench", "benchmarks_data", "checkpoints", "runs"}
 MAX_LINES = 450
 

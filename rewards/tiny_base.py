@@ -1,0 +1,173 @@
+"""Where a tiny reward head starts: a small Qwen2-VL with learned words and scaled random weights.
+
+The published heads start from a pretrained Qwen2-VL. None of that size exists, so a tiny head
+learns everything from its preference pairs; that asks for weights of unit gain, prompts of few
+tokens and, for motion, for every frame of a clip.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from longtake.rewards.frame_sampling import FrameSampler
+from longtake.rewards.pixels import PixelConfig
+from longtake.rewards.qwen2vl_config import RewardModelConfig, backbone_config
+from longtake.rewards.qwen2vl_load import empty_reward_model
+from longtake.rewards.reward_directory import RewardDirectory, write_reward_directory
+from longtake.rewards.reward_spec import RewardKind, RewardSpec
+from longtake.rewards.template import (
+    CHAT_TOKENS,
+    VISION_END,
+    VISION_PADS,
+    VISION_START,
+    PromptTemplate,
+    Vision,
+    chat_text,
+)
+from longtake.rewards.tiny_rewards import TINY_TEMPLATES
+from longtake.rewards.tiny_tokenizer import byte_tokenizer
+from longtake.runtime.rng import normal
+
+VOCAB_SIZE = 768
+"""Bytes and learned words, at most; the captions of the sandbox need some 530."""
+RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "mlp.fc2.weight")
+"""Matrices that write into a residual stream: scaled down by its depth."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TinySize:
+    """Size of the model and of what it sees.
+
+    Args:
+        width: of the language model.
+        layers: of the language model.
+        heads: attention heads of both towers; half as many key-value heads.
+        vision_width: of the vision tower.
+        vision_layers: of the vision tower.
+        side: frames are resized to side x side pixels, a multiple of 28.
+        frames_per_second: frames that a video reward takes; at least four of a clip.
+    """
+
+    width: int = 96
+    layers: int = 3
+    heads: int = 4
+    vision_width: int = 64
+    vision_layers: int = 2
+    side: int = 84
+    frames_per_second: float = 2.0
+
+
+def write_tiny_base(
+    path: str | Path, kind: RewardKind, captions: Iterable[str], size: TinySize, seed: int
+) -> RewardDirectory:
+    """A reward directory with random weights to train a tiny head from.
+
+    Args:
+        path: a new or empty directory.
+        kind: ``hpsv3`` or ``videoreward``.
+        captions: the tokenizer learns their words.
+        size: of the model and its frames.
+        seed: names the weights.
+
+    Raises:
+        CheckpointError: the place is taken or cannot be written.
+    """
+    template = TINY_TEMPLATES[kind]
+    vision: Vision = "image" if kind == "hpsv3" else "video"
+    tokenizer = byte_tokenizer(
+        template.reward_tokens, _texts(template, vision, captions), VOCAB_SIZE
+    )
+    ids = tokenizer.get_added_vocab()
+    model = RewardModelConfig(
+        backbone=backbone_config(
+            {
+                "text_config": _text_config(size, len(tokenizer)),
+                "vision_config": {
+                    "depth": size.vision_layers,
+                    "embed_dim": size.vision_width,
+                    "hidden_size": size.width,
+                    "num_heads": size.heads,
+                },
+                "image_token_id": ids[VISION_PADS["image"]],
+                "video_token_id": ids[VISION_PADS["video"]],
+                "vision_start_token_id": ids[VISION_START],
+                "vision_end_token_id": ids[VISION_END],
+            }
+        ),
+        head="ranknet" if kind == "hpsv3" else "shared_linear",
+        reward_token_ids=tuple(ids[token] for token in template.reward_tokens),
+    )
+    pixels = size.side * size.side
+    spec = RewardSpec(
+        kind=kind,
+        model=model,
+        reward_tokens=template.reward_tokens,
+        pixels=PixelConfig(
+            min_pixels=pixels,
+            max_pixels=pixels,
+            resample="pil" if kind == "hpsv3" else "torch",
+        ),
+        sampler=FrameSampler(target_fps=size.frames_per_second) if kind == "videoreward" else None,
+        color_mode="rgb",
+        normalization={},
+    )
+    return write_reward_directory(
+        path,
+        spec,
+        template,
+        tokenizer,
+        unit_gain_weights(model, seed),
+        provenance={"random_weights": seed},
+    )
+
+
+def unit_gain_weights(config: RewardModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Random weights under which activations neither grow nor fade from layer to layer.
+
+    Matrices have deviation 1 / sqrt(fan in), those that write into a residual stream of n blocks
+    1 / sqrt(2 n) of it, embeddings 0.5; norms are 1 and biases 0.
+    """
+    blocks = {
+        "visual": config.backbone.vision_config.depth,
+        "language_model": config.backbone.text_config.num_hidden_layers,
+    }
+    for name, parameter in empty_reward_model(config).named_parameters():
+        if parameter.ndim < 2:
+            value = 1.0 if name.endswith("weight") else 0.0
+            yield name, torch.full(parameter.shape, value)
+            continue
+        deviation = 0.5 if "embed_tokens" in name else parameter[0].numel() ** -0.5
+        if name.endswith(RESIDUAL_OUTPUTS):
+            deviation /= (2 * next(n for part, n in blocks.items() if part in name)) ** 0.5
+        yield name, deviation * normal(parameter.shape, seed, "tiny base", name)
+
+
+def _texts(template: PromptTemplate, vision: Vision, captions: Iterable[str]) -> Iterator[str]:
+    """Pieces of the prompts between control tokens."""
+    control = "|".join(re.escape(token) for token in (*CHAT_TOKENS, *template.reward_tokens))
+    for caption in captions:
+        yield from re.split(control, chat_text(template.render(caption), vision))
+
+
+def _text_config(size: TinySize, vocab_size: int) -> dict[str, object]:
+    half = size.width // size.heads // 2
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": size.width,
+        "intermediate_size": 3 * size.width,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.heads // 2,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            # All three axes get the same positions; only the sum matters.
+            "mrope_section": [half - 2 * (half // 3), half // 3, half // 3],
+        },
+    }

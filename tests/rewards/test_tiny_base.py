@@ -1,0 +1,85 @@
+"""The start of tiny reward heads: sizes, words and the gain of the weights."""
+
+import pytest
+import torch
+
+from longtake.rewards.contract import VideoBatch
+from longtake.rewards.hpsv3 import load_hpsv3
+from longtake.rewards.reward_directory import read_reward_directory
+from longtake.rewards.template import PromptEncoder
+from longtake.rewards.tiny_base import TinySize, unit_gain_weights, write_tiny_base
+from longtake.rewards.videoalign import load_videoalign
+
+CAPTIONS = [f"a {c} {s} goes {d}" for c in ("red", "blue") for s in ("disc", "box") for d in "ab"]
+
+
+@pytest.fixture(scope="module")
+def video():
+    return torch.rand(3, 17, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_motion_base_takes_every_frame_and_ignores_captions(tmp_path, video):
+    size = TinySize(frames_per_second=8.0, side=56)
+    base = write_tiny_base(tmp_path / "mq", "videoreward", CAPTIONS, size, seed=1)
+    rewards = load_videoalign(base.path, ["MQ", "TA"], normalize=False, color_mode="rgb")
+    batch = VideoBatch(video=video, prompts=CAPTIONS[:3], fps=8.0)
+    motion, text = (rewards[f"videoalign_{name}"].score(batch) for name in ("mq", "ta"))
+    assert motion.aux["num_frames"].tolist() == [16] * 3
+    other = VideoBatch(video=video, prompts=CAPTIONS[3:6], fps=8.0)
+    assert torch.equal(rewards["videoalign_mq"].score(other).score, motion.score)
+    assert not torch.equal(rewards["videoalign_ta"].score(other).score, text.score)
+
+
+def test_an_image_base_scores_frames(tmp_path, video):
+    base = write_tiny_base(tmp_path / "hps", "hpsv3", CAPTIONS, TinySize(), seed=1)
+    rewards = load_hpsv3(base)
+    batch = VideoBatch(video=video, prompts=CAPTIONS[:3], fps=8.0)
+    for reward in rewards.values():
+        assert reward.score(batch).valid.all()
+
+
+def test_words_of_the_captions_are_single_tokens(tmp_path):
+    base = write_tiny_base(tmp_path / "ta", "videoreward", CAPTIONS * 20, TinySize(), seed=1)
+    encoder = base.encoder()
+    assert isinstance(encoder, PromptEncoder)
+    short = len(encoder.encode("a", 1))
+    assert len(encoder.encode("a red disc goes b", 1)) == short + 4
+
+
+def test_weights_follow_from_the_seed_and_keep_the_scale(tmp_path):
+    base = write_tiny_base(tmp_path / "one", "videoreward", CAPTIONS, TinySize(), seed=1)
+    config = read_reward_directory(base.path).spec.model
+    one, again, other = (dict(unit_gain_weights(config, seed)) for seed in (1, 1, 2))
+    weights = base.load_model().state_dict()
+    for name, value in one.items():
+        assert torch.equal(value, again[name]) and torch.equal(value, weights[name])
+        if value.ndim > 1:
+            assert not torch.equal(value, other[name])
+    layer = "model.language_model.layers.0."
+    fan_in = 96
+    for name, expected in (
+        (f"{layer}mlp.up_proj.weight", 1.0),
+        (f"{layer}self_attn.q_proj.weight", 1.0),
+    ):
+        assert one[name].std().item() * fan_in**0.5 == pytest.approx(expected, rel=0.05)
+    # Three layers with two outputs each into the residual stream.
+    down = one[f"{layer}mlp.down_proj.weight"]
+    assert down.std().item() * (3 * fan_in) ** 0.5 == pytest.approx(6**-0.5, rel=0.05)
+    merger = one["model.visual.merger.mlp.0.weight"]
+    assert merger.std().item() * merger.shape[1] ** 0.5 == pytest.approx(1.0, rel=0.05)
+
+
+def test_hidden_states_keep_their_size_over_the_layers(tmp_path):
+    base = write_tiny_base(tmp_path / "deep", "videoreward", CAPTIONS, TinySize(layers=8), seed=3)
+    model = base.load_model()
+    sizes = []
+    for layer in model.model.language_model.layers:
+        layer.register_forward_hook(
+            lambda _, __, out: sizes.append(
+                (out[0] if isinstance(out, tuple) else out).std().item()
+            )
+        )
+    ids = torch.tensor([base.encoder().encode(CAPTIONS[0], 9)])
+    patches = torch.randn(36, 1176, generator=torch.Generator().manual_seed(0))
+    model.score(ids, torch.ones_like(ids), patches, torch.tensor([[1, 6, 6]]))
+    assert len(sizes) == 8 and min(sizes) > 0.3 and max(sizes) < 3

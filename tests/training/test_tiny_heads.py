@@ -1,0 +1,61 @@
+"""The pipeline of the tiny reward heads, from samples to accuracies, in its smallest size."""
+
+import json
+
+import pytest
+
+from longtake.rewards.reward_directory import read_reward_directory
+from longtake.runtime.errors import ConfigError, RunDirectoryError
+from longtake.training import tiny_heads
+from longtake.training.quality_samples import Quality
+from longtake.training.tiny_heads import HEADS, summary_rows, train_heads
+
+SMALL = (
+    "train_prompts=5",
+    "held_out_prompts=2",
+    "pairs_per_prompt=6",
+    "damaged=1",
+    "validation_share=0.4",
+    *(f"{name}.updates=2" for name in HEADS),
+    *(f"{name}.batch_pairs=6" for name in HEADS),
+)
+
+
+def test_pairs_heads_and_accuracies(tmp_path, monkeypatch):
+    quick = (Quality(num_steps=1, guidance_scale=1.0),)
+    sample = tiny_heads.sample_qualities
+    monkeypatch.setattr(
+        tiny_heads, "sample_qualities", lambda *a, **k: sample(*a, **k, qualities=quick)
+    )
+    out = tmp_path / "run"
+    record = train_heads(out, ["videoalign_mq"], SMALL, device="cpu")
+    reward = read_reward_directory(out / "rewards" / "videoalign_mq")
+    assert reward.spec.color_mode == "bt601" and "MQ" in reward.spec.normalization
+    assert set(record["videoalign_mq"]) == {"pairs", "truth"}
+    rows = summary_rows(record)
+    assert [row[:3] for row in rows] == [
+        ["videoalign_mq", "MQ", "annotators"],
+        ["videoalign_mq", "MQ", "truth"],
+    ]
+    assert json.loads((out / "accuracy.json").read_text()) == record
+    held_out = (out / "pairs" / "held_out.csv").read_text().splitlines()
+    assert len(held_out) == 13
+    with pytest.raises(RunDirectoryError):
+        train_heads(out, ["videoalign_mq"], SMALL, device="cpu")
+    # Another run can use the pairs of the first, and a resumed one keeps what is finished.
+    other = (*SMALL, f"data={out}")
+    train_heads(tmp_path / "other", ["videoalign_ta"], other, device="cpu")
+    assert not (tmp_path / "other" / "pairs").exists()
+    before = (out / "rewards" / "videoalign_mq" / "reward.json").stat().st_mtime_ns
+    assert train_heads(out, ["videoalign_mq"], SMALL, resume=True, device="cpu") == record
+    assert (out / "rewards" / "videoalign_mq" / "reward.json").stat().st_mtime_ns == before
+
+
+def test_wrong_names_are_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(ConfigError, match="videoalign_mq"):
+        train_heads(tmp_path / "run", ["motion"])
+    with pytest.raises(ConfigError):
+        train_heads(tmp_path / "run", overrides=["videoalign_mq.update=3"])
+    assert not (tmp_path / "run").exists()
+    plan = train_heads(tmp_path / "run", dry_run=True)
+    assert plan["heads"] == list(HEADS) and not (tmp_path / "run").exists()

@@ -1,0 +1,282 @@
+"""Reproduce checkpoints/tiny/rewards: three reward heads that score four rewards in the sandbox.
+
+``python cli.py sandbox heads`` samples the tiny model at several qualities, lets simulated
+annotators judge the samples and damaged renders in pairs, trains an HPSv3-style head and VideoAlign
+heads for motion (gray) and text with the trainer of ``rewards train``, and measures them on
+held-out prompts. Every stage that is finished is kept; ``--resume`` goes on from there.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from longtake.core.checkpoint import load_checkpoint
+from longtake.core.generation import TINY_CHECKPOINT
+from longtake.evaluation.pair_accuracy import PairAgreement, evaluate_pairs
+from longtake.rewards.reward_spec import RewardKind
+from longtake.rewards.tiny_base import TinySize, write_tiny_base
+from longtake.rewards.train import train_reward
+from longtake.runtime.config import config_to_yaml, merge_config
+from longtake.runtime.device import pick_device
+from longtake.runtime.errors import ConfigError
+from longtake.runtime.progress import progress_bar
+from longtake.runtime.run_directory import RunDirectory, to_plain
+from longtake.sandbox.annotators import Annotator
+from longtake.sandbox.facts import NUM_FRAMES, Split
+from longtake.sandbox.preference_files import make_preferences
+from longtake.sandbox.preferences import PairConfig, preference_prompts
+from longtake.training.quality_samples import QUALITIES, sample_qualities
+
+ANNOTATORS = {"pairs": Annotator(), "truth": Annotator(noise=0.0, colour_bias=0.0)}
+"""Folder of pairs -> who judged them. The truth is only ever measured against."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig:
+    """One head: what it learns, its size, and how it is trained."""
+
+    kind: RewardKind
+    """hpsv3 | videoreward."""
+    dimension: str
+    """Label column: VQ, MQ or TA."""
+    rewards: tuple[str, ...]
+    """Names of the rewards that it scores."""
+    size: TinySize = dataclasses.field(default_factory=TinySize)
+    """Of the model and of its frames."""
+    updates: int = 6000
+    """Optimiser steps at most."""
+    learning_rate: float = 1e-3
+    """AdamW, cosine to 0."""
+    batch_pairs: int = 64
+    """Pairs per update, those of some four prompts."""
+
+
+SIDE = 64
+"""Height and width of the sandbox's clips, pixels."""
+HEADS = ("hpsv3", "videoalign_mq", "videoalign_ta")
+"""Names of the heads: fields of :class:`TinyHeadsConfig` and folders of the result."""
+
+
+def _hpsv3() -> HeadConfig:
+    rewards = ("hpsv3_general", "hpsv3_percentile")
+    return HeadConfig(kind="hpsv3", dimension="VQ", rewards=rewards)
+
+
+def _videoalign_mq() -> HeadConfig:
+    # Two frames a second, the published rate, miss what flickers and jumps within two seconds.
+    size = TinySize(frames_per_second=8.0, side=56)
+    return HeadConfig(kind="videoreward", dimension="MQ", rewards=("videoalign_mq",), size=size)
+
+
+def _videoalign_ta() -> HeadConfig:
+    return HeadConfig(kind="videoreward", dimension="TA", rewards=("videoalign_ta",))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TinyHeadsConfig:
+    """Everything that the pairs follow from."""
+
+    seed: int = 0
+    """Names every draw."""
+    checkpoint: str = str(TINY_CHECKPOINT)
+    """The model whose samples are judged beside the renders."""
+    train_prompts: int = 5000
+    """Prompts of the train split."""
+    held_out_prompts: int = 300
+    """Prompts of the held-out split; nothing is chosen by them."""
+    damaged: int = 3
+    """Damaged renders in a prompt's pool, beside a clean, a still and a wrong one."""
+    pairs_per_prompt: int = 20
+    """Pairs drawn from a pool of ten clips."""
+    validation_share: float = 0.05
+    """Share of the training prompts that choose the best update."""
+    eval_every: int = 500
+    """Updates between validations."""
+    sample_batch: int = 8
+    """Clips sampled at a time; some 250 fill a GPU."""
+    workers: int = 0
+    """Processes that render and judge."""
+    loaders: int = 0
+    """Processes that decode clips in training."""
+    cache_mib: int = 4096
+    """Memory for resized frames, of each of them."""
+    data: str | None = None
+    """Folder of another run whose pairs are used; null makes them."""
+    hpsv3: HeadConfig = dataclasses.field(default_factory=_hpsv3)
+    """The image head: visual quality, colour."""
+    videoalign_mq: HeadConfig = dataclasses.field(default_factory=_videoalign_mq)
+    """The motion head: every frame, gray."""
+    videoalign_ta: HeadConfig = dataclasses.field(default_factory=_videoalign_ta)
+    """The text head: four frames, colour."""
+
+    def head(self, name: str) -> HeadConfig:
+        """The head of a name of :data:`HEADS`."""
+        found: HeadConfig = getattr(self, name)
+        return found
+
+
+def train_heads(
+    out: Path,
+    names: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    *,
+    config_file: Path | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Train and measure tiny reward heads.
+
+    Args:
+        out: run directory; the reward directories are ``out/rewards/NAME``.
+        names: which of :data:`HEADS`; none trains all.
+        overrides: ``key=value`` of :class:`TinyHeadsConfig`.
+        config_file: YAML with the same keys.
+        resume: continue the run in ``out``.
+        dry_run: only return the plan.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        The plan, or the record written to ``out/accuracy.json``.
+
+    Raises:
+        ConfigError: unknown head or settings.
+        RunDirectoryError: ``out`` is taken, or cannot be written.
+    """
+    config = merge_config(TinyHeadsConfig(), config_file, overrides)
+    chosen = list(names) or list(HEADS)
+    unknown = [name for name in chosen if name not in HEADS]
+    if unknown:
+        raise ConfigError(
+            "unknown reward head", received=", ".join(unknown), expected=", ".join(HEADS)
+        )
+    if dry_run:
+        return {"heads": chosen, "config": dataclasses.asdict(config)}
+    with RunDirectory.create(out, config_to_yaml(config), resume=resume) as run:
+        pairs = run.path if config.data is None else Path(config.data)
+        make_pairs(pairs, config, device)
+        for name in chosen:
+            _train(run, pairs, name, config, device)
+        record = {
+            name: measure(pairs, run.path / "rewards" / name, config.head(name), device)
+            for name in chosen
+        }
+        run.write_json("accuracy.json", to_plain(record))
+    return record
+
+
+def make_pairs(folder: Path, config: TinyHeadsConfig, device: str) -> None:
+    """Write ``pairs/train.csv``, ``pairs/held_out.csv`` and ``truth/held_out.csv`` if missing."""
+    wanted: list[tuple[str, Split, int]] = [
+        ("pairs", "train", config.train_prompts),
+        ("pairs", "held_out", config.held_out_prompts),
+        ("truth", "held_out", config.held_out_prompts),
+    ]
+    missing = [part for part in wanted if not (folder / part[0] / f"{part[1]}.csv").is_file()]
+    if not missing:
+        return
+    model = load_checkpoint(config.checkpoint, pick_device(device))
+    for split in dict.fromkeys(split for _, split, _ in missing):
+        parts = [part for part in missing if part[1] == split]
+        prompts = preference_prompts(split, 0, parts[0][2], config.seed)
+        with progress_bar(f"samples {split}", len(set(prompts)) * len(QUALITIES)) as bar:
+            samples = sample_qualities(
+                model,
+                prompts,
+                NUM_FRAMES,
+                SIDE,
+                config.seed,
+                batch_size=config.sample_batch,
+                on_progress=bar.update,
+            )
+        for place, _, count in parts:
+            make_preferences(
+                folder / place,
+                split,
+                count,
+                config.seed,
+                ANNOTATORS[place],
+                config=PairConfig(damaged=config.damaged, pairs_per_prompt=config.pairs_per_prompt),
+                samples=samples,
+                workers=config.workers,
+            )
+
+
+def _train(run: RunDirectory, pairs: Path, name: str, config: TinyHeadsConfig, device: str) -> None:
+    target = run.path / "rewards" / name
+    if target.is_dir():
+        return
+    head = config.head(name)
+    base, work = run.path / "base" / name, run.path / "training" / name
+    if not base.is_dir():
+        captions = preference_prompts("train", 0, config.train_prompts, config.seed)
+        write_tiny_base(base, head.kind, captions, head.size, config.seed)
+    trained = train_reward(
+        overrides=[
+            f"dimensions=[{head.dimension}]",
+            "method=full",
+            "precision=float32",
+            f"learning_rate={head.learning_rate}",
+            "schedule=cosine",
+            f"max_updates={head.updates}",
+            f"batch_pairs={head.batch_pairs}",
+            f"micro_batch={head.batch_pairs}",
+            "group_by_prompt=true",
+            f"eval_every={min(config.eval_every, head.updates)}",
+            "patience=0",
+            f"seed={config.seed}",
+            f"workers={config.loaders}",
+            f"data.validation_share={config.validation_share}",
+            "data.frames_per_clip=2",
+            f"data.cache_mib={config.cache_mib}",
+            "export_public=false",
+        ],
+        output_dir=work,
+        base=base,
+        data=pairs / "pairs" / "train.csv",
+        resume=work.is_dir(),
+        device=device,
+    )
+    assert trained is not None
+    with run.writing("rewards"):
+        target.parent.mkdir(exist_ok=True)
+        shutil.copytree(trained, target)
+
+
+def measure(pairs: Path, reward: Path, head: HeadConfig, device: str = "auto") -> dict[str, Any]:
+    """Accuracies of a head on held-out pairs, by judge (:data:`ANNOTATORS`) and reward.
+
+    Args:
+        pairs: folder that :func:`make_pairs` filled.
+        reward: its reward directory.
+        head: which labels and rewards.
+        device: "auto", "cpu" or "cuda".
+    """
+    record: dict[str, Any] = {}
+    for place in ANNOTATORS:
+        agreements = evaluate_pairs(
+            pairs / place / "held_out.csv",
+            [f"{name}={reward}" for name in head.rewards],
+            device=device,
+        )
+        record[place] = {
+            row.reward: dataclasses.asdict(row)
+            for row in agreements
+            if row.dimension == head.dimension
+        }
+    return record
+
+
+def summary_rows(record: dict[str, Any]) -> list[list[str | float]]:
+    """Rows (reward, labels, judge, accuracy, interval, pairs) of the record of a run."""
+    rows: list[list[str | float]] = []
+    for head in record.values():
+        for place, rewards in head.items():
+            for values in rewards.values():
+                row = PairAgreement(**values)
+                interval = f"{row.ci_low:.3f} to {row.ci_high:.3f}"
+                judge = "annotators" if place == "pairs" else "truth"
+                rows.append([row.reward, row.dimension, judge, row.accuracy, interval, row.decided])
+    return rows
