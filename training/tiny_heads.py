@@ -209,40 +209,76 @@ def _train(run: RunDirectory, pairs: Path, name: str, config: TinyHeadsConfig, d
     if target.is_dir():
         return
     head = config.head(name)
-    base, work = run.path / "base" / name, run.path / "training" / name
+    overrides = [
+        *head_overrides(head, config),
+        f"data.validation_share={config.validation_share}",
+    ]
+    trained = train_head(
+        run.path / "heads" / name, pairs, head, overrides, config, config.seed, device
+    )
+    with run.writing("rewards"):
+        target.parent.mkdir(exist_ok=True)
+        shutil.copytree(trained, target)
+
+
+def head_overrides(head: HeadConfig, config: TinyHeadsConfig) -> list[str]:
+    """Settings of ``rewards train`` for a head: all but its validation pairs."""
+    return [
+        f"dimensions=[{head.dimension}]",
+        "method=full",
+        "precision=float32",
+        f"learning_rate={head.learning_rate}",
+        "schedule=cosine",
+        f"max_updates={head.updates}",
+        f"batch_pairs={head.batch_pairs}",
+        f"micro_batch={head.batch_pairs}",
+        "group_by_prompt=true",
+        f"eval_every={min(config.eval_every, head.updates)}",
+        "patience=0",
+        f"workers={config.loaders}",
+        "data.frames_per_clip=2",
+        f"data.cache_mib={config.cache_mib}",
+        "export_public=false",
+    ]
+
+
+def train_head(
+    folder: Path,
+    pairs: Path,
+    head: HeadConfig,
+    overrides: Sequence[str],
+    config: TinyHeadsConfig,
+    seed: int,
+    device: str,
+) -> Path:
+    """Train one head from random weights, or go on with it.
+
+    Args:
+        folder: gets ``base``, the start, and ``training``, the run.
+        pairs: folder that :func:`make_pairs` filled.
+        head: what is trained.
+        overrides: settings of the training.
+        config: of the pairs.
+        seed: names weights, order and noise.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        The trained reward directory.
+    """
+    base, work = folder / "base", folder / "training"
     if not base.is_dir():
         captions = preference_prompts("train", 0, config.train_prompts, config.seed)
-        write_tiny_base(base, head.kind, captions, head.size, config.seed)
+        write_tiny_base(base, head.kind, captions, head.size, seed)
     trained = train_reward(
-        overrides=[
-            f"dimensions=[{head.dimension}]",
-            "method=full",
-            "precision=float32",
-            f"learning_rate={head.learning_rate}",
-            "schedule=cosine",
-            f"max_updates={head.updates}",
-            f"batch_pairs={head.batch_pairs}",
-            f"micro_batch={head.batch_pairs}",
-            "group_by_prompt=true",
-            f"eval_every={min(config.eval_every, head.updates)}",
-            "patience=0",
-            f"seed={config.seed}",
-            f"workers={config.loaders}",
-            f"data.validation_share={config.validation_share}",
-            "data.frames_per_clip=2",
-            f"data.cache_mib={config.cache_mib}",
-            "export_public=false",
-        ],
+        overrides=[*overrides, f"seed={seed}"],
         output_dir=work,
         base=base,
         data=pairs / "pairs" / "train.csv",
         resume=work.is_dir(),
         device=device,
     )
-    assert trained is not None
-    with run.writing("rewards"):
-        target.parent.mkdir(exist_ok=True)
-        shutil.copytree(trained, target)
+    assert trained is not None  # no dry run
+    return trained
 
 
 def measure(pairs: Path, reward: Path, head: HeadConfig, device: str = "auto") -> dict[str, Any]:

@@ -1,0 +1,140 @@
+"""Motion reward trained on colour or on gray clips (report section 3.3.2, Figure 20).
+
+    python cli.py sandbox heads --out runs/heads --set workers=8      pairs, once
+    python bench/bench_motion_colour.py --pairs runs/heads --out runs/figure20
+
+One training per colour mode and seed, on the same pairs, validated on the held-out ones; the
+annotators of both like colour (``sandbox/annotators.py``). For each: the validation curve, the
+accuracy on held-out pairs as the annotators and as the truth judge them, and how far the reward
+moves when only colours change. Trainings can run side by side (``--only gray:1``); what is finished
+is kept, and a last call without ``--only`` joins it into one record.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longtake.core.video import read_video
+from longtake.evaluation.colour_sensitivity import colour_sensitivity
+from longtake.rewards.contract import VideoBatch
+from longtake.rewards.sources import load_from_sources
+from longtake.runtime.provenance import collect
+from longtake.runtime.run_directory import to_plain
+from longtake.training.tiny_heads import TinyHeadsConfig, head_overrides, measure, train_head
+
+MODES = {"colour": "rgb", "gray": "bt601"}
+SEEDS = (0, 1, 2)
+REWARD = "videoalign_mq"
+CLIPS = 120
+"""Held-out clips that are recoloured."""
+
+
+def train_one(
+    pairs: Path, out: Path, mode: str, seed: int, config: TinyHeadsConfig, device: str
+) -> dict[str, Any]:
+    """Train and measure one reward; a finished one is read back."""
+    folder = out / f"{mode}-{seed}"
+    record = folder / "result.json"
+    if record.is_file():
+        found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        return found
+    head = config.head(REWARD)
+    settings = [
+        *head_overrides(head, config),
+        f"color_mode={MODES[mode]}",
+        f"data.validation={pairs / 'pairs' / 'held_out.csv'}",
+    ]
+    reward = train_head(folder, pairs, head, settings, config, seed, device)
+    lines = (folder / "training" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    result = {
+        "mode": mode,
+        "seed": seed,
+        "curve": [
+            {key: row[key] for key in ("update", "eval_loss", "eval_MQ_accuracy")}
+            for row in records
+            if "eval_loss" in row
+        ],
+        "accuracy": {
+            judge: rewards[REWARD]
+            for judge, rewards in measure(pairs, reward, head, device).items()
+        },
+        "sensitivity": [
+            dataclasses.asdict(row)
+            for row in colour_sensitivity(
+                load_from_sources({REWARD: str(reward)}, device), held_out_clips(pairs)
+            )
+        ],
+    }
+    record.write_text(json.dumps(to_plain(result), indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def held_out_clips(pairs: Path) -> list[VideoBatch]:
+    """The first clips of the held-out pairs, in batches of 24."""
+    folder = pairs / "pairs"
+    with (folder / "held_out.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    clips = dict.fromkeys(
+        (row[f"path_{side}"], float(row[f"fps_{side}"]), row["prompt"])
+        for row in rows
+        for side in "AB"
+    )
+    chosen = list(clips)[:CLIPS]
+    return [
+        VideoBatch(
+            video=torch.stack([read_video(folder / path)[0] for path, _, _ in part]),
+            prompts=[prompt for _, _, prompt in part],
+            fps=torch.tensor([fps for _, fps, _ in part]),
+        )
+        for part in (chosen[start : start + 24] for start in range(0, len(chosen), 24))
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the trainings that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--pairs", type=Path, required=True, help="run of sandbox heads")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", action="append", help="MODE:SEED, repeatable")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--updates", type=int, default=3000)
+    parser.add_argument("--eval-every", type=int, default=250)
+    parser.add_argument("--loaders", type=int, default=0)
+    parser.add_argument("--cache-mib", type=int, default=4096)
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args(arguments)
+    wanted = options.only or [f"{mode}:{seed}" for seed in options.seeds for mode in MODES]
+    default = TinyHeadsConfig()
+    config = dataclasses.replace(
+        default,
+        eval_every=options.eval_every,
+        loaders=options.loaders,
+        cache_mib=options.cache_mib,
+        videoalign_mq=dataclasses.replace(default.videoalign_mq, updates=options.updates),
+    )
+    runs = []
+    for name in wanted:
+        mode, _, seed = name.partition(":")
+        if mode not in MODES or not seed.isdecimal():
+            parser.error(f"--only {name}: expected colour:SEED or gray:SEED")
+        runs.append(train_one(options.pairs, options.out, mode, int(seed), config, options.device))
+    if not options.only:
+        record = {
+            "environment": collect({"pairs": options.pairs / "pairs" / "train.csv"}),
+            "settings": dataclasses.asdict(config.videoalign_mq),
+            "runs": runs,
+        }
+        path = options.out / "motion_colour.json"
+        path.write_text(json.dumps(to_plain(record), indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

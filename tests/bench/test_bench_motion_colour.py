@@ -1,0 +1,52 @@
+"""The comparison of colour and gray motion training, in its smallest size."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from longtake.sandbox.annotators import Annotator
+from longtake.sandbox.preference_files import make_preferences
+from longtake.sandbox.preferences import PairConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = PairConfig(damaged=1, pairs_per_prompt=6)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    spec = importlib.util.spec_from_file_location(
+        "bench_motion_colour", ROOT / "bench" / "bench_motion_colour.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_both_modes_are_trained_and_measured(bench, tmp_path):
+    pairs = tmp_path / "pairs"
+    for place, split, count in (
+        ("pairs", "train", 3),
+        ("pairs", "held_out", 2),
+        ("truth", "held_out", 2),
+    ):
+        make_preferences(pairs / place, split, count, 0, Annotator(), config=CONFIG)
+    out = tmp_path / "out"
+    options = ["--pairs", str(pairs), "--out", str(out), "--updates", "2", "--eval-every", "1"]
+    command = [*options, "--seeds", "3", "--device", "cpu"]
+    assert bench.main([*command, "--only", "gray:3"]) == 0
+    assert not (out / "motion_colour.json").exists()
+    first = (out / "gray-3" / "result.json").read_bytes()
+    assert bench.main(command) == 0
+    assert (out / "gray-3" / "result.json").read_bytes() == first  # kept, not trained again
+    runs = json.loads((out / "motion_colour.json").read_text())["runs"]
+    assert [(run["mode"], run["seed"]) for run in runs] == [("colour", 3), ("gray", 3)]
+    for run in runs:
+        assert [row["update"] for row in run["curve"]] == [-1, 0, 1]
+        assert set(run["accuracy"]) == {"pairs", "truth"}
+        assert {row["change"] for row in run["sensitivity"]} == {"hue", "saturation"}
+    colour, gray = ({row["change"]: row["mean"] for row in run["sensitivity"]} for run in runs)
+    assert gray["hue"] < 0.5 * colour["hue"]  # luma is kept, up to clipping
+    with pytest.raises(SystemExit):
+        bench.main([*options, "--only", "grey:0"])
