@@ -86,7 +86,7 @@ class BlockIndex:
         batch, heads, rows, num_keys = mask.shape
         indices = mask.new_empty((batch, heads, rows, width or max(longest, 1)), dtype=torch.int32)
         counts = mask.new_empty((batch, heads, rows), dtype=torch.int32)
-        for here in _rows(mask.shape[:3], 16 * num_keys):
+        for here in row_chunks(mask.shape[:3], 16 * num_keys):
             indices[here], counts[here] = compact(mask[here], indices.shape[-1])
         return cls(indices, counts, num_keys)
 
@@ -124,7 +124,7 @@ class BlockIndex:
         """Bit rows: int32 [B, H, Nq, ceil(Nk / 32)]; key block j is bit j % 32 of word j // 32."""
         words = -(-self.num_key_blocks // 32)
         out = self.counts.new_empty((*self.counts.shape, words))
-        for here in _rows(self.counts.shape, 16 * self.indices.shape[-1]):
+        for here in row_chunks(self.counts.shape, 16 * self.indices.shape[-1]):
             # Unused slots add nothing to word 0. Bit 31 is the sign, which int32 wraps to.
             listed = self.indices[here]
             bit = torch.where(listed >= 0, torch.ones_like(listed) << (listed & 31), 0)
@@ -173,7 +173,7 @@ class BlockIndex:
                 ascending within 0..Nk - 1, or an unused slot that is not -1.
         """
         indices, counts, width = self.indices, self.counts, self.indices.shape[-1]
-        for here in _rows(counts.shape, 8 * max(width, 1)):
+        for here in row_chunks(counts.shape, 8 * max(width, 1)):
             count, listed = counts[here], indices[here]
             used = torch.arange(width, device=self.device) < count[..., None]
             previous = torch.nn.functional.pad(listed, (1, 0), value=-1)[..., :-1]
@@ -210,8 +210,28 @@ def compact(mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return lists[..., :width], counts
 
 
-def _rows(shape: torch.Size, bytes_per_row: int) -> Iterator[tuple[int, int, slice]]:
-    """Index chunks of rows of [B, H, Nq] tensors whose temporaries stay below CHUNK_BYTES."""
+def pack_bits(mask: Tensor) -> Tensor:
+    """Bit rows of bool [B, H, Nq, Nk], in the format of :meth:`BlockIndex.bits`."""
+    words = -(-mask.shape[-1] // 32)
+    out = mask.new_empty((*mask.shape[:-1], words), dtype=torch.int32)
+    ones = torch.ones(32, dtype=torch.int32, device=mask.device)
+    place = ones << torch.arange(32, dtype=torch.int32, device=mask.device)
+    for here in row_chunks(mask.shape[:-1], 256 * words):
+        row = torch.nn.functional.pad(mask[here], (0, 32 * words - mask.shape[-1]))
+        out[here] = torch.where(row.unflatten(-1, (words, 32)), place, 0).sum(-1, dtype=torch.int32)
+    return out
+
+
+def unpack_bits(bits: Tensor, num_key_blocks: int) -> Tensor:
+    """Bool [..., Nk] of bit rows [..., words]."""
+    place = torch.arange(32, dtype=torch.int32, device=bits.device)
+    return ((bits[..., None] >> place) & 1).bool().flatten(-2)[..., :num_key_blocks]
+
+
+def row_chunks(
+    shape: torch.Size | tuple[int, ...], bytes_per_row: int
+) -> Iterator[tuple[int, int, slice]]:
+    """Index rows of [B, H, Nq] in chunks whose temporaries stay below :data:`CHUNK_BYTES`."""
     batch, heads, rows = shape
     step = max(1, CHUNK_BYTES // bytes_per_row)
     for b in range(batch):

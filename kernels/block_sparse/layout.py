@@ -164,7 +164,7 @@ class BlockLayout:
             return permutation
         return permutation // (self.grid[1] * self.grid[2])
 
-    def _stretches(self) -> Iterator[tuple[int, int]]:
+    def stretches(self) -> Iterator[tuple[int, int]]:
         """(first frame, frames) of every segment."""
         first = 0
         for frames in self.segments or (self.grid[0],):
@@ -178,7 +178,7 @@ class BlockLayout:
         row = torch.arange(0, height, h, device=device)[:, None]
         column = torch.arange(0, width, w, device=device)
         parts = []
-        for first, frames in self._stretches():
+        for first, frames in self.stretches():
             frame = torch.arange(0, frames, t, device=device)[:, None, None]
             thick, high = (frames - frame).clamp(max=t), (height - row).clamp(max=h)
             before = frame * (height * width) + thick * (row * width + high * column)
@@ -194,7 +194,7 @@ class BlockLayout:
         row, column = y // h * h, x // w * w
         high, wide = (height - row).clamp(max=h), (width - column).clamp(max=w)
         parts = []
-        for first, frames in self._stretches():
+        for first, frames in self.stretches():
             z = torch.arange(frames, device=device)[:, None, None]
             frame = z // t * t
             thick = (frames - frame).clamp(max=t)
