@@ -5,7 +5,6 @@ blocks selected for its block. Where a rule selects all blocks the result is den
 ``backend="auto"`` calls PyTorch's.
 """
 
-import math
 from typing import Literal, TypeAlias
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from longtake.kernels.block_sparse.index import BlockIndex
 from longtake.kernels.block_sparse.layout import BlockLayout, Size3
 from longtake.kernels.block_sparse.operator import block_sparse_forward
-from longtake.kernels.block_sparse.selection import count_from_rule, select_blocks
+from longtake.kernels.block_sparse.selection import count_from_rule, score_scale, select_blocks
 from longtake.runtime.errors import UserError
 
 #: Order of the tokens in the tensors: plain [T, H, W], or block order.
@@ -84,7 +83,7 @@ def block_sparse_attention(
     layout_k = BlockLayout(grid_q if grid_k is None else grid_k, block_k)
     q, k, v = _autocast(q, k, v)
     _check_tensors(q, k, v, layout_q, layout_k, heads_first)
-    scale = _factor(scale, q.shape[-1])
+    scale = score_scale(scale, q.shape[-1])
     count = count_from_rule(layout_k.num_blocks, topk=topk, sparsity=sparsity)
     others = (cdf_p, max_blocks, must_keep)
     everything = count == layout_k.num_blocks and all(option is None for option in others)
@@ -157,7 +156,7 @@ def attention_from_index(
     q, k, v = _enter(q, k, v, layout_q, layout_k, layout, heads_first)
     offsets = layout_q.offsets(q.device), layout_k.offsets(q.device)
     lists = index.indices, index.counts
-    scale = _factor(scale, q.shape[-1])
+    scale = score_scale(scale, q.shape[-1])
     o, lse = block_sparse_forward(q, k, v, *lists, *offsets, scale, backend, deterministic)
     o, lse = _leave(o, lse, layout_q, layout, heads_first)
     return (o, lse) if return_lse else o
@@ -220,19 +219,6 @@ def _autocast(*tensors: Tensor) -> list[Tensor]:
         return list(tensors)
     dtype = torch.get_autocast_dtype(kind)
     return [x if x.dtype == torch.float64 else x.to(dtype) for x in tensors]
-
-
-def _factor(scale: float | None, dim: int) -> float:
-    if scale is None:
-        return float(dim**-0.5)
-    if not 0 < scale < math.inf:
-        raise UserError(
-            "the scale of the scores is not a positive number",
-            received=scale,
-            expected="a positive number, or None for 1 / sqrt(D)",
-            remedy="leave it out",
-        )
-    return float(scale)
 
 
 def _fitting(

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from longtake.kernels.block_sparse import operator
+from longtake.kernels.block_sparse import reference
 from longtake.kernels.block_sparse.index import (
     BlockIndex,
     compact,
@@ -18,6 +18,7 @@ from longtake.kernels.block_sparse.index import (
     unpack_bits,
 )
 from longtake.kernels.block_sparse.layout import BlockLayout
+from longtake.kernels.block_sparse.operator import implementation
 from longtake.kernels.block_sparse.pooling import pool_blocks
 from longtake.runtime.errors import UserError
 
@@ -150,23 +151,34 @@ def select_from_pooled(
         )
     least = min(max(count or 0, min_blocks), num_keys)
     width = num_keys if cdf_p is not None else least
+    kept = None
     if must_keep is not None:
+        kept = _kept_bits(must_keep, q_pool, num_keys)
         width = max(width, _width_kept(must_keep, num_keys, max_blocks))
     if max_blocks is not None:
         width = min(width, max_blocks)
-    scale = q_pool.shape[-1] ** -0.5 if scale is None else scale
-    indices, counts = select_key_blocks(
-        q_pool,
-        k_pool,
-        None if must_keep is None else _kept_bits(must_keep, q_pool, num_keys),
-        least,
-        0.0 if cdf_p is None else cdf_p,
-        max(width, 1),
-        scale,
-        compat,
-        backend,
-    )
+    scale = score_scale(scale, q_pool.shape[-1])
+    rule = (kept, least, cdf_p or 0.0, max(width, 1), scale, compat, backend)
+    indices, counts = select_key_blocks(q_pool, k_pool, *rule)
     return BlockIndex(indices, counts, num_keys)
+
+
+def score_scale(scale: float | None, dim: int) -> float:
+    """The factor of the scores: ``scale``, or 1 / sqrt(dim) for None.
+
+    Raises:
+        UserError: not a positive number.
+    """
+    if scale is None:
+        return float(dim**-0.5)
+    if not 0 < scale < math.inf:
+        raise UserError(
+            "the scale of the scores is not a positive number",
+            received=scale,
+            expected="a positive number, or None for 1 / sqrt(D)",
+            remedy="leave it out",
+        )
+    return float(scale)
 
 
 def count_from_rule(
@@ -242,11 +254,12 @@ def select_key_blocks(
     Returns:
         int32 indices [B, Hq, Nq, R] and counts [B, Hq, Nq].
     """
-    if q_pool.is_cuda and backend != "reference" and not compat:
-        run = operator.implementation(backend, q_pool.device)
+    # Only PyTorch repeats the public rounding.
+    run = implementation("reference" if compat else backend, q_pool.device)
+    if run is not reference:
         indices, counts = run.select(q_pool, k_pool, kept, least, cdf_p, width, scale)
         return indices, counts
-    indices, counts = _fake_select(q_pool, k_pool, kept, least, cdf_p, width)
+    indices, counts = _empty_lists(q_pool, k_pool, kept, least, cdf_p, width)
     group, num_keys = q_pool.shape[1] // k_pool.shape[1], k_pool.shape[2]
     for b, h, rows in row_chunks(counts.shape, 40 * num_keys):
         scores = q_pool[b, h, rows] @ k_pool[b, h // group].mT
@@ -260,7 +273,7 @@ def select_key_blocks(
 
 
 @select_key_blocks.register_fake
-def _fake_select(
+def _empty_lists(
     q_pool: Tensor,
     k_pool: Tensor,
     kept: Tensor | None,
@@ -355,20 +368,19 @@ def _width_kept(must_keep: Tensor | BlockIndex, num_keys: int, max_blocks: int |
 def _kept_bits(must_keep: Tensor | BlockIndex, q_pool: Tensor, num_keys: int) -> Tensor:
     """Bit rows [B or 1, Hq or 1, Nq, words]."""
     batch, heads, num_queries, _ = q_pool.shape
+    shape: tuple[int, ...] = ()
     if isinstance(must_keep, BlockIndex):
         shape = (*must_keep.counts.shape, must_keep.num_key_blocks)
-        fits = True
-    else:
+    elif isinstance(must_keep, Tensor) and must_keep.dtype == torch.bool:
         shape = (1,) * (4 - must_keep.ndim) + tuple(must_keep.shape)
-        fits = must_keep.dtype == torch.bool and len(shape) == 4
     if (
-        not fits
+        len(shape) != 4
         or shape[2:] != (num_queries, num_keys)
         or (shape[0] not in (1, batch) or shape[1] not in (1, heads))
     ):
         raise UserError(
             "must_keep does not fit the blocks",
-            received=f"{type(must_keep).__name__} over {shape}",
+            received=f"{type(must_keep).__name__} over {shape}, {getattr(must_keep, 'dtype', '')}",
             expected=f"bool or a BlockIndex over [{batch} or 1, {heads} or 1, "
             f"{num_queries}, {num_keys}]",
             remedy="build it for these two layouts",
