@@ -13,10 +13,22 @@ import torch
 from torch import Tensor
 
 from longtake.kernels.block_sparse import reference
+from longtake.kernels.block_sparse.registration import torch_op
 from longtake.runtime.errors import UserError
 
 
-@torch.library.custom_op("longtake::block_sparse_forward", mutates_args=())
+def _fake_forward(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return reference.empty_outputs(q)
+
+
+def _fake_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = map(reference.empty_in_order_of, (q, k, v))
+    return dq, dk, dv
+
+
+@torch_op(fake=_fake_forward)
 def block_sparse_forward(
     q: Tensor,
     k: Tensor,
@@ -52,7 +64,7 @@ def block_sparse_forward(
     return o, lse
 
 
-@torch.library.custom_op("longtake::block_sparse_backward", mutates_args=())
+@torch_op(fake=_fake_backward)
 def block_sparse_backward(
     do: Tensor,
     q: Tensor,
@@ -140,30 +152,6 @@ BACKENDS: dict[str, Callable[[], ModuleType]] = {
 """Implementations by name; all share the signatures of :mod:`reference`."""
 
 
-@block_sparse_forward.register_fake
-def _fake_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    indices: Tensor,
-    counts: Tensor,
-    q_offsets: Tensor,
-    k_offsets: Tensor,
-    scale: float,
-    backend: str,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor]:
-    return reference.empty_outputs(q)
-
-
-@block_sparse_backward.register_fake
-def _fake_backward(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = map(reference.empty_in_order_of, (q, k, v))
-    return dq, dk, dv
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, indices, counts, q_offsets, k_offsets, scale, backend, deterministic = inputs
     ctx.save_for_backward(q, k, v, *output, indices, counts, q_offsets, k_offsets)
@@ -181,4 +169,18 @@ def _differentiate(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Te
     return *gradients, *[None] * 7
 
 
-block_sparse_forward.register_autograd(_differentiate, setup_context=_setup_context)
+torch.library.register_autograd(
+    "longtake::block_sparse_forward", _differentiate, setup_context=_setup_context
+)
+
+
+def _refuse(ctx: Any, *gradients: Tensor | None) -> None:
+    raise UserError(
+        "gradients of gradients of the block-sparse attention are not implemented",
+        received="a second differentiation",
+        expected="one backward pass",
+        remedy="drop create_graph=True, or use dense attention",
+    )
+
+
+torch.library.register_autograd("longtake::block_sparse_backward", _refuse)

@@ -20,6 +20,7 @@ from longtake.kernels.block_sparse.index import (
 from longtake.kernels.block_sparse.layout import BlockLayout
 from longtake.kernels.block_sparse.operator import implementation
 from longtake.kernels.block_sparse.pooling import pool_blocks
+from longtake.kernels.block_sparse.registration import torch_op
 from longtake.runtime.errors import UserError
 
 
@@ -226,7 +227,23 @@ def count_from_rule(
     return max(1, math.floor((1 - sparsity) * num_key_blocks + 1e-6))
 
 
-@torch.library.custom_op("longtake::select_key_blocks", mutates_args=())
+def _empty_lists(
+    q_pool: Tensor,
+    k_pool: Tensor,
+    kept: Tensor | None,
+    least: int,
+    cdf_p: float,
+    width: int,
+    *options: object,
+) -> tuple[Tensor, Tensor]:
+    shape = q_pool.shape[:3]
+    return (
+        q_pool.new_empty((*shape, width), dtype=torch.int32),
+        q_pool.new_empty(shape, dtype=torch.int32),
+    )
+
+
+@torch_op(fake=_empty_lists)
 def select_key_blocks(
     q_pool: Tensor,
     k_pool: Tensor,
@@ -270,23 +287,6 @@ def select_key_blocks(
         chosen = _choose(scores, must, least, cdf_p, width, scale, compat)
         indices[b, h, rows], counts[b, h, rows] = compact(chosen, width)
     return indices, counts
-
-
-@select_key_blocks.register_fake
-def _empty_lists(
-    q_pool: Tensor,
-    k_pool: Tensor,
-    kept: Tensor | None,
-    least: int,
-    cdf_p: float,
-    width: int,
-    *options: object,
-) -> tuple[Tensor, Tensor]:
-    shape = q_pool.shape[:3]
-    return (
-        q_pool.new_empty((*shape, width), dtype=torch.int32),
-        q_pool.new_empty(shape, dtype=torch.int32),
-    )
 
 
 def _choose(
