@@ -78,8 +78,6 @@ def _check_case(
     layout_q = BlockLayout(tuple(rule["grid_q"]), tuple(rule["block_q"]))
     layout_k = BlockLayout(tuple(rule["grid_k"]), tuple(rule["block_k"]))
     mask = recorded["block_mask"].bool()
-    differing = _rows_beyond_ties(recorded, rule, layout_q, layout_k)
-    results = [GoldenResult(name="block_mask", max_abs_error=differing, tolerance=0.0)]
     inputs = {name: recorded[name].float().requires_grad_() for name in "qkv"}
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     out = attention_from_index(q, k, v, BlockIndex.from_dense_mask(mask), layout_q, layout_k)
@@ -90,6 +88,8 @@ def _check_case(
         sources = [inputs[GRADIENTS[name]] for name in names]
         gradients = torch.autograd.grad(out, sources, recorded["do"].float())
         ours |= dict(zip(names, gradients, strict=True))
+    differing = _rows_beyond_ties(recorded, rule, layout_q, layout_k)
+    results = [GoldenResult(name="block_mask", max_abs_error=differing, tolerance=0.0)]
     for result in compare({name: recorded[name] for name in ours if name in recorded}, ours, 0.0):
         default = OUTPUT_TOLERANCE if result.name == "out" else GRADIENT_TOLERANCE
         bound = (default if tolerance is None else tolerance) * max(1.0, result.magnitude)
@@ -104,10 +104,7 @@ def _rows_beyond_ties(
     layout_q: BlockLayout,
     layout_k: BlockLayout,
 ) -> float:
-    """Query blocks whose recorded and own blocks differ in more than which of the tied ones.
-
-    Infinite when the mask has another shape.
-    """
+    """Query blocks whose recorded and own blocks differ in more than which of the tied ones."""
     dtype = recorded["q"].dtype
     q_pool = pool_blocks(layout_q.to_block(recorded["q"], 2), layout_q).to(dtype)
     k_pool = pool_blocks(layout_k.to_block(recorded["k"], 2), layout_k).to(dtype)
@@ -123,7 +120,5 @@ def _rows_beyond_ties(
     if rule["cdf_threshold"] is not None:
         ranked = (ranked * q_pool.shape[-1] ** -0.5).softmax(-1)
     masks = index.to_dense_mask(), recorded["block_mask"].bool()
-    if masks[0].shape != masks[1].shape:
-        return float("inf")
     ours, theirs = (ranked.masked_fill(~mask, -torch.inf).sort(dim=-1).values for mask in masks)
     return float((ours != theirs).any(-1).sum())

@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from longtake.kernels.block_sparse import reference
 from longtake.kernels.block_sparse.index import BlockIndex
@@ -227,3 +229,30 @@ def test_lists_that_break_the_contract_are_refused() -> None:
     counts = torch.full((1, 1, 2), 2, dtype=torch.int32)
     with pytest.raises(UserError, match="breaks its contract"):
         reference.forward(q, q, q, indices, counts, layout.offsets(), layout.offsets(), 1.0)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the number of entries of the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(x, Tensor):
+                self.entries = max(self.entries, x.numel())
+        return result
+
+
+def test_memory_does_not_grow_with_the_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "CHUNK_BYTES", 1 << 16)
+    layout = BlockLayout((4, 32, 32))
+    q, k, v = (torch.randn(1, 1, layout.num_tokens, 4) for _ in range(3))
+    index = BlockIndex.from_dense_mask(torch.eye(layout.num_blocks, dtype=torch.bool))
+    lists = (index.indices, index.counts, layout.offsets(), layout.offsets())
+    with LargestTensor() as largest:
+        o, lse = reference.forward(q, k, v, *lists, 0.5)
+        reference.backward(o, q, k, v, o, lse, None, *lists, layout.num_blocks, 0.5)
+    assert largest.entries <= (layout.num_tokens + layout.max_block_size) * 4
