@@ -64,7 +64,7 @@ def select_blocks(
     Raises:
         UserError: wrong shapes or rules.
     """
-    q_pool, k_pool = pool_blocks(q, layout_q), pool_blocks(k, layout_k)
+    q_pool, k_pool = pool_blocks(q, layout_q, backend), pool_blocks(k, layout_k, backend)
     if compat:
         q_pool, k_pool = q_pool.to(q.dtype), k_pool.to(k.dtype)
     return select_from_pooled(
