@@ -127,6 +127,9 @@ def select_from_pooled(
         UserError: wrong shapes or rules.
     """
     _check_pooled(q_pool, k_pool)
+    if not compat:
+        wide = torch.promote_types(q_pool.dtype, torch.float32)
+        q_pool, k_pool = q_pool.to(wide), k_pool.to(wide)
     num_keys = k_pool.shape[2]
     count = count_from_rule(num_keys, topk=topk, sparsity=sparsity, compat=compat)
     if count is None and cdf_p is None:
@@ -373,17 +376,21 @@ def _kept_bits(must_keep: Tensor | BlockIndex, q_pool: Tensor, num_keys: int) ->
         shape = (*must_keep.counts.shape, must_keep.num_key_blocks)
     elif isinstance(must_keep, Tensor) and must_keep.dtype == torch.bool:
         shape = (1,) * (4 - must_keep.ndim) + tuple(must_keep.shape)
-    if (
-        len(shape) != 4
-        or shape[2:] != (num_queries, num_keys)
-        or (shape[0] not in (1, batch) or shape[1] not in (1, heads))
-    ):
+    fits = len(shape) == 4 and shape[2:] == (num_queries, num_keys)
+    if not fits or shape[0] not in (1, batch) or shape[1] not in (1, heads):
         raise UserError(
             "must_keep does not fit the blocks",
             received=f"{type(must_keep).__name__} over {shape}, {getattr(must_keep, 'dtype', '')}",
             expected=f"bool or a BlockIndex over [{batch} or 1, {heads} or 1, "
             f"{num_queries}, {num_keys}]",
             remedy="build it for these two layouts",
+        )
+    if must_keep.device != q_pool.device:
+        raise UserError(
+            "must_keep lies on another device than the queries",
+            received=str(must_keep.device),
+            expected=str(q_pool.device),
+            remedy="move it once with .to(device), not in every call",
         )
     if isinstance(must_keep, BlockIndex):
         return must_keep.bits()

@@ -206,6 +206,13 @@ def test_tokens_are_pooled_first_in_float32_and_without_gradient() -> None:
     assert index.indices.shape == (1, 4, layout_q.num_blocks, 4)
 
 
+def test_rounded_means_are_scored_in_float32() -> None:
+    q, k = (x.bfloat16() for x in pooled(9))
+    index = select_from_pooled(q, k, topk=4)
+    for row, scores in rows(q.double(), k.double()):
+        assert chosen(index, row) == sorted(ranking(scores)[:4])
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_recall_of_float32_scores(seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
@@ -307,6 +314,7 @@ def test_the_op_is_registered_properly() -> None:
         ({"topk": 3, "must_keep": torch.ones(3, 9, 13, dtype=torch.bool)}, "must_keep"),
         ({"topk": 3, "must_keep": torch.ones(9, 13)}, "must_keep"),
         ({"topk": 3, "must_keep": [[True]]}, "must_keep"),
+        ({"topk": 3, "must_keep": torch.ones(9, 13, dtype=torch.bool, device="meta")}, "device"),
         ({"topk": 3, "backend": "cuda"}, "unknown backend"),
         ({"topk": 3, "scale": 0.0}, "positive"),
     ],
