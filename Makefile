@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.longtake-installed
 DEMO := runs/demo
 PYTEST := $(BIN)/python -m pytest
+# Two processes of one thread are faster than one of two threads on models this small.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help venv demo test test-slow test-gpu lint format clean
@@ -48,7 +50,7 @@ demo: venv
 	@echo "report: $(CURDIR)/$(DEMO)/report.html"
 
 test: venv
-	$(PYTEST) -q -m "not slow and not gpu"
+	$(SIDE_BY_SIDE) -q -m "not slow and not gpu"
 
 test-slow: venv
 	$(PYTEST) -q -m "slow and not gpu"
