@@ -1,0 +1,174 @@
+"""The sampling plan: which videos a suite needs, their exact file names and their seeds."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from longtake.evaluation.vbench.suite_data import PromptRow, SuiteData
+from longtake.evaluation.vbench.suites import Suite
+from longtake.runtime.errors import UserError
+from longtake.runtime.keys import derive_key
+
+_SEED_BITS = 31  # fits the seed options of every generator
+_LONGEST_NAME = 255  # bytes, on common file systems
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedVideo:
+    """One video to generate."""
+
+    name: str
+    """File name, made of the English prompt whatever the model is given."""
+    prompt: str
+    """The suite's English prompt."""
+    text: str
+    """What the model is given: the prompt, or its augmented form."""
+    index: int
+    """Number of the sample, from 0."""
+    seed: int
+    """Of the noise, in [0, 2**31)."""
+    dimensions: tuple[str, ...]
+    """Dimensions that score it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Videos of a suite, or of a part of it."""
+
+    suite: Suite
+    rows: tuple[PromptRow, ...]
+    seed: int
+    """Base of the videos' seeds, >= 0."""
+    source: str
+    """Where the prompts came from."""
+    digest: str
+    """SHA-256 of that file."""
+    remarks: tuple[str, ...]
+    """About the source, and what was left out of it."""
+    texts: dict[str, str]
+    """Prompt -> what the model is given, where that differs."""
+
+    @cached_property
+    def videos(self) -> tuple[PlannedVideo, ...]:
+        """Every video once, in the order of the rows.
+
+        Raises:
+            UserError: two prompts share a file name, or a name is too long.
+        """
+        found: dict[str, PlannedVideo] = {}
+        for row in self.rows:
+            for dimension in row.dimensions:
+                for index in range(self.suite.dimensions[dimension].samples):
+                    name = self.suite.video_name(row.prompt, index)
+                    found[name] = self._with_dimension(found.get(name), row, dimension, index, name)
+        return tuple(found.values())
+
+    def _with_dimension(
+        self, known: PlannedVideo | None, row: PromptRow, dimension: str, index: int, name: str
+    ) -> PlannedVideo:
+        if known is not None and known.prompt != row.prompt:
+            raise UserError(
+                "two prompts of the suite share a file name",
+                received=f"{known.prompt!r} and {row.prompt!r}",
+                expected=f"prompts that differ in the first {self.suite.name_length} characters",
+            )
+        if known is None and len(name.encode()) > _LONGEST_NAME:
+            raise UserError("a prompt is too long to name a file", received=row.prompt)
+        before = () if known is None else known.dimensions
+        return PlannedVideo(
+            name=name,
+            prompt=row.prompt,
+            text=self.texts.get(row.prompt, row.prompt),
+            index=index,
+            seed=derive_key(self.seed, "vbench", row.prompt, index) >> (63 - _SEED_BITS),
+            dimensions=before if dimension in before else (*before, dimension),
+        )
+
+    @cached_property
+    def dimensions(self) -> tuple[str, ...]:
+        """Dimensions with at least one video, in the suite's order."""
+        used = {name for row in self.rows for name in row.dimensions}
+        return tuple(name for name in self.suite.dimensions if name in used)
+
+    def of_dimension(self, dimension: str) -> tuple[PlannedVideo, ...]:
+        """The videos that a dimension scores."""
+        return tuple(video for video in self.videos if dimension in video.dimensions)
+
+    @property
+    def copies(self) -> int:
+        """Videos counted once per dimension: the files of the layout with a folder for each."""
+        return sum(len(video.dimensions) for video in self.videos)
+
+
+def make_plan(
+    data: SuiteData,
+    *,
+    seed: int = 0,
+    dimensions: Collection[str] = (),
+    prompts_per_dimension: int | None = None,
+    texts: dict[str, str] | None = None,
+) -> Plan:
+    """Plan the videos of a suite.
+
+    Args:
+        data: the prompts.
+        seed: base of the seeds; the seed of a video depends on it, the prompt and the index only,
+            so parts of a suite and all of it get the same videos.
+        dimensions: only these; empty takes all.
+        prompts_per_dimension: only the first prompts of each dimension; None takes all. Such a
+            plan is for trying things out, its scores are not comparable.
+        texts: augmented or translated prompts by English prompt.
+
+    Raises:
+        UserError: an unknown dimension, or a negative seed.
+    """
+    if seed < 0:
+        raise UserError("the seed is negative", received=seed, expected=">= 0")
+    suite = data.suite
+    wanted = {suite.dimension(name).name for name in dimensions} or set(suite.dimensions)
+    remarks = list(data.remarks)
+    rows: list[PromptRow] = []
+    used = dict.fromkeys(suite.dimensions, 0)
+    for row in data.rows:
+        kept = tuple(
+            name
+            for name in row.dimensions
+            if name in wanted and used[name] != prompts_per_dimension
+        )
+        for name in kept:
+            used[name] += 1
+        if kept:
+            rows.append(PromptRow(prompt=row.prompt, dimensions=kept, auxiliary=row.auxiliary))
+    if len(wanted) < len(suite.dimensions):
+        remarks.append(f"only the dimensions {', '.join(n for n in used if n in wanted)}")
+    if prompts_per_dimension is not None:
+        remarks.append(f"only {prompts_per_dimension} prompts per dimension: not comparable")
+    if texts:
+        remarks.append(f"the model is given other texts for {len(texts)} prompts")
+    return Plan(
+        suite=suite,
+        rows=tuple(rows),
+        seed=seed,
+        source=data.source,
+        digest=data.digest,
+        remarks=tuple(remarks),
+        texts=texts or {},
+    )
+
+
+def aligned_texts(prompts: Sequence[str], texts: Sequence[str], where: str) -> dict[str, str]:
+    """Augmented prompts by English prompt, from two lists that run in parallel.
+
+    Raises:
+        UserError: the lists differ in length, or a text is empty.
+    """
+    if len(prompts) != len(texts):
+        raise UserError(
+            "the texts do not run in parallel with the prompts",
+            received=f"{len(texts)} lines in {where}",
+            expected=f"{len(prompts)} lines, one for each prompt",
+        )
+    empty = [number for number, text in enumerate(texts, start=1) if not text.strip()]
+    if empty:
+        raise UserError("a text is empty", received=f"line {empty[0]} of {where}")
+    return dict(zip(prompts, texts, strict=True))
