@@ -47,9 +47,14 @@ class Dimension:
     """Field of a video's result with its number of frames, where the mean is over frames."""
 
     @property
+    def scored_samples(self) -> int:
+        """Videos per prompt that are scored."""
+        return self.evaluated or self.samples
+
+    @property
     def results_per_prompt(self) -> int:
         """Results that a complete evaluation has for one prompt."""
-        return 1 if self.per_prompt else self.evaluated or self.samples
+        return 1 if self.per_prompt else self.scored_samples
 
 
 @dataclass(frozen=True, kw_only=True)
