@@ -1,9 +1,10 @@
 """Temporal flickering of VBench 1.0, the one dimension that needs no downloaded weights.
 
-Own implementation of the published definition (VBench, arXiv 2311.17982, supplementary section on
-temporal flickering): the mean absolute difference of consecutive frames, mapped to [0, 1].
+Own implementation of the published definition (VBench, arXiv 2311.17982): the mean absolute
+difference of consecutive frames, mapped to [0, 1].
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 from longtake.core.video import read_video
@@ -23,7 +24,7 @@ def temporal_flickering(path: Path) -> float:
     if len(video) < 2:
         raise UserError("one frame cannot flicker", received=str(path), expected=">= 2 frames")
     total = 0
-    for before, after in zip(video[:-1], video[1:], strict=True):  # one pair at a time: memory
+    for before, after in pairwise(video):  # one pair at a time: memory
         total += int((after.short() - before.short()).abs().sum())
     mean = total / ((len(video) - 1) * video[0].numel())
     return (255.0 - mean) / 255.0

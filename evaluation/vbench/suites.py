@@ -45,6 +45,10 @@ class Dimension:
     """Result of a video that means a score of 1 (imaging quality: 100)."""
     frames_key: str = ""
     """Field of a video's result with its number of frames, where the mean is over frames."""
+    frames_hidden: bool = False
+    """The mean is over frames whose numbers no result file holds: the stated score counts."""
+    lowest: float = 0.0
+    """Smallest possible result of a video, in units of ``unit``."""
 
     @property
     def scored_samples(self) -> int:
@@ -113,7 +117,7 @@ class Suite:
 
 _three = partial(Dimension, samples=3)
 _drops = partial(Dimension, samples=3, may_not_apply=True)
-_five = partial(Dimension, samples=5)
+_five = partial(Dimension, samples=5, lowest=-1.0)  # similarities may be negative
 
 VBENCH2 = Suite(
     name="vbench2",
@@ -184,7 +188,7 @@ VBENCH1 = Suite(
             name="Quality",
             weight=4,
             dimensions=(
-                _five(name="subject_consistency", prompts=72, low=0.1462),
+                _five(name="subject_consistency", prompts=72, low=0.1462, frames_hidden=True),
                 _five(
                     name="background_consistency",
                     prompts=86,
