@@ -101,12 +101,10 @@ def aggregate(
         seed: of the bootstrap.
     """
     suite = found.suite
-    results = {name: _with_missing(known, plan) for name, known in found.dimensions.items()}
+    results = planned_results(found, plan)
     samples = resampled_scores(suite, [results], resamples=resamples, seed=seed)[0]
     intervals = {name: spread(values) for name, values in samples.items()}
-    lines = {
-        name: _line(name, results.get(name), intervals.get(name)) for name in suite.dimensions
-    }
+    lines = {name: _line(name, results.get(name), intervals.get(name)) for name in suite.dimensions}
     usable = {
         name: line.score
         for name, line in lines.items()
@@ -122,6 +120,11 @@ def aggregate(
     return Scores(
         suite=suite, dimensions=lines, categories=categories, problems=tuple(found.problems)
     )
+
+
+def planned_results(found: ResultSet, plan: Plan | None) -> dict[str, DimensionResults]:
+    """Results by dimension after :func:`_with_missing`."""
+    return {name: _with_missing(known, plan) for name, known in found.dimensions.items()}
 
 
 def _with_missing(results: DimensionResults, plan: Plan | None) -> DimensionResults:

@@ -63,7 +63,8 @@ def resampled_scores(
 
     Returns:
         For each model, an array [R] by dimension, by category where it is complete, and for
-        `Total`. NaN where a resample holds no video of a dimension.
+        `Total`. NaN where a resample holds no video of a dimension, and throughout where a
+        dimension has fewer than two prompts: their spread cannot be estimated.
     """
     prompts = sorted({prompt_of(n) for m in models for r in m.values() for n in r.applicable})
     tables = [_sums(model, prompts) for model in models]
@@ -135,16 +136,15 @@ def _with_categories(
     for name in names:
         if model[name].forced_to_zero:
             scores[name] = np.zeros(len(means))
+        if len({prompt_of(video) for video in model[name].applicable}) < 2:
+            scores[name] = np.full(len(means), np.nan)
     return scores | all_scores(suite, scores)
 
 
 def spread(values: FloatArray, confidence: float = 0.95) -> Spread | None:
-    """Percentile interval of resampled values; None when too many resamples have none.
-
-    A score from one prompt has no spread to estimate: all resamples agree, and None is returned.
-    """
+    """Percentile interval of resampled values; None when too many resamples have none."""
     finite = values[np.isfinite(values)]
-    if len(finite) < _FEWEST * len(values) or not np.ptp(finite):
+    if len(finite) < _FEWEST * len(values):
         return None
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(finite, [tail, 1.0 - tail])

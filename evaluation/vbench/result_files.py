@@ -164,7 +164,7 @@ def _video_result(dimension: Dimension, item: Mapping[str, Any]) -> VideoResult 
     weight = len(frames) if isinstance(frames, list) else frames
     if not isinstance(weight, int | float) or not 0 < weight < math.inf:
         return f"no usable number of frames: {frames!r}"
-    return VideoResult(value=value, frames=float(weight))
+    return VideoResult(value=value, frames=float(weight), entry=dict(item))
 
 
 def _add_record(found: ResultSet, name: str, record: Sequence[Any]) -> None:
@@ -179,24 +179,19 @@ def _add_record(found: ResultSet, name: str, record: Sequence[Any]) -> None:
     for item in record:
         if isinstance(item, Mapping) and "origin" in item:
             results.origin = str(item["origin"])
+            results.provenance = dict(item)
             results.problems += [str(problem) for problem in item.get("problems", ())]
         elif isinstance(item, Mapping) and "video" in item:
             results.unscored[str(item["video"])] = str(item.get("reason", "no reason given"))
 
 
-def write_results(
-    folder: Path,
-    results: DimensionResults,
-    items: Sequence[Mapping[str, Any]],
-    provenance: Mapping[str, Any],
-) -> None:
+def write_results(folder: Path, results: DimensionResults, provenance: Mapping[str, Any]) -> None:
     """Write one dimension in the public format, and our record beside it.
 
     Args:
         folder: gets ``<Dimension>/``, one level deep: deeper files score 0 at the leaderboard.
-        results: what was found; its score goes into the file.
-        items: upstream's entries of the videos in ``results``, with all of their fields.
-        provenance: what made the results: commit, environment, suite.
+        results: of the videos, with their entries; the score is computed from them.
+        provenance: what made the results: commit, environment, digest of the prompts.
 
     Raises:
         RunDirectoryError: the folder cannot be written.
@@ -206,9 +201,8 @@ def write_results(
     reasons = [{"video": video, "reason": why} for video, why in results.unscored.items()]
     head = {"origin": results.origin, "problems": results.problems, **provenance}
     contents: dict[str, Any] = {f"{name}{RECORD_ENDING}": [head, *reasons]}
-    if items:
-        score = results.recomputed
-        contents[f"{name}{RESULTS_ENDING}"] = {name: [score, list(items)]}
+    if results.videos:
+        contents[f"{name}{RESULTS_ENDING}"] = public_content(results)
     try:
         for file, content in contents.items():
             with replacing(target / file) as temporary:
@@ -220,3 +214,9 @@ def write_results(
             received=str(target),
             remedy="mend it and start the same command again; finished videos are kept",
         ) from error
+
+
+def public_content(results: DimensionResults) -> dict[str, list[Any]]:
+    """One dimension as the public code writes it."""
+    entries = [dict(result.entry) for result in results.videos.values()]
+    return {results.dimension.name: [results.score, entries]}

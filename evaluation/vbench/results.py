@@ -6,7 +6,9 @@ commit. The score in a result file is recomputed here, because naive tools avera
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from longtake.evaluation.vbench.suites import NOT_APPLICABLE, Dimension
 
@@ -22,6 +24,8 @@ class VideoResult:
     """As in the file: in units of the dimension; -1 may mean not applicable."""
     frames: float = 1.0
     """Weight in the mean."""
+    entry: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """As the public code wrote it, with the path and the reasons of its judge."""
 
 
 @dataclass(kw_only=True)
@@ -37,6 +41,8 @@ class DimensionResults:
     """Reason by file name, for videos without a usable result."""
     origin: str = "result file"
     """Who scored: `ours`, `upstream runner` or `result file`."""
+    provenance: Mapping[str, object] = field(default_factory=dict)
+    """What made the results, where our record says so: commit, digest of the suite."""
     problems: list[str] = field(default_factory=list)
     """What is wrong with the file as a whole."""
     source: str = ""
