@@ -5,7 +5,6 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from longtake.evaluation.vbench.requirements import (
@@ -124,7 +123,6 @@ def _python_problems(upstream: Upstream, dimension: str, need: Requirement) -> l
     return problems
 
 
-@cache
 def _absent_modules(python: Path, modules: tuple[str, ...]) -> tuple[str, ...] | None:
     """Modules that an environment cannot find; None when it does not start."""
     try:
@@ -140,7 +138,6 @@ def _absent_modules(python: Path, modules: tuple[str, ...]) -> tuple[str, ...] |
         return None
 
 
-@cache
 def _has_encoder(name: str, path: str) -> bool:
     program = shutil.which("ffmpeg", path=path)
     if program is None:

@@ -1,0 +1,238 @@
+"""Score one dimension by the public code: attempts until every video has a result or a reason.
+
+Finished videos are kept, so an attempt goes on where the last one ended. A video on which attempts
+keep dying is given up with its reason, and the others go on.
+"""
+
+import fcntl
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longtake.evaluation.vbench.hazards import inflated_results, unfit
+from longtake.evaluation.vbench.plan import Plan
+from longtake.evaluation.vbench.probe import VideoFacts
+from longtake.evaluation.vbench.result_files import parse_dimension
+from longtake.evaluation.vbench.results import DimensionResults
+from longtake.evaluation.vbench.upstream import Upstream
+from longtake.evaluation.vbench.upstream_process import Attempt, Ending, run_attempt
+from longtake.runtime.errors import RunDirectoryError
+from longtake.runtime.replacing import replacing
+
+ORIGIN = "upstream runner"
+_HOPELESS = 2
+"""Videos given up in a row, with none ever finished, after which the dimension is given up."""
+
+
+@dataclass(kw_only=True)
+class DimensionRun:
+    """The state of one dimension; :meth:`run` brings it to its end."""
+
+    plan: Plan
+    upstream: Upstream
+    dimension: str
+    links: Mapping[str, Path]
+    """File that the public code is given, by file name."""
+    facts: Mapping[str, VideoFacts]
+    """By file name, of the videos in ``links``."""
+    folder: Path
+    """Keeps records, logs and the state of the attempts."""
+    timeout_s: float
+    attempts: int
+    """Tries of a video before it is given up."""
+    given_up: dict[str, str] = field(default_factory=dict)
+    """Reason by file name."""
+    problem: str = ""
+    """Why the whole dimension ended early."""
+    stated: float | None = None
+    """The public code's own score, where one attempt scored every video."""
+
+    @property
+    def records(self) -> Path:
+        """One line per finished video."""
+        return self.folder / "records.jsonl"
+
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """The public code's entry of each finished video; a torn last line is left out."""
+        found: dict[str, dict[str, Any]] = {}
+        if not self.records.exists():
+            return found
+        for line in self.records.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+                found[Path(entry["video_path"]).name] = entry
+            except (ValueError, KeyError, TypeError):
+                continue  # torn by a kill; the video is scored again
+        return found
+
+    def run(self, stop: threading.Event, gpu: str | None = None) -> DimensionResults:
+        """Attempt until nothing is left, or nothing helps.
+
+        Args:
+            stop: ends the run early; what is finished stays.
+            gpu: the only GPU to use; None hides none.
+
+        Raises:
+            RunDirectoryError: the folder is in use or cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _only_here(self.folder):
+            self._give_up_unfit()
+            self._attempts(stop, gpu)
+            return self._results()
+
+    def _give_up_unfit(self) -> None:
+        for name in self._planned():
+            if name not in self.links:
+                self.given_up[name] = "the video is missing"
+            elif reason := unfit(self.dimension, self.facts[name]):
+                self.given_up[name] = reason
+
+    def _planned(self) -> list[str]:
+        samples = self.plan.suite.dimensions[self.dimension].scored_samples
+        videos = self.plan.of_dimension(self.dimension)
+        return [video.name for video in videos if video.index < samples]
+
+    def pending(self) -> list[tuple[dict[str, Any], list[str]]]:
+        """Rows for the public code with the names of their videos that still lack a result."""
+        suite = self.plan.suite
+        dimension = suite.dimensions[self.dimension]
+        done = self.entries()
+        rows = []
+        for row in self.plan.rows:
+            if self.dimension not in row.dimensions:
+                continue
+            names = [suite.video_name(row.prompt, i) for i in range(dimension.scored_samples)]
+            lost = [name for name in names if name in self.given_up]
+            if dimension.per_prompt:  # one result over all videos, filed under the first
+                if lost:
+                    self.given_up.setdefault(names[0], f"{lost[0]}: {self.given_up[lost[0]]}")
+                left = [] if names[0] in done or lost else names
+            else:
+                left = [name for name in names if name not in done and name not in self.given_up]
+            if left:
+                paths = [str(self.links[name]) for name in left]
+                rows.append((row.as_upstream(self.dimension, paths), left))
+        return rows
+
+    def _attempts(self, stop: threading.Event, gpu: str | None) -> None:
+        failures: Counter[str] = Counter()
+        hopeless = 0
+        while (rows := self.pending()) and not stop.is_set():
+            before = self.entries()
+            self._rewrite(before)  # a torn line must not swallow the next one
+            ending, log = self._attempt([row for row, _ in rows], stop, gpu)
+            after = self._without_inflated(before, failures, ending, log)
+            left = [name for _, names in self.pending() for name in names]
+            if not left:
+                self.stated = None if before or self.given_up else ending.score
+                break
+            if stop.is_set():
+                self.problem = "stopped on request"
+                break
+            if ending.stage == "done":
+                if not self.plan.suite.dimensions[self.dimension].leaves_out:
+                    self._fail(left, failures, "the public code returned no result")
+                    continue
+                break
+            if ending.stage != "compute":
+                self.problem = f"{ending.stage}: {ending.reason} (see {log})"
+                break
+            self._fail(left[:1], failures, ending.reason)
+            hopeless = 0 if after else hopeless + (left[0] in self.given_up)
+            if hopeless >= _HOPELESS:
+                self.problem = f"{ending.reason} (see {log})"
+                break
+
+    def _fail(self, names: list[str], failures: Counter[str], reason: str) -> None:
+        for name in names:
+            failures[name] += 1
+            if failures[name] >= self.attempts:
+                self.given_up[name] = f"{reason} ({failures[name]} tries)"
+
+    def _without_inflated(
+        self,
+        before: Mapping[str, Any],
+        failures: Counter[str],
+        ending: Ending,
+        log: Path,
+    ) -> dict[str, dict[str, Any]]:
+        """Entries after the attempt, less those that must not count."""
+        after = self.entries()
+        fresh = [(n, e.get("video_results")) for n, e in after.items() if n not in before]
+        for name, reason in inflated_results(self.dimension, fresh, log).items():
+            del after[name]
+            self._fail([name], failures, reason)
+        self._rewrite(after)
+        return after
+
+    def _attempt(
+        self, rows: list[dict[str, Any]], stop: threading.Event, gpu: str | None
+    ) -> tuple[Ending, Path]:
+        python, root = self.upstream.python(self.dimension), self.upstream.root
+        assert python is not None and root is not None
+        number = 1 + len(list(self.folder.glob("attempt-*.log")))
+        log = self.folder / f"attempt-{number}.log"
+        attempt = Attempt(
+            python=python,
+            root=root,
+            environment=self.upstream.environment(python, gpu),
+            folder=self.folder,
+            log=log,
+            records=self.records,
+            timeout_s=self.timeout_s,
+        )
+        job = {
+            "package": self.plan.suite.package,
+            "dimension": self.dimension,
+            "device": self.upstream.device,
+        }
+        try:
+            return run_attempt(attempt, job, rows, stop), log
+        except OSError as error:
+            raise RunDirectoryError(
+                f"cannot start the public code for {self.dimension}: {error}",
+                received=f"{python} in {root}",
+                remedy="check the interpreter and the folder, then start the same command again",
+            ) from error
+
+    def _rewrite(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        with replacing(self.records) as temporary:
+            text = "".join(json.dumps(entry) + "\n" for entry in entries.values())
+            temporary.write_text(text, encoding="utf-8")
+
+    def _results(self) -> DimensionResults:
+        dimension = self.plan.suite.dimensions[self.dimension]
+        entries = self.entries()
+        results = parse_dimension(dimension, self.stated, list(entries.values()))
+        results.origin = ORIGIN
+        results.unscored |= {n: why for n, why in self.given_up.items() if n not in entries}
+        if dimension.per_prompt:  # reasons are filed under the first video, as results are
+            results.unscored = {n: w for n, w in results.unscored.items() if n.endswith("-0.mp4")}
+        if self.problem:
+            results.problems.append(f"ended early: {self.problem}")
+        return results
+
+
+@contextmanager
+def _only_here(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a folder; the kernel frees it when the holder dies."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunDirectoryError(
+                "another process is scoring this dimension here",
+                received=str(folder),
+                remedy="wait for it, or choose another --output-dir",
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
