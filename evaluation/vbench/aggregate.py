@@ -141,8 +141,7 @@ def _with_missing(results: DimensionResults, plan: Plan | None) -> DimensionResu
         if num_absent < 0:
             problems.append(f"{-num_absent} results more than the official suite's {expected}")
     else:
-        samples = 1 if dimension.per_prompt else dimension.scored_samples
-        planned = [v.name for v in plan.of_dimension(dimension.name) if v.index < samples]
+        planned = plan.results_of(dimension.name)
         absent = [name for name in planned if name not in videos and name not in unscored]
         num_absent = len(absent)
         if strange := sorted(set(videos) - set(planned)):

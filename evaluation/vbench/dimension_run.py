@@ -5,7 +5,6 @@ keep dying is given up with its reason, and the others go on.
 """
 
 import fcntl
-import json
 import os
 import threading
 from collections import Counter
@@ -18,12 +17,12 @@ from typing import Any
 from longtake.evaluation.vbench.hazards import inflated_results, unfit
 from longtake.evaluation.vbench.plan import Plan
 from longtake.evaluation.vbench.probe import VideoFacts
+from longtake.evaluation.vbench.records import read_records, rewrite_records
 from longtake.evaluation.vbench.result_files import parse_dimension
 from longtake.evaluation.vbench.results import DimensionResults
 from longtake.evaluation.vbench.upstream import Upstream
 from longtake.evaluation.vbench.upstream_process import Attempt, Ending, run_attempt
 from longtake.runtime.errors import RunDirectoryError
-from longtake.runtime.replacing import replacing
 
 ORIGIN = "upstream runner"
 _HOPELESS = 2
@@ -59,17 +58,8 @@ class DimensionRun:
         return self.folder / "records.jsonl"
 
     def entries(self) -> dict[str, dict[str, Any]]:
-        """The public code's entry of each finished video; a torn last line is left out."""
-        found: dict[str, dict[str, Any]] = {}
-        if not self.records.exists():
-            return found
-        for line in self.records.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-                found[Path(entry["video_path"]).name] = entry
-            except (ValueError, KeyError, TypeError):
-                continue  # torn by a kill; the video is scored again
-        return found
+        """The public code's entry of each finished video, by file name."""
+        return read_records(self.records)
 
     def run(self, stop: threading.Event, gpu: str | None = None) -> DimensionResults:
         """Attempt until nothing is left, or nothing helps.
@@ -88,16 +78,14 @@ class DimensionRun:
             return self._results()
 
     def _give_up_unfit(self) -> None:
-        for name in self._planned():
-            if name not in self.links:
-                self.given_up[name] = "the video is missing"
-            elif reason := unfit(self.dimension, self.facts[name]):
-                self.given_up[name] = reason
-
-    def _planned(self) -> list[str]:
-        samples = self.plan.suite.dimensions[self.dimension].scored_samples
-        videos = self.plan.of_dimension(self.dimension)
-        return [video.name for video in videos if video.index < samples]
+        samples = self.plan.scored_samples_of(self.dimension)
+        for video in self.plan.of_dimension(self.dimension):
+            if video.index >= samples:
+                continue
+            if video.name not in self.links:
+                self.given_up[video.name] = "the video is missing"
+            elif reason := unfit(self.dimension, self.facts[video.name]):
+                self.given_up[video.name] = reason
 
     def pending(self) -> list[tuple[dict[str, Any], list[str]]]:
         """Rows for the public code with the names of their videos that still lack a result."""
@@ -108,7 +96,8 @@ class DimensionRun:
         for row in self.plan.rows:
             if self.dimension not in row.dimensions:
                 continue
-            names = [suite.video_name(row.prompt, i) for i in range(dimension.scored_samples)]
+            samples = range(self.plan.scored_samples_of(self.dimension))
+            names = [suite.video_name(row.prompt, index) for index in samples]
             lost = [name for name in names if name in self.given_up]
             if dimension.per_prompt:  # one result over all videos, filed under the first
                 if lost:
@@ -126,7 +115,7 @@ class DimensionRun:
         hopeless = 0
         while (rows := self.pending()) and not stop.is_set():
             before = self.entries()
-            self._rewrite(before)  # a torn line must not swallow the next one
+            rewrite_records(self.records, before)  # a torn line must not swallow the next one
             ending, log = self._attempt([row for row, _ in rows], stop, gpu)
             after = self._without_inflated(before, failures, ending, log)
             left = [name for _, names in self.pending() for name in names]
@@ -169,7 +158,7 @@ class DimensionRun:
         for name, reason in inflated_results(self.dimension, fresh, log).items():
             del after[name]
             self._fail([name], failures, reason)
-        self._rewrite(after)
+        rewrite_records(self.records, after)
         return after
 
     def _attempt(
@@ -202,11 +191,6 @@ class DimensionRun:
                 remedy="check the interpreter and the folder, then start the same command again",
             ) from error
 
-    def _rewrite(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
-        with replacing(self.records) as temporary:
-            text = "".join(json.dumps(entry) + "\n" for entry in entries.values())
-            temporary.write_text(text, encoding="utf-8")
-
     def _results(self) -> DimensionResults:
         dimension = self.plan.suite.dimensions[self.dimension]
         entries = self.entries()
@@ -214,7 +198,8 @@ class DimensionRun:
         results.origin = ORIGIN
         results.unscored |= {n: why for n, why in self.given_up.items() if n not in entries}
         if dimension.per_prompt:  # reasons are filed under the first video, as results are
-            results.unscored = {n: w for n, w in results.unscored.items() if n.endswith("-0.mp4")}
+            filed = set(self.plan.results_of(self.dimension))
+            results.unscored = {n: why for n, why in results.unscored.items() if n in filed}
         if self.problem:
             results.problems.append(f"ended early: {self.problem}")
         return results

@@ -47,6 +47,25 @@ class Plan:
     """About the source, and what was left out of it."""
     texts: dict[str, str]
     """Prompt -> what the model is given, where that differs."""
+    samples: int | None = None
+    """At most so many videos per prompt; None: as the suite says."""
+
+    def samples_of(self, dimension: str) -> int:
+        """Videos to generate for a prompt of a dimension."""
+        return _at_most(self.suite.dimensions[dimension].samples, self.samples)
+
+    def scored_samples_of(self, dimension: str) -> int:
+        """Videos of a prompt that the dimension scores."""
+        return _at_most(self.suite.dimensions[dimension].scored_samples, self.samples)
+
+    def results_of(self, dimension: str) -> tuple[str, ...]:
+        """File names under which a complete evaluation has a result.
+
+        All videos that are scored; the first of each prompt where one result is over all of them.
+        """
+        per_prompt = self.suite.dimensions[dimension].per_prompt
+        count = 1 if per_prompt else self.scored_samples_of(dimension)
+        return tuple(v.name for v in self.of_dimension(dimension) if v.index < count)
 
     @cached_property
     def videos(self) -> tuple[PlannedVideo, ...]:
@@ -58,7 +77,7 @@ class Plan:
         found: dict[str, PlannedVideo] = {}
         for row in self.rows:
             for dimension in row.dimensions:
-                for index in range(self.suite.dimensions[dimension].samples):
+                for index in range(self.samples_of(dimension)):
                     name = self.suite.video_name(row.prompt, index)
                     found[name] = self._with_dimension(found.get(name), row, dimension, index, name)
         return tuple(found.values())
@@ -106,6 +125,7 @@ def make_plan(
     seed: int = 0,
     dimensions: Collection[str] = (),
     prompts_per_dimension: int | None = None,
+    samples: int | None = None,
     texts: dict[str, str] | None = None,
 ) -> Plan:
     """Plan the videos of a suite.
@@ -117,13 +137,18 @@ def make_plan(
         dimensions: only these; empty takes all.
         prompts_per_dimension: only the first prompts of each dimension; None takes all. Such a
             plan is for trying things out, its scores are not comparable.
+        samples: at most so many videos per prompt; None takes the suite's numbers.
         texts: augmented or translated prompts by English prompt.
 
     Raises:
-        UserError: an unknown dimension, or a negative seed.
+        UserError: an unknown dimension, a negative seed, or a number below 1.
     """
-    if seed < 0:
-        raise UserError("the seed is negative", received=seed, expected=">= 0")
+    if seed < 0 or (samples or 1) < 1 or (prompts_per_dimension or 1) < 1:
+        raise UserError(
+            "the plan's numbers cannot be used",
+            received=f"seed={seed}, prompts={prompts_per_dimension}, samples={samples}",
+            expected="seed >= 0, the others >= 1",
+        )
     suite = data.suite
     wanted = {suite.dimension(name).name for name in dimensions} or set(suite.dimensions)
     remarks = list(data.remarks)
@@ -143,6 +168,8 @@ def make_plan(
         remarks.append(f"only the dimensions {', '.join(n for n in used if n in wanted)}")
     if prompts_per_dimension is not None:
         remarks.append(f"only {prompts_per_dimension} prompts per dimension: not comparable")
+    if samples is not None:
+        remarks.append(f"at most {samples} videos per prompt: not comparable")
     if texts:
         remarks.append(f"the model is given other texts for {len(texts)} prompts")
     return Plan(
@@ -153,7 +180,12 @@ def make_plan(
         digest=data.digest,
         remarks=tuple(remarks),
         texts=texts or {},
+        samples=samples,
     )
+
+
+def _at_most(number: int, limit: int | None) -> int:
+    return number if limit is None else min(number, limit)
 
 
 def aligned_texts(prompts: Sequence[str], texts: Sequence[str], where: str) -> dict[str, str]:

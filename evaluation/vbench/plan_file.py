@@ -24,6 +24,7 @@ def write_plan(plan: Plan, path: Path) -> Path:
         "format": _FORMAT,
         "suite": plan.suite.name,
         "seed": plan.seed,
+        "samples": plan.samples,
         "source": plan.source,
         "sha256": plan.digest,
         "remarks": plan.remarks,
@@ -72,6 +73,7 @@ def _parse(content: Mapping[str, Any]) -> Plan:
         for prompt, dimensions, auxiliary in content["rows"]
     )
     suite = find_suite(content["suite"])
+    samples = content["samples"]
     for row in rows:
         for name in row.dimensions:
             suite.dimension(name)
@@ -82,6 +84,7 @@ def _parse(content: Mapping[str, Any]) -> Plan:
         source=str(content["source"]),
         digest=str(content["sha256"]),
         remarks=tuple(content["remarks"]),
+        samples=None if samples is None else int(samples),
         texts={v["prompt"]: v["text"] for v in content["videos"] if v["text"] != v["prompt"]},
     )
 

@@ -53,7 +53,7 @@ def find_videos(plan: Plan, folder: Path) -> VideoFiles:
         for dimension in video.dimensions:
             places = [sub for sub in (dimension, "") if video.name in here[sub]]
             wanted.update(folder / sub / video.name for sub in places)
-            if video.index >= plan.suite.dimensions[dimension].scored_samples:
+            if video.index >= plan.scored_samples_of(dimension):
                 continue  # raw material of the static filter
             if places:
                 paths[dimension, video.name] = folder / places[0] / video.name
