@@ -17,7 +17,7 @@ from typing import Any
 from longtake.evaluation.vbench.hazards import inflated_results, unfit
 from longtake.evaluation.vbench.plan import Plan
 from longtake.evaluation.vbench.probe import VideoFacts
-from longtake.evaluation.vbench.records import read_records, rewrite_records
+from longtake.evaluation.vbench.records import RECORDS, read_records, rewrite_records
 from longtake.evaluation.vbench.result_files import parse_dimension
 from longtake.evaluation.vbench.results import DimensionResults
 from longtake.evaluation.vbench.upstream import Upstream
@@ -55,7 +55,7 @@ class DimensionRun:
     @property
     def records(self) -> Path:
         """One line per finished video."""
-        return self.folder / "records.jsonl"
+        return self.folder / RECORDS
 
     def entries(self) -> dict[str, dict[str, Any]]:
         """The public code's entry of each finished video, by file name."""

@@ -88,7 +88,15 @@ def generate_videos(
     config = merge_config(GenerationConfig(), overrides=overrides)
     shard = find_shard(plan, folder, rank, world)
     model = load_model(checkpoint or TINY_CHECKPOINT, loras, device)
-    _keep_settings(folder / SETTINGS_FILE, _settings(plan, model, loras, config))
+    path = folder / SETTINGS_FILE
+    if not path.exists() and len(shard.pending) < len(shard.videos):
+        raise UserError(
+            "the folder holds videos of unknown origin under planned names",
+            received=str(folder),
+            expected=f"a new folder, or one with {SETTINGS_FILE}",
+            remedy="choose another folder: a score over two models means nothing",
+        )
+    _keep_settings(path, _settings(plan, model, loras, config))
     done = len(shard.videos) - len(shard.pending)
     with progress_bar("generating", len(shard.videos), completed=done) as bar:
         for video in shard.pending:

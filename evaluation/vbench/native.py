@@ -5,7 +5,7 @@ from pathlib import Path
 
 from longtake.evaluation.vbench.flickering import temporal_flickering
 from longtake.evaluation.vbench.plan import Plan
-from longtake.evaluation.vbench.records import read_records, rewrite_records
+from longtake.evaluation.vbench.records import RECORDS, read_records, rewrite_records
 from longtake.evaluation.vbench.result_files import parse_dimension
 from longtake.evaluation.vbench.results import DimensionResults
 from longtake.evaluation.vbench.upstream_runner import Records
@@ -27,7 +27,7 @@ def score_natively(plan: Plan, files: VideoFiles, dimension: str, folder: Path) 
         dimension: a key of :data:`SCORERS`.
         folder: keeps the finished videos.
     """
-    path = folder / "records.jsonl"
+    path = folder / RECORDS
     done = read_records(path)
     folder.mkdir(parents=True, exist_ok=True)
     rewrite_records(path, done)

@@ -1,8 +1,9 @@
 """The sampling plan: which videos a suite needs, their exact file names and their seeds."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from longtake.evaluation.vbench.suite_data import PromptRow, SuiteData
 from longtake.evaluation.vbench.suites import Suite
@@ -170,8 +171,15 @@ def make_plan(
         remarks.append(f"only {prompts_per_dimension} prompts per dimension: not comparable")
     if samples is not None:
         remarks.append(f"at most {samples} videos per prompt: not comparable")
+    texts = texts or {}
     if texts:
-        remarks.append(f"the model is given other texts for {len(texts)} prompts")
+        if absent := [row.prompt for row in rows if row.prompt not in texts]:
+            raise UserError(
+                f"{len(absent)} prompts of the plan have no text",
+                received=absent[0],
+                expected="a line for every prompt of the suite",
+            )
+        remarks.append("the model is given other texts than the suite's prompts")
     return Plan(
         suite=suite,
         rows=tuple(rows),
@@ -179,7 +187,7 @@ def make_plan(
         source=data.source,
         digest=data.digest,
         remarks=tuple(remarks),
-        texts=texts or {},
+        texts=texts,
         samples=samples,
     )
 
@@ -188,19 +196,40 @@ def _at_most(number: int, limit: int | None) -> int:
     return number if limit is None else min(number, limit)
 
 
-def aligned_texts(prompts: Sequence[str], texts: Sequence[str], where: str) -> dict[str, str]:
-    """Augmented prompts by English prompt, from two lists that run in parallel.
+def read_texts(texts: Path | None, prompts: Path | None) -> dict[str, str]:
+    """What the model is given by English prompt, from two files whose lines run in parallel.
+
+    Args:
+        texts: augmented or translated prompts, one a line; None: none.
+        prompts: the English prompts that they stand for.
 
     Raises:
-        UserError: the lists differ in length, or a text is empty.
+        UserError: only one file is given, one cannot be read, or their lines do not pair up.
     """
-    if len(prompts) != len(texts):
+    if texts is None and prompts is None:
+        return {}
+    if texts is None or prompts is None:
+        raise UserError(
+            "texts and the prompts that they stand for belong together",
+            received=f"--texts {texts}, --texts-of {prompts}",
+            expected="both files",
+        )
+    lines = [_lines(path) for path in (prompts, texts)]
+    if len(lines[0]) != len(lines[1]):
         raise UserError(
             "the texts do not run in parallel with the prompts",
-            received=f"{len(texts)} lines in {where}",
-            expected=f"{len(prompts)} lines, one for each prompt",
+            received=f"{len(lines[1])} lines in {texts}",
+            expected=f"{len(lines[0])} lines, as in {prompts}",
         )
-    empty = [number for number, text in enumerate(texts, start=1) if not text.strip()]
-    if empty:
-        raise UserError("a text is empty", received=f"line {empty[0]} of {where}")
-    return dict(zip(prompts, texts, strict=True))
+    if empty := [number for number, text in enumerate(lines[1], start=1) if not text.strip()]:
+        raise UserError("a text is empty", received=f"line {empty[0]} of {texts}")
+    return dict(zip(*lines, strict=True))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"a file of prompts cannot be read: {error}", received=str(path), expected="UTF-8 text"
+        ) from error

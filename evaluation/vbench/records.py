@@ -7,6 +7,9 @@ from typing import Any
 
 from longtake.runtime.replacing import replacing
 
+RECORDS = "records.jsonl"
+"""Name of the file in a dimension's folder."""
+
 
 def read_records(path: Path) -> dict[str, dict[str, Any]]:
     """Entry by file name of the video; empty without a file.

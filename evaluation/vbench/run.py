@@ -15,9 +15,11 @@ from pathlib import Path
 
 from longtake.evaluation.vbench.dimension_run import DimensionRun
 from longtake.evaluation.vbench.doctor import Diagnosis, examine, head_commit
+from longtake.evaluation.vbench.native import score_natively
 from longtake.evaluation.vbench.plan import Plan
 from longtake.evaluation.vbench.plan_file import read_plan, write_plan
 from longtake.evaluation.vbench.probe import VideoFacts, probe, unlike_the_rest
+from longtake.evaluation.vbench.records import RECORDS, read_records
 from longtake.evaluation.vbench.result_files import RESULTS_FOLDER, write_results
 from longtake.evaluation.vbench.results import DimensionResults
 from longtake.evaluation.vbench.upstream import Upstream
@@ -66,6 +68,41 @@ class RunReport:
     odd_videos: Mapping[str, str]
     """Files unlike the others (rate, length, size, unreadable), with what is odd."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every dimension was run and every video has a result."""
+        return not self.not_run and not any(r.unscored for r in self.results.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a run would do for one dimension."""
+
+    diagnosis: Diagnosis
+    videos: int
+    """Videos that are there."""
+    missing: int
+    """Planned videos that are not."""
+    finished: int
+    """Results of an earlier run."""
+
+
+def run_steps(
+    plan: Plan, videos: Path, upstream: Upstream, output_dir: Path, dimensions: Sequence[str] = ()
+) -> list[Step]:
+    """What :func:`run_dimensions` would do; nothing is started or written."""
+    wanted = _wanted(plan, dimensions)
+    files = find_videos(plan, videos)
+    return [
+        Step(
+            diagnosis=diagnosis,
+            videos=sum(key[0] == diagnosis.dimension for key in files.paths),
+            missing=sum(key[0] == diagnosis.dimension for key in files.missing),
+            finished=len(read_records(_work(output_dir, diagnosis.dimension) / RECORDS)),
+        )
+        for diagnosis in examine(upstream, wanted)
+    ]
+
 
 def run_dimensions(
     plan: Plan,
@@ -98,14 +135,18 @@ def run_dimensions(
     _keep_plan(plan, output_dir / "plan.json")
     diagnoses = {found.dimension: found for found in examine(upstream, wanted)}
     ready = [n for n in wanted if settings.ignore_doctor or not diagnoses[n].missing]
+    native = [n for n in wanted if n not in ready and diagnoses[n].is_native]
     facts = {path: probe(path) for key, path in files.paths.items() if key[0] in ready}
     runs = {
         name: _prepare(plan, upstream, name, files, facts, output_dir, settings) for name in ready
     }
     results = _run_all(runs, settings)
+    for name in native:
+        results[name] = score_natively(plan, files, name, _work(output_dir, name))
+        write_results(output_dir / RESULTS_FOLDER, results[name], {"suite_sha256": plan.digest})
     return RunReport(
         results=results,
-        not_run={name: diagnoses[name] for name in wanted if name not in ready},
+        not_run={name: diagnoses[name] for name in wanted if name not in results},
         odd_videos=unlike_the_rest({str(path): found for path, found in facts.items()}),
     )
 
@@ -131,6 +172,10 @@ def _wanted(plan: Plan, dimensions: Sequence[str]) -> list[str]:
             expected=", ".join(plan.dimensions),
         )
     return names
+
+
+def _work(output_dir: Path, dimension: str) -> Path:
+    return (output_dir / "work" / dimension).absolute()
 
 
 def _keep_plan(plan: Plan, path: Path) -> None:
@@ -170,7 +215,7 @@ def _prepare(
     settings: RunSettings,
 ) -> DimensionRun:
     view = (output_dir / "views" / settings.model).absolute()
-    folder = (output_dir / "work" / dimension).absolute()
+    folder = _work(output_dir, dimension)
     _keep_commit(folder, head_commit(upstream.checkout) if upstream.checkout else None)
     return DimensionRun(
         plan=plan,

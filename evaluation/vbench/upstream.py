@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from longtake.evaluation.vbench.requirements import Place
-from longtake.evaluation.vbench.suites import PINNED_COMMIT, Suite
+from longtake.evaluation.vbench.suites import PINNED_COMMIT, Suite, find_suite
 from longtake.runtime.errors import UserError
 
 _HUBS: dict[str, tuple[str, str]] = {
@@ -91,3 +91,30 @@ def parse_pythons(suite: Suite, texts: Sequence[str]) -> dict[str, Path]:
             )
         pythons[key] = python
     return pythons
+
+
+def find_upstream(
+    suite: str,
+    checkout: Path | None,
+    pythons: Sequence[str],
+    weights: Path | None,
+    commit: str | None,
+    device: str,
+    *,
+    allow_downloads: bool = False,
+) -> Upstream:
+    """An installation from what the command line gives.
+
+    Raises:
+        UserError: an unknown suite, or interpreters that cannot be used.
+    """
+    found = find_suite(suite)
+    return Upstream(
+        suite=found,
+        checkout=checkout,
+        commit=commit or PINNED_COMMIT,
+        pythons=parse_pythons(found, pythons),
+        weights=weights,
+        device=device,
+        allow_downloads=allow_downloads,
+    )
