@@ -32,7 +32,7 @@ def sample(
     output_dir: Annotated[
         Path, typer.Option(metavar="DIR", help="Where everything goes; continued if it exists.")
     ] = Path("runs/vbench_sample"),
-    prompts: Annotated[int, typer.Option(min=2, help="Number of prompts.")] = 6,
+    prompts: Annotated[int, typer.Option(min=2, help="Number of prompts.")] = 4,
     samples: Annotated[int, typer.Option(min=1, help="Videos per prompt.")] = 2,
     source: Annotated[
         Path | None,

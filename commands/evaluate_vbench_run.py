@@ -53,7 +53,7 @@ def doctor(
     Example: python cli.py eval vbench doctor --checkout VBench --python envs/llava/bin/python
     """
     from longtake.evaluation.vbench.doctor import examine
-    from longtake.evaluation.vbench.tables import doctor_table
+    from longtake.evaluation.vbench.tables import doctor_report
     from longtake.evaluation.vbench.upstream import find_upstream
 
     upstream = find_upstream(
@@ -61,7 +61,7 @@ def doctor(
     )
     names = [upstream.suite.dimension(name).name for name in dimension or ()]
     found = examine(upstream, names or list(upstream.suite.dimensions))
-    show(doctor_table(upstream.suite, found))
+    show(*doctor_report(upstream.suite, found))
     raise typer.Exit(1 if any(line.missing and not line.is_native for line in found) else 0)
 
 

@@ -1,6 +1,7 @@
 """What is missing before the public code can score a dimension, and how to get it."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -11,7 +12,6 @@ from longtake.evaluation.vbench.requirements import (
     NATIVE,
     REQUIREMENTS,
     Requirement,
-    Weights,
     setup_command,
 )
 from longtake.evaluation.vbench.upstream import Upstream
@@ -20,6 +20,20 @@ _FIND_MODULES = (
     "import importlib.util, json, sys; "
     "print(json.dumps([m for m in sys.argv[1:] if importlib.util.find_spec(m) is None]))"
 )
+_TEXT_MODEL = re.compile(r"^text_model_name = ['\"](.+)['\"]", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """One thing that is not there."""
+
+    what: str
+    """In a word."""
+    how: str
+    """How to get it."""
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.how}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +47,8 @@ class Diagnosis:
     """GPU memory; None: not known."""
     is_native: bool
     """Whether an implementation of ours scores it without any of this."""
-    missing: tuple[str, ...]
-    """Each with how to get it; empty: ready to run."""
+    missing: tuple[Missing, ...]
+    """Empty: ready to run."""
 
 
 def examine(upstream: Upstream, dimensions: Sequence[str]) -> list[Diagnosis]:
@@ -79,47 +93,58 @@ def head_commit(checkout: Path) -> str | None:
     return done.stdout.strip()
 
 
-def _checkout_problems(upstream: Upstream) -> list[str]:
+def _checkout_problems(upstream: Upstream) -> list[Missing]:
     if upstream.checkout is None or upstream.root is None:
-        return [
-            "checkout: git clone https://github.com/Vchitect/VBench, "
-            f"git checkout {upstream.commit}, then --checkout"
-        ]
+        clone = "git clone https://github.com/Vchitect/VBench; "
+        return [Missing("checkout", f"{clone}git checkout {upstream.commit}; then --checkout")]
     package = upstream.root / upstream.suite.package
     if not (package / "__init__.py").is_file():
-        return [f"checkout: no {upstream.suite.package} in {upstream.root}"]
+        return [Missing("checkout", f"there is no {upstream.suite.package} in {upstream.root}")]
     commit = head_commit(upstream.checkout)
     if commit is None or not commit.startswith(upstream.commit):
         return [
-            f"checkout: it is at {(commit or 'an unknown commit')[:12]}, not {upstream.commit}: "
-            f"git checkout {upstream.commit}, or say --commit (scores of other versions differ)"
+            Missing(
+                "the commit",
+                f"the checkout is at {(commit or 'an unknown commit')[:17]}: git checkout "
+                f"{upstream.commit}, or say --commit (another version is another metric)",
+            )
         ]
     return []
 
 
-def _code_problems(upstream: Upstream, need: Requirement) -> list[str]:
-    if upstream.root is None or not need.folder or (upstream.root / need.folder).is_dir():
+def _code_problems(upstream: Upstream, need: Requirement) -> list[Missing]:
+    if upstream.root is None:
         return []
-    return [f"checkout: {need.folder} is not there (the wheel and old commits lack it)"]
+    if need.folder and not (upstream.root / need.folder).is_dir():
+        return [Missing(need.folder, "the wheel and old commits lack it: take the checkout")]
+    config = upstream.root / need.config
+    if not config.is_file():
+        return []
+    named = _TEXT_MODEL.findall(config.read_text(encoding="utf-8", errors="replace"))
+    if named and named[-1].startswith("/") and not Path(named[-1]).exists():
+        how = f"{config} names {named[-1]}: set text_model_name to openai/clip-vit-base-patch32"
+        return [Missing("text model of YOLO-World", how)]
+    return []
 
 
-def _python_problems(upstream: Upstream, dimension: str, need: Requirement) -> list[str]:
+def _python_problems(upstream: Upstream, dimension: str, need: Requirement) -> list[Missing]:
     python = upstream.python(dimension)
     if python is None:
         how = setup_command(upstream.suite, need.group)
-        return [f"environment ({need.group}): {how}; then --python [{dimension}=]ENV/bin/python"]
-    problems = []
+        return [Missing(f"environment {need.group}", f"{how}; then --python [NAME=]ENV/bin/python")]
+    problems: list[Missing] = []
     absent = _absent_modules(python, need.modules)
     if absent is None:
-        problems.append(f"environment: {python} does not start")
+        problems.append(Missing("environment", f"{python} does not start"))
     elif absent:
-        problems.append(f"packages in {python}: {', '.join(absent)}")
+        how = f"install {', '.join(absent)} for {python}"
+        problems.append(Missing(f"packages of {need.group}", how))
     path = upstream.environment(python)["PATH"]
     for program in need.programs:
         if shutil.which(program, path=path) is None:
-            problems.append(f"program: {program} on PATH")
+            problems.append(Missing(program, "must be on PATH"))
     if "ffmpeg" in need.programs and not _has_encoder("libx264", path):
-        problems.append("program: ffmpeg with the encoder libx264 (without it, upstream scores 1)")
+        problems.append(Missing("libx264", "ffmpeg must have it; without it, upstream scores 1"))
     return problems
 
 
@@ -151,14 +176,15 @@ def _has_encoder(name: str, path: str) -> bool:
     return name in done.stdout
 
 
-def _weight_problems(upstream: Upstream, need: Requirement) -> list[str]:
+def _weight_problems(upstream: Upstream, need: Requirement) -> list[Missing]:
     if upstream.allow_downloads:
         return []
-    problems = []
+    problems: list[Missing] = []
     for weights in need.weights:
         path = upstream.place(weights.place) / weights.path
         if not _has_content(path):
-            problems.append(f"weights: {path} from {_how(upstream, weights)}")
+            how = weights.get.replace("CACHE", str(upstream.place("cache")))
+            problems.append(Missing(weights.name, f"{how}, to {path}"))
     return problems
 
 
@@ -168,17 +194,14 @@ def _has_content(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _how(upstream: Upstream, weights: Weights) -> str:
-    return weights.get.replace("CACHE", str(upstream.place("cache")))
-
-
-def _memory_problems(upstream: Upstream, need: Requirement, memory: float | None) -> list[str]:
+def _memory_problems(upstream: Upstream, need: Requirement, memory: float | None) -> list[Missing]:
     if not upstream.device.startswith("cuda"):
         return []
     if memory is None:
-        return ["GPU: none is visible (or --device cpu, where the public code allows it)"]
+        return [Missing("GPU", "none is visible (or --device cpu, where the public code can)")]
     if need.memory_gib is not None and memory < need.memory_gib:
-        return [f"GPU memory: {need.memory_gib:g} GiB, the largest GPU has {memory:.0f}"]
+        how = f"{need.memory_gib:g} GiB are needed, the largest GPU has {memory:.0f}"
+        return [Missing("GPU memory", how)]
     return []
 
 

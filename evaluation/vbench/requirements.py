@@ -17,6 +17,8 @@ Place = Literal["cache", "torch", "hf"]
 class Weights:
     """A file or folder that must be on the disk before a dimension can run."""
 
+    name: str
+    """What people call it."""
     path: str
     """Relative to its place."""
     get: str
@@ -39,37 +41,46 @@ class Requirement:
     """GPU memory; None: not known."""
     folder: str = ""
     """Folder of the checkout that only the right version has."""
+    config: str = ""
+    """File of the checkout whose `text_model_name` must exist: one commit has its author's path."""
 
 
-def _hf(name: str) -> Weights:
-    return Weights(path=name, get=f"hf download {name} --local-dir CACHE/{name}")
+def _hf(name: str, path: str) -> Weights:
+    return Weights(name=name, path=path, get=f"hf download {path} --local-dir CACHE/{path}")
 
 
-def _drive(path: str, identifier: str) -> Weights:
-    return Weights(path=path, get=f"Google Drive file {identifier}")
+def _drive(name: str, path: str, identifier: str) -> Weights:
+    return Weights(name=name, path=path, get=f"Google Drive file {identifier}")
 
 
-def _hub(path: str, get: str) -> Weights:
-    return Weights(path=path, get=get, place="torch")
+def _hub(name: str, path: str, get: str) -> Weights:
+    return Weights(name=name, path=path, get=get, place="torch")
 
 
 _BASE = ("torch", "torchvision", "cv2", "decord", "tqdm", "numpy", "PIL")
 _BASE2 = (*_BASE, "scenedetect", "gdown", "yaml")
 _SIGLIP = Weights(
+    name="SigLIP",
     path="models--google--siglip-so400m-patch14-384",
     get="hf download google/siglip-so400m-patch14-384",
     place="hf",
 )
-_LLAVA = (_hf("lmms-lab/LLaVA-Video-7B-Qwen2"), _SIGLIP)
-_QWEN = _hf("Qwen/Qwen2.5-7B-Instruct")
+_LLAVA = (_hf("LLaVA-Video-7B", "lmms-lab/LLaVA-Video-7B-Qwen2"), _SIGLIP)
+_QWEN = _hf("Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct")
 _COTRACKER = (
-    _hub("facebookresearch_co-tracker_main", "git clone of facebookresearch/co-tracker"),
     _hub(
+        "CoTracker code",
+        "facebookresearch_co-tracker_main",
+        "git clone of facebookresearch/co-tracker",
+    ),
+    _hub(
+        "CoTracker2",
         "checkpoints/cotracker2.pth",
         "https://huggingface.co/facebook/cotracker/resolve/main/cotracker2.pth",
     ),
 )
 _RAFT = Weights(
+    name="RAFT",
     path="raft_model/models/raft-things.pth",
     get="models.zip of https://dl.dropboxusercontent.com/s/4j4z58wuv8o0mfz/models.zip, unpacked",
 )
@@ -87,6 +98,7 @@ _VBENCH2: dict[str, Requirement] = {
         modules=_BASE2,
         weights=(
             _hub(
+                "VGG19",
                 "checkpoints/vgg19-dcbb9e9d.pth",
                 "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
             ),
@@ -98,6 +110,7 @@ _VBENCH2: dict[str, Requirement] = {
         modules=(*_BASE2, "swift"),
         weights=(
             Weights(
+                name="instance anomaly detector",
                 path="instance_anomaly_detector/model",
                 get="Google Drive folder 106rnzZvH-VUKkz8dMPFflD6tqtbSgXwh, and the Qwen2.5-VL "
                 "model that its args.json names",
@@ -120,15 +133,30 @@ _VBENCH2: dict[str, Requirement] = {
         modules=(*_BASE2, "mmcv", "mmdet", "mmyolo", "mmengine", "timm"),
         weights=(
             _drive(
+                "YOLO-World",
                 "YOLO-World/yolo_world_v2_xl_obj365v1_goldg_cc3mlite_pretrain-5daf1395.pth",
                 "1qo-K1kum7yiEwIlN1TWDvABXX6qriUen (the download script says YOLO-Wold: wrong)",
             ),
-            _drive("anomaly_detector/human.pth", "1mlSURYOi_vN9ST1wzEhJaVO6-ZoES8UT"),
-            _drive("anomaly_detector/face.pth", "1e2qTjrtsYlkWLql0qj8DqaNZ09KuV8Qo"),
-            _drive("anomaly_detector/hand.pth", "1j3QeAcAtdLe5BFgK-c33UaHV6-iUto0i"),
+            _drive(
+                "human anomaly detector",
+                "anomaly_detector/human.pth",
+                "1mlSURYOi_vN9ST1wzEhJaVO6-ZoES8UT",
+            ),
+            _drive(
+                "face anomaly detector",
+                "anomaly_detector/face.pth",
+                "1e2qTjrtsYlkWLql0qj8DqaNZ09KuV8Qo",
+            ),
+            _drive(
+                "hand anomaly detector",
+                "anomaly_detector/hand.pth",
+                "1j3QeAcAtdLe5BFgK-c33UaHV6-iUto0i",
+            ),
         ),
         memory_gib=5,
         folder="vbench2/third_party/ViTDetector",
+        config="vbench2/third_party/YOLO-World/yolo_world_v2_xl_vlpan_bn_2e-3_100e_4x8gpus_"
+        "obj365v1_goldg_train_lvis_minival.py",
     ),
     "Human_Clothes": replace(
         _llava,
@@ -140,8 +168,9 @@ _VBENCH2: dict[str, Requirement] = {
         group="cotracker",
         modules=(*_BASE2, "retinaface", "einops", "imageio", "scipy"),
         weights=(
-            _drive("arcface/resnet18_110.pth", "1m387vGTQ4GW4I4PQfBsCC-Y9aEp6zjvy"),
+            _drive("ArcFace", "arcface/resnet18_110.pth", "1m387vGTQ4GW4I4PQfBsCC-Y9aEp6zjvy"),
             _hub(
+                "RetinaFace",
                 "checkpoints/retinaface_resnet50_2020-07-20-f168fae3c.zip",
                 "https://github.com/ternaus/retinaface/releases/download/0.01/"
                 "retinaface_resnet50_2020-07-20-f168fae3c.zip",
@@ -159,10 +188,12 @@ _VBENCH2: dict[str, Requirement] = {
 
 _OPENAI = "https://openaipublic.azureedge.net/clip/models/"
 _CLIP_B32 = Weights(
+    name="CLIP ViT-B/32",
     path="clip_model/ViT-B-32.pt",
     get=f"{_OPENAI}40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
 )
 _CLIP_L14 = Weights(
+    name="CLIP ViT-L/14",
     path="clip_model/ViT-L-14.pt",
     get=f"{_OPENAI}b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
 )
@@ -178,6 +209,7 @@ _grit = _old(
     group="detectron2",
     weights=(
         Weights(
+            name="GRiT",
             path="grit_model/grit_b_densecap_objectdet.pth",
             get="https://datarelease.blob.core.windows.net/grit/models/"
             "grit_b_densecap_objectdet.pth",
@@ -188,10 +220,12 @@ _viclip = _old(
     "clip",
     weights=(
         Weights(
+            name="ViCLIP",
             path="ViCLIP/ViClip-InternVid-10M-FLT.pth",
             get=f"{_USED_MODELS}ViClip-InternVid-10M-FLT.pth",
         ),
         Weights(
+            name="CLIP vocabulary",
             path="ViCLIP/bpe_simple_vocab_16e6.txt.gz",
             get="bpe_simple_vocab_16e6.txt.gz of the public OpenAI CLIP repository",
         ),
@@ -202,10 +236,12 @@ _VBENCH1: dict[str, Requirement] = {
     "subject_consistency": _old(
         weights=(
             Weights(
+                name="DINO code",
                 path="dino_model/facebookresearch_dino_main",
                 get="git clone of facebookresearch/dino",
             ),
             Weights(
+                name="DINO ViT-B/16",
                 path="dino_model/dino_vitbase16_pretrain.pth",
                 get="https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/"
                 "dino_vitbase16_pretrain.pth",
@@ -218,6 +254,7 @@ _VBENCH1: dict[str, Requirement] = {
         "omegaconf",
         weights=(
             Weights(
+                name="AMT-S",
                 path="amt_model/amt-s.pth",
                 get="https://huggingface.co/lalala125/AMT/resolve/main/amt-s.pth",
             ),
@@ -229,6 +266,7 @@ _VBENCH1: dict[str, Requirement] = {
         weights=(
             _CLIP_L14,
             Weights(
+                name="LAION aesthetic head",
                 path="aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth",
                 get="sa_0_4_vit_l_14_linear.pth of the public LAION aesthetic predictor",
             ),
@@ -238,6 +276,7 @@ _VBENCH1: dict[str, Requirement] = {
         "pyiqa",
         weights=(
             Weights(
+                name="MUSIQ",
                 path="pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",
                 get="https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/"
                 "musiq_spaq_ckpt-358bb6af.pth",
@@ -251,6 +290,7 @@ _VBENCH1: dict[str, Requirement] = {
         "timm",
         weights=(
             Weights(
+                name="UMT",
                 path="umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth",
                 get=f"{_USED_MODELS}l16_ptk710_ftk710_ftk400_f16_res224.pth",
             ),
@@ -262,6 +302,7 @@ _VBENCH1: dict[str, Requirement] = {
         "transformers",
         weights=(
             Weights(
+                name="Tag2Text",
                 path="caption_model/tag2text_swin_14m.pth",
                 get="https://huggingface.co/spaces/xinyu1205/recognize-anything/resolve/main/"
                 "tag2text_swin_14m.pth",

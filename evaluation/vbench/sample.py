@@ -53,7 +53,7 @@ def sandbox_data(suite: Suite = VBENCH1) -> SuiteData:
 def run_sample(
     folder: Path,
     *,
-    prompts: int = 6,
+    prompts: int = 4,
     samples: int = 2,
     source: Path | None = None,
     checkpoint: Path | None = None,

@@ -94,21 +94,18 @@ def score_notes(scores: Scores) -> list[Text]:
     return [Text(line) for line in lines]
 
 
-def doctor_table(suite: Suite, diagnoses: Sequence[Diagnosis]) -> Table:
-    """What is missing for each dimension, and how to get it."""
+def doctor_report(suite: Suite, diagnoses: Sequence[Diagnosis]) -> list[Table | Text]:
+    """What is missing for each dimension, and then once how to get each thing."""
     table = _table(
         f"{suite.title}: what the public code still needs here",
         [("dimension", "left"), ("GPU, GiB", "right"), ("ready", "left"), ("missing", "wrap")],
     )
     for found in diagnoses:
         ready = "yes" if not found.missing else "ours" if found.is_native else "no"
-        table.add_row(
-            found.dimension,
-            _memory(found.memory_gib),
-            ready,
-            Text("\n".join(found.missing)),
-        )
-    return table
+        missing = ", ".join(thing.what for thing in found.missing)
+        table.add_row(found.dimension, _memory(found.memory_gib), ready, Text(missing))
+    things = dict.fromkeys(thing for found in diagnoses for thing in found.missing)
+    return [table, *(Text(str(thing)) for thing in things)]
 
 
 def run_plan_table(suite: Suite, steps: Sequence[Step]) -> Table:
@@ -132,7 +129,7 @@ def run_plan_table(suite: Suite, steps: Sequence[Step]) -> Table:
         elif found.is_native:
             how = "ours"
         else:
-            how = "no:\n" + "\n".join(found.missing)
+            how = "no, missing: " + ", ".join(thing.what for thing in found.missing)
         table.add_row(
             found.dimension,
             str(step.videos),
@@ -172,7 +169,8 @@ def run_report(report: RunReport) -> list[Table | Text]:
         lines += [f"{name}: {note}" for note in results.notes()]
         lines += _reasons(name, results.unscored)
     for name, diagnosis in report.not_run.items():
-        lines.append(f"{name}: not run: {diagnosis.missing[0]}")
+        missing = ", ".join(thing.what for thing in diagnosis.missing)
+        lines.append(f"{name}: not run, missing: {missing}; see `eval vbench doctor`")
     odd = list(report.odd_videos.items())
     lines += [f"odd video {path}: {why}" for path, why in odd[:_SHOWN]]
     if len(odd) > _SHOWN:
@@ -238,7 +236,7 @@ def _needs_table(suite: Suite) -> Table:
     )
     for name, need in REQUIREMENTS[suite.name].items():
         if name not in NATIVE[suite.name]:
-            names = ", ".join(weights.path.rpartition("/")[2] for weights in need.weights)
+            names = ", ".join(weights.name for weights in need.weights)
             table.add_row(name, _memory(need.memory_gib), Text(names))
     return table
 
