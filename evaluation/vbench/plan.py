@@ -144,7 +144,8 @@ def make_plan(
     Raises:
         UserError: an unknown dimension, a negative seed, or a number below 1.
     """
-    if seed < 0 or (samples or 1) < 1 or (prompts_per_dimension or 1) < 1:
+    limits = [limit for limit in (samples, prompts_per_dimension) if limit is not None]
+    if seed < 0 or min(limits, default=1) < 1:
         raise UserError(
             "the plan's numbers cannot be used",
             received=f"seed={seed}, prompts={prompts_per_dimension}, samples={samples}",

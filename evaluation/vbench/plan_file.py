@@ -57,8 +57,6 @@ def read_plan(path: Path) -> Plan:
         plan = _parse(content)
         listed = [_freeze(record) for record in content["videos"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
         raise _unusable(path, f"{type(error).__name__}: {error}") from error
     if listed != [_freeze(_as_record(video)) for video in plan.videos]:
         raise _unusable(path, "its list of videos does not follow from its prompts")
