@@ -8,6 +8,7 @@ ten. (`evaluation.statistics` resamples one mean; a total needs all of its dimen
 together.)
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from longtake.evaluation.vbench.results import DimensionResults
 from longtake.evaluation.vbench.suites import Suite
-from longtake.evaluation.vbench.totals import all_scores
+from longtake.evaluation.vbench.totals import all_scores, shares
 
 FloatArray = NDArray[np.float64]
 
@@ -28,16 +29,11 @@ _FEWEST = 0.95
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
-    """Percentile interval of a score, or of a difference of two."""
+    """Percentile interval of a score."""
 
     low: float
     high: float
     confidence: float
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
 
 
 def prompt_of(video: str) -> str:
@@ -149,3 +145,39 @@ def spread(values: FloatArray, confidence: float = 0.95) -> Spread | None:
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(finite, [tail, 1.0 - tail])
     return Spread(low=float(low), high=float(high), confidence=confidence)
+
+
+def standard_error(
+    suite: Suite, line: str, samples: Mapping[str, FloatArray], prompts: Mapping[str, int]
+) -> tuple[float, float] | None:
+    """Standard error of a line and its degrees of freedom, for intervals far out in the tails.
+
+    Percentiles of resamples of ten prompts end where the prompts end, so they are too narrow for
+    the levels that many comparisons at once need. The standard deviation of the resamples with the
+    factor n / (n - 1) and Student's t are not; several dimensions share their degrees of freedom by
+    the rule of Welch and Satterthwaite.
+
+    Args:
+        suite: with the formulas.
+        line: a dimension, a category or `Total`.
+        samples: resampled scores (or differences of two models) of all lines.
+        prompts: number of prompts n by dimension.
+
+    Returns:
+        None when the line or one of its dimensions has no spread to estimate.
+    """
+    parts = shares(suite, line)
+    if line not in samples or not np.isfinite(samples[line]).any():
+        return None
+    if any(prompts.get(name, 0) < 2 for name in parts):
+        return None
+    # Contribution of each dimension to the variance, before and after the small-sample factor.
+    plain = {n: (share * float(np.nanstd(samples[n]))) ** 2 for n, share in parts.items()}
+    corrected = {n: v * prompts[n] / (prompts[n] - 1) for n, v in plain.items()}
+    whole = sum(plain.values())
+    if not whole:
+        return 0.0, math.inf
+    # The resamples of the line itself also hold the covariances of its dimensions.
+    variance = float(np.nanvar(samples[line])) * sum(corrected.values()) / whole
+    spread_of_parts = sum(v**2 / (prompts[n] - 1) for n, v in corrected.items())
+    return math.sqrt(variance), sum(corrected.values()) ** 2 / spread_of_parts

@@ -8,12 +8,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 
-import numpy as np
+from scipy.stats import t as student_t
 
 from longtake.evaluation.vbench.aggregate import planned_results
-from longtake.evaluation.vbench.bootstrap import FloatArray, resampled_scores, spread
+from longtake.evaluation.vbench.bootstrap import (
+    FloatArray,
+    prompt_of,
+    resampled_scores,
+    standard_error,
+)
 from longtake.evaluation.vbench.plan import Plan
 from longtake.evaluation.vbench.published import PublishedModel, find_published, rough_error
 from longtake.evaluation.vbench.result_files import ResultSet, read_results
@@ -89,7 +93,7 @@ def compare(
     plan: Plan | None = None,
     *,
     confidence: float = 0.95,
-    resamples: int = 20_000,
+    resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
     """Compare two models.
@@ -106,7 +110,6 @@ def compare(
     sides = [_Side(suite, side, plan) for side in (first, second)]
     order = [*suite.dimensions, *(c.name for c in suite.categories), "Total"]
     names = [name for name in order if any(name in side.scores for side in sides)]
-    paired = all(side.results is not None for side in sides)
     models = [side.results for side in sides if side.results is not None]
     samples = resampled_scores(suite, models, resamples=resamples, seed=seed) if models else []
     for side in sides:
@@ -116,7 +119,7 @@ def compare(
     lines = []
     for name in names:
         level = confidence if name == "Total" else 1 - (1 - confidence) / max(1, family)
-        low_high, basis = _interval(name, sides, paired, level)
+        low_high, basis = _interval(suite, name, sides, level)
         lines.append(
             Difference(
                 name=name,
@@ -178,27 +181,44 @@ class _Side:
             if not results.applicable:
                 self.remarks.append(f"{side.source}: {name} has no results of videos")
 
-    def error(self, name: str) -> float | None:
+    def error(self, suite: Suite, name: str) -> float | None:
         """Standard error of a score; None when unknown."""
-        if name in self.samples:
-            return float(np.nanstd(self.samples[name]))
-        return self.errors.get(name)
+        if name in self.errors:
+            return self.errors[name]
+        found = standard_error(suite, name, self.samples, self.prompts())
+        return None if found is None else found[0]
+
+    def prompts(self) -> dict[str, int]:
+        """Number of prompts that count, by dimension."""
+        return {
+            name: len({prompt_of(video) for video in results.applicable})
+            for name, results in (self.results or {}).items()
+        }
 
 
 def _interval(
-    name: str, sides: list[_Side], paired: bool, level: float
+    suite: Suite, name: str, sides: Sequence[_Side], level: float
 ) -> tuple[tuple[float, float] | None, str]:
     """Interval of the difference and what it stands on."""
+    first, second = sides
     if any(name not in side.scores for side in sides):
         return None, "one side has no score"
-    if paired:
-        if any(name not in side.samples for side in sides):
-            return None, "no results of videos"
-        found = spread(sides[0].samples[name] - sides[1].samples[name], level)
-        return (None if found is None else (found.low, found.high)), PAIRED
-    errors = [side.error(name) for side in sides]
-    if errors[0] is None or errors[1] is None:
+    if first.samples and second.samples:
+        differences = {
+            n: first.samples[n] - second.samples[n]
+            for n in first.samples.keys() & second.samples.keys()
+        }
+        others = second.prompts()
+        prompts = {n: min(count, others.get(n, 0)) for n, count in first.prompts().items()}
+        found, basis = standard_error(suite, name, differences, prompts), PAIRED
+    else:
+        errors = [side.error(suite, name) for side in sides]
+        known = errors[0] is not None and errors[1] is not None
+        found = (math.hypot(errors[0] or 0, errors[1] or 0), math.inf) if known else None
+        basis = ROUGH
+    if found is None:
         return None, "no results of videos"
-    half = NormalDist().inv_cdf((1 + level) / 2) * math.hypot(errors[0], errors[1])
-    difference = sides[0].scores[name] - sides[1].scores[name]
-    return (difference - half, difference + half), ROUGH
+    error, freedom = found
+    half = float(student_t.ppf((1 + level) / 2, freedom)) * error if error else 0.0
+    difference = first.scores[name] - second.scores[name]
+    return (difference - half, difference + half), basis

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longtake.evaluation.vbench.suites import Suite, find_suite
+from longtake.evaluation.vbench.totals import shares
 from longtake.runtime.errors import UserError
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "benchmarks_data" / "published"
@@ -90,20 +91,15 @@ def rough_error(suite: Suite, categories: Mapping[str, float]) -> dict[str, floa
     Returns:
         Standard error in [0, 1] by category that is given, and for `Total` when all are.
     """
-    errors: dict[str, float] = {}
-    for category in suite.categories:
-        if category.name not in categories:
-            continue
-        p = categories[category.name]
-        weight = sum(d.weight for d in category.dimensions)
-        variance = sum(
-            (d.weight / weight / (d.high - d.low)) ** 2 * p * (1 - p) / d.prompts
-            for d in category.dimensions
-        )
-        errors[category.name] = math.sqrt(variance)
-    if len(errors) == len(suite.categories):
-        weight = sum(c.weight for c in suite.categories)
-        errors["Total"] = math.sqrt(
-            sum((c.weight / weight * errors[c.name]) ** 2 for c in suite.categories)
-        )
+    variances = {
+        d.name: categories[c.name] * (1 - categories[c.name]) / d.prompts
+        for c in suite.categories
+        if c.name in categories
+        for d in c.dimensions
+    }
+    errors = {}
+    for line in (*(c.name for c in suite.categories), "Total"):
+        parts = shares(suite, line)
+        if all(name in variances for name in parts):
+            errors[line] = math.sqrt(sum(s**2 * variances[name] for name, s in parts.items()))
     return errors

@@ -49,3 +49,25 @@ def all_scores(suite: Suite, scores: Mapping[str, Score]) -> dict[str, Score]:
     if len(known) == len(suite.categories):
         known["Total"] = total_score(suite, known)
     return known
+
+
+def shares(suite: Suite, line: str) -> dict[str, float]:
+    """How much a line moves per unit of each dimension: all formulas are linear.
+
+    Args:
+        suite: with the formulas.
+        line: a dimension, a category or `Total`.
+
+    Returns:
+        d line / d dimension, for the dimensions that the line depends on.
+    """
+    if line in suite.dimensions:
+        return {line: 1.0}
+    total = sum(c.weight for c in suite.categories)
+    found = {}
+    for category in suite.categories:
+        outer = category.weight / total if line == "Total" else float(line == category.name)
+        weight = sum(d.weight for d in category.dimensions)
+        for d in category.dimensions:
+            found[d.name] = outer * d.weight / weight / (d.high - d.low)
+    return {name: share for name, share in found.items() if share}

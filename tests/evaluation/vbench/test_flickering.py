@@ -1,5 +1,6 @@
 """Temporal flickering against its definition, written in numpy, and its extremes."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def test_equals_the_definition(tmp_path: Path, seed: int, lossless: bool) -> Non
     video = torch.randint(0, 256, (7, 3, 24, 40), generator=source).to(torch.uint8)
     path = write(video, tmp_path, lossless=lossless)
     frames = read_video(path)[0].numpy().astype(np.float64)
-    per_pair = [np.abs(b - a).mean() for a, b in zip(frames[:-1], frames[1:], strict=True)]
+    per_pair = [np.abs(b - a).mean() for a, b in pairwise(frames)]
     assert temporal_flickering(path) == pytest.approx((255 - np.mean(per_pair)) / 255, abs=1e-12)
 
 

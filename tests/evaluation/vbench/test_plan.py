@@ -101,7 +101,7 @@ def test_texts_that_do_not_fit_are_refused(data: SuiteData, tmp_path: Path) -> N
     ],
 )
 def test_names_that_files_cannot_have_are_refused(rows: tuple[tuple[str, tuple[str]]]) -> None:
-    with pytest.raises(UserError, match="share a file name|too long"):
+    with pytest.raises(UserError, match=r"share a file name|too long"):
         _ = make_plan(of_rows(VBENCH2, *rows)).videos
 
 

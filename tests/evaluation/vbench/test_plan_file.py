@@ -33,9 +33,7 @@ def test_round_trip(data: SuiteData, tmp_path: Path) -> None:
         ("seed", 1),
     ],
 )
-def test_edited_plans_are_refused(
-    data: SuiteData, tmp_path: Path, key: str, value: object
-) -> None:
+def test_edited_plans_are_refused(data: SuiteData, tmp_path: Path, key: str, value: object) -> None:
     path = write_plan(make_plan(data), tmp_path / "plan.json")
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, key: value}))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from longtake.evaluation.vbench.suites import VBENCH1, VBENCH2, Suite
-from longtake.evaluation.vbench.totals import all_scores, category_score, total_score
+from longtake.evaluation.vbench.totals import all_scores, category_score, shares, total_score
 
 # The public leaderboard's row of HunyuanVideo (2025-03-28), percent, in the suite's order.
 HUNYUAN = (
@@ -55,7 +55,7 @@ def test_vbench_1_reproduces_a_published_row() -> None:
 
 @pytest.mark.parametrize("suite", [VBENCH1, VBENCH2], ids=lambda suite: suite.name)
 def test_nothing_stands_in_for_a_missing_dimension(suite: Suite) -> None:
-    known = {name: 0.5 for name in suite.dimensions}
+    known = dict.fromkeys(suite.dimensions, 0.5)
     complete = set(all_scores(suite, known))
     assert complete == {category.name for category in suite.categories} | {"Total"}
     for category in suite.categories:
@@ -83,3 +83,14 @@ def test_arrays_are_scored_element_by_element() -> None:
     for index in range(5):
         one = all_scores(VBENCH1, {name: float(values[index]) for name, values in many.items()})
         assert {name: values[index] for name, values in found.items()} == pytest.approx(one)
+
+
+@pytest.mark.parametrize("suite", [VBENCH1, VBENCH2], ids=lambda suite: suite.name)
+def test_shares_are_the_slopes_of_the_formulas(suite: Suite) -> None:
+    base = dict.fromkeys(suite.dimensions, 0.4)
+    before = all_scores(suite, base)
+    for moved in suite.dimensions:
+        after = all_scores(suite, {**base, moved: 0.5})
+        for line in (*before, moved):
+            slope = ((after | {moved: 0.5})[line] - (before | {moved: 0.4})[line]) / 0.1
+            assert shares(suite, line).get(moved, 0.0) == pytest.approx(slope, abs=1e-9)
