@@ -117,7 +117,7 @@ class DimensionRun:
             before = self.entries()
             rewrite_records(self.records, before)  # a torn line must not swallow the next one
             ending, log = self._attempt([row for row, _ in rows], stop, gpu)
-            after = self._without_inflated(before, failures, ending, log)
+            rejected = self._reject_unusable(before, failures, log)
             left = [name for _, names in self.pending() for name in names]
             if not left:
                 self.stated = None if before or self.given_up else ending.score
@@ -125,41 +125,43 @@ class DimensionRun:
             if stop.is_set():
                 self.problem = "stopped on request"
                 break
+            unfinished = [name for name in left if name not in rejected]
             if ending.stage == "done":
-                if not self.plan.suite.dimensions[self.dimension].leaves_out:
-                    self._fail(left, failures, "the public code returned no result")
-                    continue
-                break
-            if ending.stage != "compute":
+                if self.plan.suite.dimensions[self.dimension].leaves_out and not rejected:
+                    break
+                self._fail(unfinished, failures, "the public code returned no result")
+            elif ending.stage == "compute":
+                self._fail(unfinished[:1], failures, ending.reason)  # it was at this one
+                lost = bool(unfinished) and unfinished[0] in self.given_up
+                hopeless = 0 if self.entries() else hopeless + lost
+                if hopeless >= _HOPELESS:
+                    self.problem = f"{ending.reason} (see {log})"
+                    break
+            else:
                 self.problem = f"{ending.stage}: {ending.reason} (see {log})"
-                break
-            self._fail(left[:1], failures, ending.reason)
-            hopeless = 0 if after else hopeless + (left[0] in self.given_up)
-            if hopeless >= _HOPELESS:
-                self.problem = f"{ending.reason} (see {log})"
                 break
 
     def _fail(self, names: list[str], failures: Counter[str], reason: str) -> None:
         for name in names:
             failures[name] += 1
             if failures[name] >= self.attempts:
-                self.given_up[name] = f"{reason} ({failures[name]} tries)"
+                self.given_up[name] = f"{reason} (tries: {failures[name]})"
 
-    def _without_inflated(
-        self,
-        before: Mapping[str, Any],
-        failures: Counter[str],
-        ending: Ending,
-        log: Path,
-    ) -> dict[str, dict[str, Any]]:
-        """Entries after the attempt, less those that must not count."""
+    def _reject_unusable(
+        self, before: Mapping[str, Any], failures: Counter[str], log: Path
+    ) -> set[str]:
+        """Drop results of the attempt that must not count, to try those videos again."""
         after = self.entries()
-        fresh = [(n, e.get("video_results")) for n, e in after.items() if n not in before]
-        for name, reason in inflated_results(self.dimension, fresh, log).items():
+        fresh = {name: entry for name, entry in after.items() if name not in before}
+        dimension = self.plan.suite.dimensions[self.dimension]
+        reasons = parse_dimension(dimension, None, list(fresh.values())).unscored
+        values = [(name, entry.get("video_results")) for name, entry in fresh.items()]
+        reasons |= inflated_results(self.dimension, values, log)
+        for name, reason in reasons.items():
             del after[name]
             self._fail([name], failures, reason)
         rewrite_records(self.records, after)
-        return after
+        return set(reasons)
 
     def _attempt(
         self, rows: list[dict[str, Any]], stop: threading.Event, gpu: str | None

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-PERIOD_S = 1.0
+PERIOD_S = 0.25
 
 
 def write_status(job: Mapping[str, Any], **fields: object) -> None:

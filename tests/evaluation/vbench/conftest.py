@@ -17,6 +17,7 @@ from longtake.core.video import write_mp4
 from longtake.evaluation.vbench.plan import Plan, make_plan
 from longtake.evaluation.vbench.suite_data import SuiteData, read_suite
 from longtake.evaluation.vbench.suites import VBENCH2, Suite
+from longtake.evaluation.vbench.upstream import Upstream
 
 # Tests on the public suites need the user's copies. They are collected on request only:
 #   LONGTAKE_VBENCH_SUITES=DIR python -m pytest -m suites tests/evaluation/vbench
@@ -109,7 +110,7 @@ STAND_IN = """
                 if what == "hang":
                     time.sleep(600)
                 if what == "kill once" and once(name):
-                    time.sleep(2.5)  # the finished ones are recorded while this runs
+                    time.sleep(1.0)  # the finished ones are recorded while this runs
                     os.kill(os.getpid(), signal.SIGKILL)
                 if what == "exit 0":
                     sys.exit(0)
@@ -152,9 +153,12 @@ class StandIn:
     def __init__(self, folder: Path) -> None:
         self.checkout = folder / "VBench"
         self.root = self.checkout / "VBench-2.0"
+        self.weights = folder / "weights"
+        self.python = Path(sys.executable)
+
+    def make(self) -> None:
         package = self.root / "vbench2"
         package.mkdir(parents=True)
-        self.weights = folder / "weights"
         self.weights.mkdir()
         (self.weights / "model.bin").write_text("weights")
         (package / "__init__.py").write_text("")
@@ -170,18 +174,46 @@ class StandIn:
         git = ["git", "-C", str(self.checkout), "-c", "user.name=t", "-c", "user.email=t@t"]
         for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "stand-in"]):
             subprocess.run([*git, *arguments], check=True, capture_output=True)
-        done = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        self.commit = done.stdout.strip()
-        self.python = Path(sys.executable)
+
+    @property
+    def commit(self) -> str:
+        command = ["git", "-C", str(self.checkout), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     def behave(self, **dimensions: dict[str, object]) -> None:
         """What happens at which video (`*`: at every other one)."""
         (self.root / "behaviour.json").write_text(json.dumps(dimensions), encoding="utf-8")
 
 
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stand_in")
+    StandIn(folder).make()
+    return folder
+
+
 @pytest.fixture
-def stand_in(tmp_path: Path) -> StandIn:
+def stand_in(made_once: Path, tmp_path: Path) -> StandIn:
+    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
     return StandIn(tmp_path)
+
+
+@pytest.fixture
+def upstream(stand_in: StandIn) -> Upstream:
+    return Upstream(
+        suite=VBENCH2,
+        checkout=stand_in.checkout,
+        commit=stand_in.commit,
+        pythons={"": stand_in.python},
+        weights=stand_in.weights,
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def clothes_plan(data: SuiteData) -> Plan:
+    """Human Clothes: two prompts, six videos."""
+    return make_plan(data, dimensions=["Human_Clothes"])
 
 
 @pytest.fixture
