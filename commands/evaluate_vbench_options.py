@@ -22,7 +22,8 @@ Videos = Annotated[
 def show(*parts: object) -> None:
     """Print tables and lines to standard output."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console()
     for part in parts:
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, Text))  # paths stay whole

@@ -3,21 +3,24 @@
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
-from longtake.evaluation.vbench.aggregate import ScoreLine, Scores
-from longtake.evaluation.vbench.bootstrap import Spread
-from longtake.evaluation.vbench.compare import Comparison
-from longtake.evaluation.vbench.doctor import Diagnosis
-from longtake.evaluation.vbench.plan import Plan
 from longtake.evaluation.vbench.requirements import NATIVE, REQUIREMENTS
-from longtake.evaluation.vbench.run import RunReport, Step
 from longtake.evaluation.vbench.suites import SUITES, Suite
 from longtake.runtime.errors import RunDirectoryError
 from longtake.runtime.replacing import replacing
 from longtake.runtime.run_directory import to_plain
+
+if TYPE_CHECKING:  # printing a diagnosis must not load what computes scores
+    from longtake.evaluation.vbench.aggregate import ScoreLine, Scores
+    from longtake.evaluation.vbench.bootstrap import Spread
+    from longtake.evaluation.vbench.compare import Comparison
+    from longtake.evaluation.vbench.doctor import Diagnosis
+    from longtake.evaluation.vbench.plan import Plan
+    from longtake.evaluation.vbench.run import RunReport, Step
 
 _MISSING = "-"
 _SHOWN = 3
@@ -29,7 +32,7 @@ def percent(score: float | None) -> str:
     return _MISSING if score is None else f"{100 * score:.2f}"
 
 
-def _interval(spread: Spread | None) -> str:
+def _interval(spread: "Spread | None") -> str:
     return _MISSING if spread is None else f"{100 * spread.low:.2f} .. {100 * spread.high:.2f}"
 
 
@@ -44,7 +47,7 @@ def _table(title: str, columns: Sequence[tuple[str, str]]) -> Table:
     return table
 
 
-def score_table(scores: Scores, only: Collection[str] | None = None) -> Table:
+def score_table(scores: "Scores", only: Collection[str] | None = None) -> Table:
     """Dimensions, categories and the total, in percent; with ``only``, these dimensions alone."""
     table = _table(
         f"{scores.suite.title}: percent, 95 % intervals over prompts",
@@ -71,7 +74,7 @@ def score_table(scores: Scores, only: Collection[str] | None = None) -> Table:
     return table
 
 
-def _add_line(table: Table, line: ScoreLine, style: str = "") -> None:
+def _add_line(table: Table, line: "ScoreLine", style: str = "") -> None:
     table.add_row(
         line.name,
         percent(line.score),
@@ -84,7 +87,7 @@ def _add_line(table: Table, line: ScoreLine, style: str = "") -> None:
     )
 
 
-def score_notes(scores: Scores) -> list[Text]:
+def score_notes(scores: "Scores") -> list[Text]:
     """Problems, notes and the first reasons of unscored videos, one line each."""
     lines = [f"problem: {problem}" for problem in scores.problems]
     for line in (*scores.dimensions.values(), *scores.categories.values()):
@@ -94,7 +97,7 @@ def score_notes(scores: Scores) -> list[Text]:
     return [Text(line) for line in lines]
 
 
-def doctor_report(suite: Suite, diagnoses: Sequence[Diagnosis]) -> list[Table | Text]:
+def doctor_report(suite: Suite, diagnoses: "Sequence[Diagnosis]") -> list[Table | Text]:
     """What is missing for each dimension, and then once how to get each thing."""
     table = _table(
         f"{suite.title}: what the public code still needs here",
@@ -108,7 +111,7 @@ def doctor_report(suite: Suite, diagnoses: Sequence[Diagnosis]) -> list[Table | 
     return [table, *(Text(str(thing)) for thing in things)]
 
 
-def run_plan_table(suite: Suite, steps: Sequence[Step]) -> Table:
+def run_plan_table(suite: Suite, steps: "Sequence[Step]") -> Table:
     """What a run would do."""
     table = _table(
         f"{suite.title}: what a run would do",
@@ -142,7 +145,7 @@ def run_plan_table(suite: Suite, steps: Sequence[Step]) -> Table:
     return table
 
 
-def run_report(report: RunReport) -> list[Table | Text]:
+def run_report(report: "RunReport") -> list[Table | Text]:
     """What a run did, why videos are unscored, and what could not be run."""
     table = _table(
         "results",
@@ -178,7 +181,7 @@ def run_report(report: RunReport) -> list[Table | Text]:
     return [table, *(Text(line) for line in lines)]
 
 
-def comparison_report(comparison: Comparison, first: str, second: str) -> list[Table | Text]:
+def comparison_report(comparison: "Comparison", first: str, second: str) -> list[Table | Text]:
     """Both scores, their difference, what can be said about it, and on what it stands."""
     table = _table(
         f"{comparison.suite.title}, percent. Intervals: {100 * comparison.confidence:g} % for the "
@@ -212,7 +215,7 @@ def comparison_report(comparison: Comparison, first: str, second: str) -> list[T
     return [head, table, *(Text(remark) for remark in comparison.remarks)]
 
 
-def sample_report(plan: Plan, scores: Scores) -> list[Table | Text]:
+def sample_report(plan: "Plan", scores: "Scores") -> list[Table | Text]:
     """What the round trip scored, what it did not, and what the rest needs."""
     total = sum(len(suite.dimensions) for suite in SUITES.values())
     scored = [name for name, line in scores.dimensions.items() if line.score is not None]
@@ -241,7 +244,7 @@ def _needs_table(suite: Suite) -> Table:
     return table
 
 
-def write_scores(scores: Scores, path: Path) -> None:
+def write_scores(scores: "Scores", path: Path) -> None:
     """Write the table as JSON.
 
     Raises:
