@@ -131,13 +131,15 @@ def generate_command(
     Example: python cli.py eval vbench generate --plan runs/plan.json --out runs/videos
     --checkpoint LongCat-Video --set height=480 --set width=832 --set num_frames=93 --set fps=15
     """
-    from longtake.evaluation.vbench.generate import find_shard, generate_videos
     from longtake.evaluation.vbench.plan_file import read_plan
+    from longtake.evaluation.vbench.shards import find_shard
 
     planned = read_plan(plan)
     if dry_run:
         shard = find_shard(planned, out, rank, world)
     else:
+        from longtake.evaluation.vbench.generate import generate_videos
+
         shard = generate_videos(
             planned,
             out,

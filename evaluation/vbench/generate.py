@@ -6,7 +6,7 @@ complete, and a video depends on its own seed only, so any number of processes m
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +17,14 @@ from longtake.core.generation import (
     load_model,
     sample_to_file,
 )
-from longtake.evaluation.vbench.plan import Plan, PlannedVideo
-from longtake.evaluation.vbench.probe import probe
+from longtake.evaluation.vbench.plan import Plan
+from longtake.evaluation.vbench.shards import Shard, find_shard
 from longtake.runtime.config import merge_config
 from longtake.runtime.errors import RunDirectoryError, UserError
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.replacing import replacing
 
 SETTINGS_FILE = "generation.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """The part of a plan that one process makes."""
-
-    videos: tuple[PlannedVideo, ...]
-    """All of its videos."""
-    pending: tuple[PlannedVideo, ...]
-    """Those that are not there, or cannot be decoded."""
-
-
-def find_shard(plan: Plan, folder: Path, rank: int = 0, world: int = 1) -> Shard:
-    """What a process has to make.
-
-    Raises:
-        UserError: not 0 <= rank < world.
-    """
-    if not 0 <= rank < world:
-        raise UserError(
-            "no such process", received=f"rank {rank} of {world}", expected="0 <= rank < world"
-        )
-    videos = plan.videos[rank::world]
-    pending = tuple(v for v in videos if not _is_whole(folder / v.name))
-    return Shard(videos=videos, pending=pending)
-
-
-def _is_whole(path: Path) -> bool:
-    return path.is_file() and not probe(path).problem
 
 
 def generate_videos(

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from longtake.evaluation.vbench.dimension_run import DimensionRun
 from longtake.evaluation.vbench.doctor import Diagnosis, examine, head_commit
-from longtake.evaluation.vbench.native import score_natively
 from longtake.evaluation.vbench.plan import Plan
 from longtake.evaluation.vbench.plan_file import read_plan, write_plan
 from longtake.evaluation.vbench.probe import VideoFacts, probe, unlike_the_rest
@@ -142,6 +141,8 @@ def run_dimensions(
     }
     results = _run_all(runs, settings)
     for name in native:
+        from longtake.evaluation.vbench.native import score_natively  # needs torch
+
         results[name] = score_natively(plan, files, name, _work(output_dir, name))
         write_results(output_dir / RESULTS_FOLDER, results[name], {"suite_sha256": plan.digest})
     return RunReport(

@@ -7,8 +7,9 @@ import torch
 
 from longtake.core.video import read_video
 from longtake.evaluation.vbench import generate
-from longtake.evaluation.vbench.generate import SETTINGS_FILE, find_shard, generate_videos
+from longtake.evaluation.vbench.generate import SETTINGS_FILE, generate_videos
 from longtake.evaluation.vbench.plan import Plan, make_plan
+from longtake.evaluation.vbench.shards import find_shard
 from longtake.evaluation.vbench.suite_data import PromptRow, SuiteData
 from longtake.evaluation.vbench.suites import VBENCH2
 from longtake.evaluation.vbench.video_files import find_videos
