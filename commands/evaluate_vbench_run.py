@@ -86,7 +86,9 @@ def run(
         float, typer.Option(help="Seconds without a finished video before an attempt is stopped.")
     ] = 3600.0,
     attempts: Annotated[int, typer.Option(min=1, help="Tries before a video is unscored.")] = 2,
-    model: Annotated[str, typer.Option(help="Name of the model, for the public code.")] = "model",
+    model: Annotated[
+        str, typer.Option(help="Name that the public code sees. Default: made of the folder's.")
+    ] = "",
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Score what is there.")
     ] = False,

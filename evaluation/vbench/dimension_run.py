@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longtake.evaluation.vbench.hazards import inflated_results, unfit
+from longtake.evaluation.vbench.hazards import clear_stale_clips, inflated_results, unfit
 from longtake.evaluation.vbench.plan import Plan
 from longtake.evaluation.vbench.probe import VideoFacts
 from longtake.evaluation.vbench.records import RECORDS, read_records, rewrite_records
@@ -168,6 +168,8 @@ class DimensionRun:
     ) -> tuple[Ending, Path]:
         python, root = self.upstream.python(self.dimension), self.upstream.root
         assert python is not None and root is not None
+        given = [Path(path) for row in rows for path in row["video_list"]]
+        clear_stale_clips(self.dimension, root, given)
         number = 1 + len(list(self.folder.glob("attempt-*.log")))
         log = self.folder / f"attempt-{number}.log"
         attempt = Attempt(

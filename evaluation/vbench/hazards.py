@@ -1,9 +1,10 @@
-"""Results of the public code that would mean nothing, told from a video's length and from the log.
+"""Ways in which the public code gives results that mean nothing, seen before or after it ran.
 
 Human Anatomy's 1 for videos without a person and Human Interaction's sampled answer leave no trace;
 :meth:`DimensionResults.notes` states them.
 """
 
+import glob
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +26,25 @@ def unfit(dimension: str, facts: VideoFacts) -> str:
     if dimension == "Instance_Preservation" and facts.frames // facts.fps < _CLIP_S:
         return f"shorter than {_CLIP_S} s: upstream judges no clip of it and gives 1"
     return ""
+
+
+def clear_stale_clips(dimension: str, root: Path, links: Iterable[Path]) -> None:
+    """Remove clips that Instance Preservation cut earlier from videos of the same names.
+
+    It keeps them in ``model_clip/<model>/`` of the checkout and never cuts a clip again, so another
+    model's, or a replaced video's, old clips would be judged.
+
+    Args:
+        dimension: name.
+        root: folder that the public code is started from.
+        links: videos that it will be given, ``.../<model>/<dimension>/<name>``.
+    """
+    if dimension != "Instance_Preservation":
+        return
+    for link in links:
+        clips = root / "model_clip" / link.parts[-3]
+        for old in clips.glob(f"{glob.escape(link.stem)}_clip_*.mp4"):
+            old.unlink()
 
 
 def inflated_results(

@@ -6,6 +6,7 @@ DIR/work/<Dimension>/            records of finished videos, logs, state
 DIR/results/<Dimension>/         results in the public format, and our record
 """
 
+import hashlib
 import queue
 import threading
 from collections.abc import Mapping, Sequence
@@ -43,16 +44,16 @@ class RunSettings:
     """Score what is there although videos are missing; they are unscored."""
     ignore_doctor: bool = False
     """Start dimensions although something they need seems to be missing."""
-    model: str = "model"
-    """Name of the folder of the links, which the public code takes for the model's."""
+    model: str = ""
+    """Name that the public code sees; empty makes one of the output directory's path."""
 
     def __post_init__(self) -> None:
-        if not self.timeout_s > 0 or self.attempts < 1 or not self.model or "/" in self.model:
+        if not self.timeout_s > 0 or self.attempts < 1 or "/" in self.model:
             raise UserError(
                 "a setting of the run cannot be used",
                 received=f"timeout_s={self.timeout_s}, attempts={self.attempts}, "
                 f"model={self.model!r}",
-                expected="timeout_s > 0, attempts >= 1, a folder name for the model",
+                expected="timeout_s > 0, attempts >= 1, a model without slashes",
             )
 
 
@@ -175,6 +176,12 @@ def _wanted(plan: Plan, dimensions: Sequence[str]) -> list[str]:
     return names
 
 
+def _model_name(output_dir: Path) -> str:
+    """A name that no other run in this checkout has: the public code caches by it."""
+    path = str(output_dir.absolute())
+    return f"{output_dir.absolute().name}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+
+
 def _work(output_dir: Path, dimension: str) -> Path:
     return (output_dir / "work" / dimension).absolute()
 
@@ -215,7 +222,7 @@ def _prepare(
     output_dir: Path,
     settings: RunSettings,
 ) -> DimensionRun:
-    view = (output_dir / "views" / settings.model).absolute()
+    view = (output_dir / "views" / (settings.model or _model_name(output_dir))).absolute()
     folder = _work(output_dir, dimension)
     _keep_commit(folder, head_commit(upstream.checkout) if upstream.checkout else None)
     return DimensionRun(

@@ -175,6 +175,23 @@ def test_failed_clips_of_instance_preservation_do_not_count_as_perfect(
     assert found.score == pytest.approx(4 / 5)
 
 
+def test_clips_of_an_earlier_model_are_not_judged_again(
+    data: SuiteData, videos: Path, clip: Path, upstream: Upstream, stand_in: Any, tmp_path: Path
+) -> None:
+    plan = make_plan(data, dimensions=["Instance_Preservation"])
+    for video in plan.videos:
+        shutil.copy(clip, videos / video.name)
+    folder = stand_in.root / "model_clip" / "mine"
+    folder.mkdir(parents=True)
+    stale = folder / f"{Path(names(plan)[0]).stem}_clip_0000.mp4"
+    other = folder / "of another prompt-0_clip_0000.mp4"
+    for path in (stale, other):
+        path.write_text("old")
+    run(plan, videos, upstream, tmp_path / "out", model="mine")
+    assert not stale.exists() and other.exists()
+    assert (tmp_path / "out" / "views" / "mine" / "Instance_Preservation").is_dir()
+
+
 def test_videos_too_short_to_be_judged_are_not_perfect_either(
     data: SuiteData, upstream: Upstream, stand_in: Any, tmp_path: Path
 ) -> None:
