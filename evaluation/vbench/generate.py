@@ -5,23 +5,22 @@ complete, and a video depends on its own seed only, so any number of processes m
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from longtake.core.checkpoint import Checkpoint
-from longtake.core.generation import (
-    TINY_CHECKPOINT,
-    GenerationConfig,
-    load_model,
-    sample_to_file,
-)
+from longtake.core.generation import GenerationConfig, load_model, sample_to_file
 from longtake.evaluation.vbench.plan import Plan
 from longtake.evaluation.vbench.shards import Shard, find_shard
 from longtake.runtime.config import merge_config
 from longtake.runtime.errors import RunDirectoryError, UserError
 from longtake.runtime.progress import progress_bar
+from longtake.runtime.provenance import digest
 from longtake.runtime.replacing import replacing
 
 SETTINGS_FILE = "generation.json"
@@ -46,7 +45,8 @@ def generate_videos(
         checkpoint: model directory; None takes checkpoints/tiny.
         loras: adapter files, applied together.
         overrides: ``key=value`` of :class:`longtake.core.generation.GenerationConfig`.
-        device: see :func:`longtake.runtime.device.pick_device`.
+        device: see :func:`longtake.runtime.device.pick_device`; `auto` under a launcher is the
+            GPU of its LOCAL_RANK.
         rank: number of this process, from 0.
         world: number of processes.
 
@@ -58,7 +58,8 @@ def generate_videos(
     """
     config = merge_config(GenerationConfig(), overrides=overrides)
     shard = find_shard(plan, folder, rank, world)
-    model = load_model(checkpoint or TINY_CHECKPOINT, loras, device)
+    own = own_device(device, os.environ.get("LOCAL_RANK"), torch.cuda.device_count())
+    model = load_model(checkpoint, loras, own)
     path = folder / SETTINGS_FILE
     if not path.exists() and len(shard.pending) < len(shard.videos):
         raise UserError(
@@ -77,11 +78,16 @@ def generate_videos(
     return shard
 
 
+def own_device(device: str, local_rank: str | None, num_gpus: int) -> str:
+    """The device of this process: under a launcher, `auto` is a GPU of its own."""
+    if device != "auto" or local_rank is None or not num_gpus:
+        return device
+    return f"cuda:{int(local_rank) % num_gpus}"
+
+
 def _settings(
     plan: Plan, model: Checkpoint, loras: Sequence[Path], config: GenerationConfig
 ) -> dict[str, Any]:
-    from longtake.runtime.provenance import digest
-
     return {
         "checkpoint": model.digest(),
         "loras": [digest(path) for path in loras],

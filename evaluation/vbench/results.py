@@ -13,6 +13,7 @@ from typing import Any
 from longtake.evaluation.vbench.suites import NOT_APPLICABLE, Dimension
 
 STATED_TOLERANCE = 1e-6
+RESULT_FILE = "result file"
 _MOSTLY = 0.9
 
 
@@ -39,8 +40,8 @@ class DimensionResults:
     """By file name; finite and in range."""
     unscored: dict[str, str] = field(default_factory=dict)
     """Reason by file name, for videos without a usable result."""
-    origin: str = "result file"
-    """Who scored: `ours`, `upstream runner` or `result file`."""
+    origin: str = RESULT_FILE
+    """Who scored: `ours`, `upstream runner`, or somebody of whom only the file is known."""
     provenance: Mapping[str, object] = field(default_factory=dict)
     """What made the results, where our record says so: commit, digest of the suite."""
     problems: list[str] = field(default_factory=list)
@@ -93,7 +94,7 @@ class DimensionResults:
         ones = sum(v.value == self.dimension.unit for v in self.videos.values())
         if name == "Human_Anatomy" and ones:
             notes.append(f"{ones} videos are exactly 1; upstream gives 1 where it finds no person")
-        if name == "Instance_Preservation" and ones:
+        if name == "Instance_Preservation" and ones and self.origin == RESULT_FILE:
             notes.append(
                 f"{ones} videos are exactly 1; upstream also gives 1 to videos under 2 s and where "
                 "judging a clip failed"

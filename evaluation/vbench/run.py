@@ -1,9 +1,8 @@
 """Score videos by the public code: every dimension in its own process and environment.
 
-DIR/plan.json                    the plan of this run
-DIR/views/<model>/<Dimension>/   links to the videos
-DIR/work/<Dimension>/            records of finished videos, logs, state
-DIR/results/<Dimension>/         results in the public format, and our record
+The output directory holds ``plan.json``, ``views/<model>/<Dimension>/`` (links to the videos),
+``work/<Dimension>/`` (records of finished videos, logs, state) and ``results/<Dimension>/`` (the
+public format, and our record).
 """
 
 import hashlib
@@ -14,13 +13,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from longtake.evaluation.vbench.aggregate import Scores, aggregate
 from longtake.evaluation.vbench.dimension_run import DimensionRun
 from longtake.evaluation.vbench.doctor import Diagnosis, examine, head_commit
 from longtake.evaluation.vbench.plan import Plan
 from longtake.evaluation.vbench.plan_file import read_plan, write_plan
 from longtake.evaluation.vbench.probe import VideoFacts, probe, unlike_the_rest
 from longtake.evaluation.vbench.records import RECORDS, read_records
-from longtake.evaluation.vbench.result_files import RESULTS_FOLDER, write_results
+from longtake.evaluation.vbench.result_files import RESULTS_FOLDER, ResultSet, write_results
 from longtake.evaluation.vbench.results import DimensionResults
 from longtake.evaluation.vbench.upstream import Upstream
 from longtake.evaluation.vbench.video_files import VideoFiles, find_videos, link_view
@@ -63,6 +63,8 @@ class RunReport:
 
     results: Mapping[str, DimensionResults]
     """By dimension that was started."""
+    scores: Scores
+    """The same as a table with intervals."""
     not_run: Mapping[str, Diagnosis]
     """By dimension that could not be started."""
     odd_videos: Mapping[str, str]
@@ -146,8 +148,10 @@ def run_dimensions(
 
         results[name] = score_natively(plan, files, name, _work(output_dir, name))
         write_results(output_dir / RESULTS_FOLDER, results[name], {"suite_sha256": plan.digest})
+    found = ResultSet(suite=plan.suite, source=output_dir, dimensions=dict(results))
     return RunReport(
         results=results,
+        scores=aggregate(found, plan),
         not_run={name: diagnoses[name] for name in wanted if name not in results},
         odd_videos=unlike_the_rest({str(path): found for path, found in facts.items()}),
     )

@@ -1,7 +1,7 @@
 """Results as tables for people."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,10 +91,18 @@ def score_notes(scores: "Scores") -> list[Text]:
     """Problems, notes and the first reasons of unscored videos, one line each."""
     lines = [f"problem: {problem}" for problem in scores.problems]
     for line in (*scores.dimensions.values(), *scores.categories.values()):
-        # That a dimension was not run is told once, in the notes of the categories.
-        lines += [f"{line.name}: {note}" for note in line.notes if note != "no result"]
-        lines += _reasons(line.name, line.unscored or {})
+        lines += _line_notes(line)
     return [Text(line) for line in lines]
+
+
+def _line_notes(line: "ScoreLine") -> list[str]:
+    # That a dimension was not run is told once, in the notes of its category.
+    notes = [f"{line.name}: {note}" for note in line.notes if note != "no result"]
+    unscored = list((line.unscored or {}).items())
+    notes += [f"{line.name}: unscored {video}: {why}" for video, why in unscored[:_SHOWN]]
+    if len(unscored) > _SHOWN:
+        notes.append(f"{line.name}: {len(unscored) - _SHOWN} more unscored videos")
+    return notes
 
 
 def doctor_report(suite: Suite, diagnoses: "Sequence[Diagnosis]") -> list[Table | Text]:
@@ -146,31 +154,10 @@ def run_plan_table(suite: Suite, steps: "Sequence[Step]") -> Table:
 
 
 def run_report(report: "RunReport") -> list[Table | Text]:
-    """What a run did, why videos are unscored, and what could not be run."""
-    table = _table(
-        "results",
-        [
-            ("dimension", "left"),
-            ("score", "right"),
-            ("videos", "right"),
-            ("-1", "right"),
-            ("unscored", "right"),
-            ("by", "left"),
-        ],
-    )
+    """What a run scored, why videos are unscored, what could not be run, and odd videos."""
     lines: list[str] = []
-    for name, results in report.results.items():
-        counted = len(results.applicable)
-        table.add_row(
-            name,
-            percent(results.score),
-            str(counted),
-            str(len(results.videos) - counted),
-            str(len(results.unscored)),
-            results.origin,
-        )
-        lines += [f"{name}: {note}" for note in results.notes()]
-        lines += _reasons(name, results.unscored)
+    for name in report.results:
+        lines += _line_notes(report.scores.dimensions[name])
     for name, diagnosis in report.not_run.items():
         missing = ", ".join(thing.what for thing in diagnosis.missing)
         lines.append(f"{name}: not run, missing: {missing}; see `eval vbench doctor`")
@@ -178,7 +165,8 @@ def run_report(report: "RunReport") -> list[Table | Text]:
     lines += [f"odd video {path}: {why}" for path, why in odd[:_SHOWN]]
     if len(odd) > _SHOWN:
         lines.append(f"{len(odd) - _SHOWN} more odd videos; `eval vbench check` lists them")
-    return [table, *(Text(line) for line in lines)]
+    table = [score_table(report.scores, only=report.results)] if report.results else []
+    return [*table, *(Text(line) for line in lines)]
 
 
 def comparison_report(comparison: "Comparison", first: str, second: str) -> list[Table | Text]:
@@ -258,14 +246,6 @@ def write_scores(scores: "Scores", path: Path) -> None:
         raise RunDirectoryError(
             f"cannot write the scores: {error.strerror or error}", received=str(path)
         ) from error
-
-
-def _reasons(name: str, unscored: Mapping[str, str]) -> list[str]:
-    """The first reasons of unscored videos, and how many more there are."""
-    lines = [f"{name}: unscored {video}: {why}" for video, why in list(unscored.items())[:_SHOWN]]
-    if len(unscored) > _SHOWN:
-        lines.append(f"{name}: {len(unscored) - _SHOWN} more unscored videos")
-    return lines
 
 
 def _memory(gib: float | None) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from longtake.core.video import read_video
 from longtake.evaluation.vbench import generate
-from longtake.evaluation.vbench.generate import SETTINGS_FILE, generate_videos
+from longtake.evaluation.vbench.generate import SETTINGS_FILE, generate_videos, own_device
 from longtake.evaluation.vbench.plan import Plan, make_plan
 from longtake.evaluation.vbench.shards import find_shard
 from longtake.evaluation.vbench.suite_data import PromptRow, SuiteData
@@ -102,3 +102,16 @@ def test_wrong_input_makes_nothing(two_prompts: Plan, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="num_steps"):
         generate_videos(two_prompts, tmp_path, overrides=["num_steps=0"])
     assert not list(tmp_path.iterdir())
+
+
+def test_each_process_of_a_launcher_has_a_gpu_of_its_own() -> None:
+    assert [own_device("auto", str(rank), 4) for rank in range(5)] == [
+        "cuda:0",
+        "cuda:1",
+        "cuda:2",
+        "cuda:3",
+        "cuda:0",
+    ]
+    assert own_device("auto", None, 4) == "auto"
+    assert own_device("auto", "1", 0) == "auto"
+    assert own_device("cpu", "1", 4) == "cpu"
