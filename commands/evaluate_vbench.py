@@ -92,10 +92,11 @@ def plan_command(
 
     Example: python cli.py eval vbench plan --source VBench --out runs/plan.json
     """
-    from longtake.evaluation.vbench.plan import make_plan, read_texts
+    from longtake.evaluation.vbench.plan import make_plan
     from longtake.evaluation.vbench.plan_file import write_plan
     from longtake.evaluation.vbench.suite_data import read_suite
     from longtake.evaluation.vbench.suites import find_suite
+    from longtake.evaluation.vbench.texts import read_texts
 
     data = read_suite(find_suite(suite), source)
     made = make_plan(

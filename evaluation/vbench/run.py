@@ -245,6 +245,8 @@ def _run_all(
     runs: Mapping[str, DimensionRun], settings: RunSettings
 ) -> dict[str, DimensionResults]:
     """One dimension per GPU at a time; Ctrl-C stops all of them and keeps what is finished."""
+    if not runs:
+        return {}
     free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for gpu in settings.gpus or (None,):
         free.put(gpu)

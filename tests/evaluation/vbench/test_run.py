@@ -6,6 +6,8 @@ these tests run for real is everything around it: processes, environments, files
 """
 
 import json
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from longtake.evaluation.vbench.plan import Plan, make_plan
 from longtake.evaluation.vbench.result_files import read_results
 from longtake.evaluation.vbench.results import DimensionResults
 from longtake.evaluation.vbench.run import RunReport, RunSettings, run_dimensions, run_steps
-from longtake.evaluation.vbench.suite_data import SuiteData
-from longtake.evaluation.vbench.suites import VBENCH2
+from longtake.evaluation.vbench.suite_data import PromptRow, SuiteData
+from longtake.evaluation.vbench.suites import VBENCH1, VBENCH2
 from longtake.evaluation.vbench.upstream import Upstream
 from longtake.runtime.errors import UserError
 
@@ -156,3 +158,43 @@ def test_wrong_settings_are_refused(clothes_plan: Plan, videos: Path, upstream: 
             RunSettings(**wrong)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no videos for these dimensions"):
         run_dimensions(clothes_plan, videos, upstream, Path("never"), ["Material"])
+
+
+def test_vbench_1_starts_in_the_root_of_the_checkout(clip: Path, tmp_path: Path) -> None:
+    """Colour leaves out videos in which it finds no object; they are no failure."""
+    package = tmp_path / "VBench" / "vbench"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "utils.py").write_text(
+        "def init_submodules(names, local=False, read_frame=False):\n"
+        "    assert local\n"
+        "    return {name: {} for name in names}\n"
+    )
+    (package / "color.py").write_text(
+        "import json, os\n"
+        "def compute_color(json_dir, device, submodules_dict, **kwargs):\n"
+        "    assert os.path.isdir('vbench') and 'VBENCH_CACHE_DIR' in os.environ\n"
+        "    rows = json.load(open(json_dir))\n"
+        "    assert all(r['auxiliary_info']['color']['color'] == 'red' for r in rows)\n"
+        "    paths = [path for row in rows for path in row['video_list']]\n"
+        "    kept = [{'video_path': p, 'video_results': 0.5} for p in paths[::2]]\n"
+        "    return 0.5, kept\n"
+    )
+    row = PromptRow(
+        prompt="a red cup", dimensions=("color",), auxiliary={"color": {"color": "red"}}
+    )
+    plan = make_plan(SuiteData(suite=VBENCH1, rows=(row,), source="", digest=""))
+    (tmp_path / "videos").mkdir()
+    for video in plan.videos:
+        shutil.copy(clip, tmp_path / "videos" / video.name)
+    installed = Upstream(
+        suite=VBENCH1,
+        checkout=tmp_path / "VBench",
+        pythons={"": Path(sys.executable)},
+        device="cpu",
+    )
+    report = run(plan, tmp_path / "videos", installed, tmp_path / "out")
+    found = report.results["color"]
+    assert report.is_complete and found.score == 0.5 and len(found.videos) == 3
+    assert "left out 2 videos" in report.scores.dimensions["color"].notes[0]
+    assert len(list((tmp_path / "out").rglob("attempt-*.log"))) == 1
