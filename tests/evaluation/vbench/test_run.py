@@ -7,7 +7,10 @@ these tests run for real is everything around it: processes, environments, files
 
 import json
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ import pytest
 
 from longtake.evaluation.vbench.aggregate import aggregate
 from longtake.evaluation.vbench.plan import Plan, make_plan
+from longtake.evaluation.vbench.plan_file import write_plan
+from longtake.evaluation.vbench.records import read_records
 from longtake.evaluation.vbench.result_files import read_results
 from longtake.evaluation.vbench.results import DimensionResults
 from longtake.evaluation.vbench.run import RunReport, RunSettings, run_dimensions, run_steps
@@ -198,3 +203,29 @@ def test_vbench_1_starts_in_the_root_of_the_checkout(clip: Path, tmp_path: Path)
     assert report.is_complete and found.score == 0.5 and len(found.videos) == 3
     assert "left out 2 videos" in report.scores.dimensions["color"].notes[0]
     assert len(list((tmp_path / "out").rglob("attempt-*.log"))) == 1
+
+
+def test_ctrl_c_stops_the_children_and_a_later_run_goes_on(
+    clothes_plan: Plan, videos: Path, upstream: Upstream, stand_in: Any, tmp_path: Path
+) -> None:
+    stand_in.behave(Human_Clothes={names(clothes_plan)[4]: "hang"})
+    plan_file, out = write_plan(clothes_plan, tmp_path / "plan.json"), tmp_path / "out"
+    code = (
+        "import sys\nfrom longtake.commands.evaluate_vbench import vbench\nvbench(sys.argv[1:])\n"
+    )
+    words = ["run", "--plan", plan_file, "--videos", videos, "--output-dir", out]
+    words += ["--checkout", upstream.checkout, "--python", sys.executable, "--device", "cpu"]
+    words += ["--weights", upstream.weights, "--ignore-doctor", "--timeout", "600"]
+    process = subprocess.Popen([sys.executable, "-c", code, *map(str, words)])
+    records = out / "work" / "Human_Clothes" / "records.jsonl"
+    deadline = time.monotonic() + 60
+    while len(read_records(records)) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0
+    assert len(read_records(records)) == 4
+    stand_in.behave()
+    report = run(clothes_plan, videos, upstream, out)
+    assert report.is_complete
+    second = json.loads((records.parent / "full_info.json").read_text())
+    assert sum(len(row["video_list"]) for row in second) == 2
