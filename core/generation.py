@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from longtake.core.checkpoint import load_checkpoint
+from torch import Tensor
+
+from longtake.core.checkpoint import Checkpoint, load_checkpoint
 from longtake.core.lora import load_lora
 from longtake.core.sampler import generate
 from longtake.core.video import read_video, write_mp4
@@ -101,9 +103,41 @@ def generate_to_file(
         )
     first_frame = None if image is None else read_video(image, max_frames=1)[0][0]
     clip = None if video is None else read_video(video)[0][-config.num_condition_frames :]
+    model = load_model(checkpoint, loras, device)
+    return sample_to_file(model, prompt, out, config, seed=seed, image=first_frame, video=clip)
+
+
+def load_model(
+    checkpoint: Path | None = None, loras: Sequence[Path] = (), device: str = "auto"
+) -> Checkpoint:
+    """The model directory (None: checkpoints/tiny) with adapters added, on a device."""
     model = load_checkpoint(checkpoint or TINY_CHECKPOINT, pick_device(device))
     for number, path in enumerate(loras):
         load_lora(model.dit, path, f"lora_{number}")
+    return model
+
+
+def sample_to_file(
+    model: Checkpoint,
+    prompt: str,
+    out: Path,
+    config: GenerationConfig,
+    *,
+    seed: int = 0,
+    image: Tensor | None = None,
+    video: Tensor | None = None,
+) -> Path:
+    """Sample one video of a loaded model and write it as mp4; it appears only when complete.
+
+    Args:
+        model: see :func:`load_model`.
+        prompt: what it should show.
+        out: the file; its folder is made.
+        config: size, steps and guidance.
+        seed: of the noise.
+        image: first frame, [3, H, W].
+        video: frames to continue, [T', 3, H, W].
+    """
     pixels = generate(
         model,
         [prompt],
@@ -113,8 +147,8 @@ def generate_to_file(
         steps=config.num_steps,
         guidance_scale=config.guidance_scale,
         seed=seed,
-        image=first_frame,
-        video=clip,
+        image=image,
+        video=video,
         negative_prompt=config.negative_prompt,
         cfg=config.cfg,
         distilled=config.distilled,
