@@ -1,4 +1,4 @@
-"""The optional package evalica: Krippendorff's alpha and Bradley-Terry models."""
+"""The optional package evalica, which fits Bradley-Terry models."""
 
 import importlib
 from types import ModuleType
@@ -16,6 +16,6 @@ def load_evalica() -> ModuleType:
         return importlib.import_module("evalica")
     except ImportError as error:
         raise UserError(
-            f"agreement and pairwise rankings need the package evalica: {error}",
+            f"rankings of pairs need the package evalica: {error}",
             remedy="pip install 'longtake[eval]'",
         ) from error

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from longtake.evaluation.agreement import Agreement, krippendorff_alpha
-from longtake.evaluation.bootstrap import FloatArray, percentile_interval, resampled_means
+from longtake.evaluation.bootstrap import percentile_interval, resampled_means
 from longtake.evaluation.findings import Finding
 from longtake.evaluation.gsb_plan import Pair
 from longtake.evaluation.model_comparison import ComparisonSettings
@@ -26,6 +26,9 @@ from longtake.evaluation.rating_checks import RatingTable
 from longtake.evaluation.records import UNSCORED_WORDS
 from longtake.evaluation.samples import Sample, SampleList
 from longtake.evaluation.significance import holm, sign_flip_test
+
+ANSWER_LOG = "answers.jsonl"
+"""Log of the answers in the folder of a plan."""
 
 ANSWERS = {"left": 1.0, "same": 0.0, "right": -1.0}
 """What a rater says about a pair, and how it is recorded as a score."""
@@ -88,11 +91,11 @@ class PositionBias:
     left_share: float
     """Left over left and right; NaN without a preference."""
     low: float
-    """Lower end of its Wilson interval."""
+    """Lower end of its bootstrap interval, clustered by pair; NaN without one."""
     high: float
     """Upper end."""
     p: float
-    """Exact two-sided test of one half, answer by answer."""
+    """Two-sided p-value of one half, by flipping the sides of whole pairs, as the plan drew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +196,7 @@ def aggregate_gsb(
     dimensions: Sequence[str],
     settings: ComparisonSettings,
     *,
-    ranking_resamples: int = 1000,
+    ranking_resamples: int = 200,
 ) -> GsbResult:
     """Aggregate a study.
 
@@ -226,18 +229,19 @@ def aggregate_gsb(
             resamples=ranking_resamples,
             seed=settings.seed,
         )
-        scores = raw["score"].to_numpy(dtype=np.float64)
         agreement[dimension] = krippendorff_alpha(
-            scores,
+            raw["score"].to_numpy(dtype=np.float64),
             pd.factorize(raw["sample"])[0],
+            pd.factorize(raw["cluster"])[0],
             confidence=settings.confidence,
             seed=settings.seed,
         )
-        position.append(_position(dimension, scores, settings.confidence))
+        position.append(_position(dimension, raw, settings))
     adjusted = holm([item.p for item in counts])
+    alpha = 1.0 - settings.confidence
     return GsbResult(
         counts=tuple(
-            dataclasses.replace(item, p_holm=float(p), different=p < 1.0 - settings.confidence)
+            dataclasses.replace(item, p_holm=float(p), different=bool(p < alpha))
             for item, p in zip(counts, adjusted, strict=True)
         ),
         rankings=rankings,
@@ -278,7 +282,7 @@ def _count(
     good, bad = int((label > 0).sum()), int((label < 0).sum())
     same = len(label) - good - bad
     cluster, names = pd.factorize(rows["cluster"])
-    sums = np.bincount(cluster, weights=label)[:, None]
+    sums = np.bincount(cluster, weights=label).astype(np.float64)[:, None]
     sizes = np.bincount(cluster).astype(np.float64)[:, None]
     low, high = math.nan, math.nan
     if len(names) >= 2:
@@ -309,16 +313,31 @@ def _count(
     )
 
 
-def _position(dimension: str, scores: FloatArray, confidence: float) -> PositionBias:
-    left, right = int((scores > 0).sum()), int((scores < 0).sum())
-    share, low, high, p = win_share(left, right, confidence)
+def _position(dimension: str, raw: pd.DataFrame, settings: ComparisonSettings) -> PositionBias:
+    scores = raw["score"].to_numpy(dtype=np.float64)
+    pair, names = pd.factorize(raw["sample"])
+    left = np.bincount(pair, weights=scores > 0).astype(np.float64)
+    right = np.bincount(pair, weights=scores < 0).astype(np.float64)
+    share, low, high = math.nan, math.nan, math.nan
+    preferences = float((left + right).sum())
+    if preferences:
+        share = float(left.sum()) / preferences
+    if preferences and len(names) >= 2:
+        draws = resampled_means(
+            left[:, None],
+            (left + right)[:, None],
+            resamples=settings.resamples,
+            seed=settings.seed,
+        )
+        (low,), (high,) = percentile_interval(draws, settings.confidence)
+    p = sign_flip_test((left - right)[:, None], flips=settings.resamples, seed=settings.seed)
     return PositionBias(
         dimension=dimension,
-        left=left,
-        same=len(scores) - left - right,
-        right=right,
+        left=int(left.sum()),
+        same=int((scores == 0).sum()),
+        right=int(right.sum()),
         left_share=share,
-        low=low,
-        high=high,
-        p=p,
+        low=float(low),
+        high=float(high),
+        p=float(p[0]),
     )

@@ -5,14 +5,13 @@ For every two models each is on the left in half of the pairs, so a taste for on
 """
 
 import json
-import os
 import random
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from pathlib import Path
 
+from longtake.evaluation.blind_files import place_video
 from longtake.evaluation.csv_rows import write_csv_rows, write_text
 from longtake.evaluation.findings import Finding, Findings
 from longtake.evaluation.jsonl import read_jsonl
@@ -165,7 +164,7 @@ def write_plan(
             row[side] = sample.sample
             if source is not None:
                 target = folder / VIDEO_FOLDER / f"{pair.pair}-{side}{source.suffix}"
-                _place(source, target)
+                place_video(source, target)
                 row[side] = f"{VIDEO_FOLDER}/{target.name}"
         rows.append(row)
     sheet = folder / SHEET_FILE
@@ -173,22 +172,6 @@ def write_plan(
         return sheet
     columns = ("sample", "rater", "caption", "left", "right", *dimensions)
     return write_csv_rows(sheet, columns, rows)
-
-
-def _place(source: Path, target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        try:
-            os.link(source, target)
-        except OSError:  # another file system
-            shutil.copyfile(source, target)
-    except OSError as error:
-        raise UserError(
-            f"cannot place a video: {error.strerror or error}",
-            received=str(target),
-            remedy="free some space or choose another --output-dir",
-        ) from error
 
 
 def read_key(folder: Path) -> tuple[Pair, ...]:

@@ -101,7 +101,7 @@ class MosResult:
     settings: MosSettings
     """How it was computed."""
     models: tuple[str, ...]
-    """In the order of the list of samples, or of the ratings."""
+    """In the order of the list of samples; without one by name."""
     n_ratings: int
     """Ratings used."""
     set_aside: int
@@ -159,17 +159,14 @@ def aggregate_mos(
         samples: the list of samples; it adds the videos that nobody rated to the progress.
         automatic: checked scores of one calibrated judge
             (:func:`longtake.evaluation.mos_merge.check_judge`); None merges nothing.
-
-    Raises:
-        UserError: evalica is not installed.
     """
     table = ratings.table
     scores = video_scores(table)
     findings = Findings(ratings.findings)
     comparison = compare_models(scores, settings.dimensions, settings.comparison)
     listed = samples.models if samples is not None else ()
-    rated = list(dict.fromkeys(scores["model"]))
-    models = tuple([m for m in listed if m in rated] + [m for m in rated if m not in listed])
+    rated = set(scores["model"])
+    models = tuple([m for m in listed if m in rated] + sorted(rated - set(listed)))
     agreement: dict[str, Agreement] = {}
     profiles: list[RaterProfile] = []
     bias_free: dict[tuple[str, str], float] = {}
@@ -180,9 +177,12 @@ def aggregate_mos(
             continue
         numbers = _Numbers(part)
         agreement[dimension] = krippendorff_alpha(
-            numbers.score, numbers.sample, confidence=settings.comparison.confidence,
+            numbers.score,
+            numbers.sample,
+            numbers.cluster,
+            confidence=settings.comparison.confidence,
             seed=settings.comparison.seed,
-        )  # fmt: skip
+        )
         fit = alternating_projection(numbers.score, numbers.rater, numbers.sample)
         if not fit.converged:
             findings.add("rater biases that did not settle", "shown as they are", [dimension])
@@ -267,6 +267,7 @@ class _Numbers:
         self.score: FloatArray = part["score"].to_numpy(dtype=np.float64)
         self.rater, self.raters = pd.factorize(part["rater"])
         self.sample, _ = pd.factorize(part["sample"])
+        self.cluster, _ = pd.factorize(part["cluster"])
         first = part.drop_duplicates("sample")
         self.sample_model = first["model"].to_numpy()
 

@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
+from scipy.stats import norm
 
-from longtake.evaluation.bootstrap import FloatArray, IntArray, draw_counts, percentile_interval
+from longtake.evaluation.bootstrap import FloatArray, IntArray, draw_counts
 from longtake.evaluation.evalica_extra import load_evalica
 
 _TOLERANCE = 1e-8
@@ -36,7 +37,8 @@ class Strength:
     log_strength: float
     """log pi; the mean over the models is 0. A difference d means exp(d) : 1 among non-ties."""
     ci_low: float
-    """Lower end of the bootstrap interval, clustered by prompt; NaN where there is none."""
+    """Lower end of the interval, from the bootstrap standard error (clustered by prompt); NaN
+    where there is none."""
     ci_high: float
     """Upper end."""
     n_pairs: int
@@ -66,7 +68,7 @@ def rank_models(
     clusters: Sequence[str],
     *,
     confidence: float = 0.95,
-    resamples: int = 1000,
+    resamples: int = 200,
     seed: int = 0,
 ) -> PairwiseRanking:
     """Fit Bradley-Terry with ties.
@@ -77,7 +79,8 @@ def rank_models(
         outcome: n values: 1 ``first`` is better, -1 ``second``, 0 the same.
         clusters: n labels; the bootstrap draws whole clusters.
         confidence: coverage of the intervals in (0, 1).
-        resamples: bootstrap resamples.
+        resamples: bootstrap resamples, of which the standard error is taken (some milliseconds
+            each); 0 gives no intervals.
         seed: of the resampling.
 
     Raises:
@@ -97,14 +100,15 @@ def rank_models(
             reason="no finite strengths: some models never lose, or never meet the others",
         )
     log_strength, tie_parameter = fit
-    low, high, reason = _intervals(cells, counts, len(names), confidence, resamples, seed)
+    error, reason = _standard_error(cells, counts, len(names), resamples, seed)
+    reach = float(norm.ppf(0.5 + confidence / 2)) * error
     involved = np.bincount(codes.ravel(), minlength=len(names))
     rows = [
         Strength(
             model=names[m],
             log_strength=float(log_strength[m]),
-            ci_low=float(low[m]),
-            ci_high=float(high[m]),
+            ci_low=float(log_strength[m] - reach[m]),
+            ci_high=float(log_strength[m] + reach[m]),
             n_pairs=int(involved[m]),
         )
         for m in np.argsort(-log_strength, kind="stable")
@@ -141,8 +145,7 @@ def _cells(
 def _fit(cells: IntArray, weights: FloatArray, num_models: int) -> tuple[FloatArray, float] | None:
     """Centred log strengths [M] and tie parameter; None where the likelihood has no maximum."""
     kept = weights > 0
-    cells, weights = cells[kept], weights[kept]
-    if not _solvable(cells, num_models):
+    if not _solvable(cells[kept], num_models):
         return None
     evalica = load_evalica()
     winner = {1: evalica.Winner.X, -1: evalica.Winner.Y, 0: evalica.Winner.Draw}
@@ -179,17 +182,13 @@ def _solvable(cells: IntArray, num_models: int) -> bool:
     return int(parts) == 1
 
 
-def _intervals(
-    cells: IntArray,
-    counts: FloatArray,
-    num_models: int,
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> tuple[FloatArray, FloatArray, str]:
+def _standard_error(
+    cells: IntArray, counts: FloatArray, num_models: int, resamples: int, seed: int
+) -> tuple[FloatArray, str]:
+    """Standard deviation [M] over resampled clusters, and why there is none."""
     nothing = np.full(num_models, np.nan)
-    if len(counts) < 2:
-        return nothing, nothing, "no interval: fewer than two prompts"
+    if len(counts) < 2 or resamples < 2:
+        return nothing, "no interval: fewer than two prompts or resamples"
     fits = [
         _fit(cells, weights, num_models)
         for drawn in draw_counts(len(counts), resamples, seed)
@@ -198,6 +197,5 @@ def _intervals(
     strengths = [fit[0] for fit in fits if fit is not None]
     failed = 1.0 - len(strengths) / len(fits)
     if failed > _MAX_FAILED:
-        return nothing, nothing, f"no interval: {failed:.0%} of the resamples have no finite fit"
-    low, high = percentile_interval(np.stack(strengths), confidence)
-    return low, high, ""
+        return nothing, f"no interval: {failed:.0%} of the resamples have no finite fit"
+    return np.std(strengths, axis=0, ddof=1), ""

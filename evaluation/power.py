@@ -114,3 +114,66 @@ def correlation_interval(r: float, n: int, *, confidence: float = 0.95) -> tuple
         )
     reach = float(norm.ppf(0.5 + confidence / 2)) / math.sqrt(n - 3)
     return math.tanh(math.atanh(r) - reach), math.tanh(math.atanh(r) + reach)
+
+
+def power_statement(
+    kind: str,
+    *,
+    n: int | None = None,
+    effect: float | None = None,
+    sd: float = 0.8,
+    tie_rate: float = 0.0,
+    power: float = 0.8,
+    confidence: float = 0.95,
+) -> str:
+    """The answer in one sentence, for exactly one of ``n`` and ``effect`` (correlation: both).
+
+    Args:
+        kind: ``mos``, ``gsb`` or ``correlation``.
+        n: prompts (mos) or pairs (gsb, correlation).
+        effect: difference in points (mos), win share (gsb), correlation.
+        sd: standard deviation of paired differences (mos).
+        tie_rate: share of pairs called the same (gsb), in [0, 1).
+        power: chance to find the effect.
+        confidence: 1 - error rate of the test.
+
+    Raises:
+        UserError: an unknown kind, the wrong number of values, or a value out of range.
+    """
+    wanted = 2 if kind == "correlation" else 1
+    if kind not in ("mos", "gsb", "correlation") or (n is None) + (effect is None) != 2 - wanted:
+        raise UserError(
+            f"{kind}: {'both' if wanted == 2 else 'one'} of size and effect must be given",
+            received=f"n {n}, effect {effect}",
+            expected="mos or gsb with -n or --effect, or correlation with both",
+        )
+    if not 0 <= tie_rate < 1:
+        raise UserError("tie rate cannot be used", received=tie_rate, expected="in [0, 1)")
+    chance = f"with {power:.0%} power at {confidence:.0%} confidence"
+    if kind == "correlation":
+        assert n is not None and effect is not None
+        low, high = correlation_interval(effect, n, confidence=confidence)
+        return f"r = {effect:g} from {n} pairs: {confidence:.0%} interval [{low:.3f}, {high:.3f}]"
+    if kind == "mos":
+        if effect is not None:
+            size = prompts_for_difference(effect, sd, power=power, confidence=confidence)
+            return f"{size} prompts find a difference of {effect:g} points (SD {sd:g}) {chance}"
+        assert n is not None
+        found = detectable_difference(n, sd, power=power, confidence=confidence)
+        width = half_width(n, sd, confidence=confidence)
+        return (
+            f"{n} prompts find a difference of {found:.3f} points (SD {sd:g}) {chance}; "
+            f"the interval is +-{width:.3f}"
+        )
+    if effect is not None:
+        pairs = pairs_for_win_share(effect, power=power, confidence=confidence)
+        total = math.ceil(pairs / (1 - tie_rate))
+        return (
+            f"{pairs} pairs with a preference ({total} in all at {tie_rate:.0%} ties) tell a win "
+            f"share of {effect:.1%} from one half {chance}"
+        )
+    assert n is not None
+    share = detectable_win_share(int(n * (1 - tie_rate)), power=power, confidence=confidence)
+    return (
+        f"{n} pairs at {tie_rate:.0%} ties tell a win share of {share:.1%} from one half {chance}"
+    )

@@ -18,6 +18,7 @@ CONSTANT_AFTER = 10
 
 _FIELDS = ("sample", "model", "prompt", "cluster", "dimension", "rater", "score", "reason")
 _SET_ASIDE = "set aside"
+_KEY = ["sample", "dimension", "rater"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +56,12 @@ class RatingTable:
         return self.read - len(self.table)
 
 
+def _who(row: Any) -> str:
+    return f"{row.rater} on {row.dimension} of {row.sample}"
+
+
 def _words(row: Any) -> str:
-    return f"{row.rater} on {row.dimension} of {row.sample}: {row.score:g}"
+    return f"{_who(row)}: {row.score:g}"
 
 
 _Note = Callable[[Any], str]
@@ -97,7 +102,9 @@ def check_ratings(
     findings = Findings(earlier)
     sieve = _Sieve(_as_rows(ratings), findings)
     excluded = sieve.rows["rater"].isin(settings.exclude_raters)
-    sieve.remove(excluded, "rating of an excluded rater", "set aside as you asked", _words)
+    absent = set(settings.exclude_raters) - set(sieve.rows["rater"])
+    findings.add("excluded rater without a rating", "nothing to exclude", sorted(absent))
+    sieve.remove(excluded, "rating of an excluded rater", "set aside as you asked", _who)
     _check_scores(sieve, settings)
     if samples is None:
         _check_names(sieve)
@@ -118,6 +125,8 @@ def check_ratings(
             expected=f"scores of {', '.join(settings.dimensions)}",
         )
     rows = sieve.rows.drop(columns="reason").reset_index(drop=True)
+    silent = [model for model in known if model not in set(rows["model"])]
+    findings.add("model without a rating", "no result", silent)
     findings.add("rater with one answer only", "used; look at this rater", _constant(rows))
     findings.add(
         "model without a rated video of a prompt",
@@ -138,11 +147,12 @@ def _as_rows(ratings: Sequence[Rating]) -> pd.DataFrame:
 
 def _check_scores(sieve: _Sieve, settings: CheckSettings) -> None:
     low, high = settings.scale
+    _check_withdrawn(sieve)
     sieve.remove(
         sieve.rows["score"].isna(),
         "rating without a score",
         "unscored",
-        lambda r: f"{r.rater} on {r.dimension} of {r.sample}: {r.reason or 'no reason given'}",
+        lambda r: f"{_who(r)}: {r.reason or 'no reason given'}",
     )
     score = sieve.rows["score"]
     fits = score.between(low, high)
@@ -152,6 +162,21 @@ def _check_scores(sieve: _Sieve, settings: CheckSettings) -> None:
     sieve.remove(~fits, f"score that is not {wanted}", _SET_ASIDE, _words)
     strange = ~sieve.rows["dimension"].isin(settings.dimensions)
     sieve.remove(strange, "unknown dimension", _SET_ASIDE, _words)
+
+
+def _check_withdrawn(sieve: _Sieve) -> None:
+    """Of a score and a "no score" by one rater, the later one counts."""
+    rows = sieve.rows
+    missing = rows["score"].isna()
+    if not missing.any():
+        return
+    withdrawing = missing & ~rows.duplicated(_KEY, keep="last")
+    withdrawn = withdrawing.groupby([rows[name] for name in _KEY]).transform("any")
+    sieve.remove(withdrawn & ~missing, "rating withdrawn later", "unscored", _words)
+    again = missing & ~withdrawing
+    sieve.remove(
+        again[sieve.rows.index], "record without a score before a later one", _SET_ASIDE, _who
+    )
 
 
 def _check_names(sieve: _Sieve) -> None:
@@ -197,11 +222,10 @@ def _one_cluster(sieve: _Sieve) -> None:
 
 
 def _check_repeats(sieve: _Sieve, policy: Contradictions) -> None:
-    key = ["sample", "dimension", "rater"]
-    several = sieve.rows[sieve.rows.duplicated(key, keep=False)]
-    groups = several.groupby(key, sort=False)["score"]
+    several = sieve.rows[sieve.rows.duplicated(_KEY, keep=False)]
+    groups = several.groupby(_KEY, sort=False)["score"]
     same = groups.transform("nunique") == 1
-    again = several[same].index[several[same].duplicated(key)]
+    again = several[same].index[several[same].duplicated(_KEY)]
     sieve.remove(
         sieve.rows.index.to_series().isin(again), "duplicate rating", "counted once", _words
     )
@@ -223,8 +247,8 @@ def _check_repeats(sieve: _Sieve, policy: Contradictions) -> None:
     sieve.findings.add("contradictory ratings", effects[policy], cases)
     rows = sieve.rows
     if policy == "mean":
-        rows = rows.assign(score=rows.groupby(key)["score"].transform("mean"))
-    sieve.rows = rows.drop_duplicates(key, keep="last")
+        rows = rows.assign(score=rows.groupby(_KEY)["score"].transform("mean"))
+    sieve.rows = rows.drop_duplicates(_KEY, keep="last")
 
 
 def _constant(rows: pd.DataFrame) -> list[str]:

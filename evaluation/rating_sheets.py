@@ -16,13 +16,20 @@ ReadCell = Callable[[object], tuple[float | None, str]]
 Loaded = tuple[list[Rating], tuple[Finding, ...]]
 
 
-def read_ratings(path: Path, dimensions: Sequence[str], read_cell: ReadCell = read_score) -> Loaded:
+def read_ratings(
+    path: Path,
+    dimensions: Sequence[str],
+    read_cell: ReadCell = read_score,
+    *,
+    rater: str = "",
+) -> Loaded:
     """The ratings of a file in its order, and what in it is no rating.
 
     Args:
         path: ``.jsonl`` (:func:`longtake.evaluation.records.read_log`) or ``.csv``.
         dimensions: names that a wide sheet may have as columns.
         read_cell: text of a cell to (score, why there is none); ValueError when it is neither.
+        rater: who filled in the rows of a sheet that name no rater.
 
     Raises:
         UserError: unreadable, another ending, or a sheet without the needed columns.
@@ -35,7 +42,8 @@ def read_ratings(path: Path, dimensions: Sequence[str], read_cell: ReadCell = re
             received=str(path),
             expected="a .jsonl log or a .csv sheet",
         )
-    columns, rows, long = read_csv_rows(path, ("sample", "rater"))
+    columns, rows, long = read_csv_rows(path, ("sample",) if rater else ("sample", "rater"))
+    rows = [(line, {**row, "rater": row.get("rater") or rater}) for line, row in rows]
     findings = Findings()
     findings.add("row with too many cells", "not used", long)
     if "dimension" in columns and "score" in columns:

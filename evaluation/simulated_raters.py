@@ -9,16 +9,19 @@ into 1..5; in a pair the rater compares two such impressions, prefers the left o
 points, and says "same" up to a difference of ``tie_threshold``.
 """
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from longtake.evaluation.dimensions import SCALE
 from longtake.evaluation.gsb_plan import Pair
 from longtake.evaluation.mos_protocol import ProtocolConfig, assess, assign
-from longtake.evaluation.records import Rating
-from longtake.evaluation.samples import Sample
+from longtake.evaluation.records import Rating, append_ratings
+from longtake.evaluation.samples import Sample, write_samples
 from longtake.runtime.errors import UserError
 
 
@@ -145,7 +148,8 @@ def simulate_ratings(
 def _score(rater: SimulatedRater, quality: float, draw: float) -> float:
     if rater.constant is not None:
         return float(rater.constant)
-    return float(np.clip(round(quality + rater.bias + rater.noise * draw), *SCALE))
+    low, high = SCALE
+    return float(min(max(round(quality + rater.bias + rater.noise * draw), low), high))
 
 
 def simulate_answers(
@@ -154,16 +158,64 @@ def simulate_answers(
     """Answers to a plan of pairs: 1 left, 0 same, -1 right, as :mod:`longtake.evaluation.gsb`."""
     quality = latent_quality(study, seed)
     rng = np.random.default_rng([seed, 4])
+    chosen = np.argsort(rng.random((len(pairs), len(study.raters))), axis=1)[:, :raters_per_pair]
+    noise = np.sqrt(2.0) * rng.normal(size=(*chosen.shape, len(study.dimensions)))
     ratings = []
-    for pair in pairs:
-        for index in rng.permutation(len(study.raters))[:raters_per_pair]:
+    for pair, indices, pair_noise in zip(pairs, chosen.tolist(), noise.tolist(), strict=True):
+        for index, draws in zip(indices, pair_noise, strict=True):
             rater = study.raters[index]
-            for dimension in study.dimensions:
-                left, right = quality[pair.left, dimension], quality[pair.right, dimension]
-                seen = left - right + rater.left_bias
-                seen += rater.noise * float(rng.normal()) * np.sqrt(2.0)
-                answer = 0.0 if abs(seen) <= rater.tie_threshold else float(np.sign(seen))
+            for dimension, draw in zip(study.dimensions, draws, strict=True):
+                seen = quality[pair.left, dimension] - quality[pair.right, dimension]
+                seen += rater.left_bias + rater.noise * draw
+                answer = 0.0 if abs(seen) <= rater.tie_threshold else math.copysign(1.0, seen)
                 ratings.append(
                     Rating(sample=pair.pair, dimension=dimension, rater=rater.name, score=answer)
                 )
     return ratings
+
+
+def parse_qualities(texts: Sequence[str], dimensions: Sequence[str]) -> dict[str, dict[str, float]]:
+    """``NAME=QUALITY`` entries as the truth of a study, the same in all dimensions.
+
+    Raises:
+        UserError: an entry of another form, a quality outside the scale, or one model only.
+    """
+    truth: dict[str, dict[str, float]] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            quality = float(value)
+        except ValueError:
+            quality = float("nan")
+        if not name or not SCALE[0] <= quality <= SCALE[1]:
+            raise UserError(
+                "a simulated model cannot be read",
+                received=text,
+                expected=f"NAME=QUALITY with a quality from {SCALE[0]} to {SCALE[1]}",
+            )
+        truth[name] = dict.fromkeys(dimensions, quality)
+    if len(truth) < 2:
+        raise UserError(
+            "a study compares models", received=", ".join(texts), expected="two different names"
+        )
+    return truth
+
+
+def write_study(study: SimulatedStudy, folder: Path, *, seed: int = 0) -> tuple[Path, Path]:
+    """Write ``samples.csv`` and ``ratings.jsonl`` of a simulated study.
+
+    Raises:
+        UserError: the folder holds a study, or cannot be written.
+    """
+    log = folder / "ratings.jsonl"
+    if log.exists():
+        raise UserError(
+            "the folder holds ratings", received=str(log), remedy="choose another --output-dir"
+        )
+    listed = write_samples(folder / "samples.csv", simulated_samples(study))
+    blind = (
+        dataclasses.replace(rating, model="", prompt="")
+        for rating in simulate_ratings(study, seed=seed)
+    )
+    append_ratings(log, blind)
+    return listed, log

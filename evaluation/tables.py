@@ -3,8 +3,11 @@
 import csv
 import io
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from longtake.evaluation.findings import Finding
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -54,3 +57,28 @@ def interval_text(value: float, low: float, high: float, digits: int = 2) -> str
     if math.isnan(low) or math.isnan(high):
         return f"{value:.{digits}f} [no interval]"
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def table_of(name: str, title: str, items: Sequence[Any], note: str = "") -> Table:
+    """Dataclass instances as rows, their fields as columns; bool is written yes or no."""
+    columns = tuple(field.name for field in fields(items[0])) if items else ()
+    rows = (tuple(getattr(item, column) for column in columns) for item in items)
+    return Table(
+        name=name,
+        title=title,
+        columns=columns,
+        rows=tuple(
+            tuple(("yes" if c else "no") if isinstance(c, bool) else c for c in row) for row in rows
+        ),
+        note=note,
+    )
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """One row for each case of each finding."""
+    return Table(
+        name="findings",
+        title="Irregularities of the input",
+        columns=("kind", "effect", "case"),
+        rows=tuple((f.kind, f.effect, item) for f in findings for item in f.items),
+    )
