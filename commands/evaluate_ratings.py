@@ -176,12 +176,13 @@ def mos_report(
     """
     import dataclasses
 
-    from longtake.evaluation.figures import write_mos_figure
     from longtake.evaluation.model_comparison import ComparisonSettings
+    from longtake.evaluation.mos_figure import write_mos_figure
+    from longtake.evaluation.mos_files import mos_from_files
     from longtake.evaluation.mos_merge import MergeWeights
     from longtake.evaluation.mos_tables import mos_tables
     from longtake.evaluation.result_files import present
-    from longtake.evaluation.study_files import Acceptance, mos_from_files
+    from longtake.evaluation.study_files import Acceptance
 
     settings = dataclasses.replace(
         _settings(task, dimension, first_raters, extra_raters, threshold, scope),
@@ -323,13 +324,14 @@ def gsb_report(
     Example: python cli.py eval gsb report plan --output-dir report
     """
     from longtake.evaluation.dimensions import dimension_names
-    from longtake.evaluation.figures import write_gsb_figure
     from longtake.evaluation.gsb import ANSWER_LOG
+    from longtake.evaluation.gsb_figure import write_gsb_figure
+    from longtake.evaluation.gsb_files import gsb_from_files
     from longtake.evaluation.gsb_plan import KEY_FILE
     from longtake.evaluation.gsb_tables import gsb_tables
     from longtake.evaluation.model_comparison import ComparisonSettings
     from longtake.evaluation.result_files import present
-    from longtake.evaluation.study_files import Acceptance, gsb_from_files
+    from longtake.evaluation.study_files import Acceptance
 
     files = answers or [plan / ANSWER_LOG]
     result = gsb_from_files(

@@ -86,7 +86,7 @@ def read_jsonl(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], tuple[Find
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line.decode())
         except ValueError:
             value = None
         if isinstance(value, dict):

@@ -24,6 +24,9 @@ from longtake.evaluation.bootstrap import (
 )
 from longtake.evaluation.significance import holm, sign_flip_test, tie_groups
 
+_BLOCK = 500
+"""Columns whose resampled means are held at once: 40 MB at 10,000 resamples."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComparisonSettings:
@@ -128,20 +131,16 @@ def compare_models(
         dimensions: in the order of the result.
         settings: confidence and resampling.
     """
-    models = list(dict.fromkeys(scores["model"]))
-    means: list[ModelMean] = []
-    differences: list[ModelDifference] = []
-    for dimension in dimensions:
-        part = _Dimension(scores[scores["dimension"] == dimension], dimension, models)
-        means += part.means(settings)
-        differences += part.differences(settings)
+    grid = _Grid(scores, dimensions, list(dict.fromkeys(scores["model"])))
+    means, differences = grid.compare(settings)
     p_holm = holm([item.p for item in differences])
     alpha = 1.0 - settings.confidence
     corrected = tuple(
-        _with_holm(item, float(p), alpha) for item, p in zip(differences, p_holm, strict=True)
+        dataclasses.replace(item, p_holm=float(p), different=bool(p < alpha))
+        for item, p in zip(differences, p_holm, strict=True)
     )
     return ModelComparison(
-        means=tuple(means),
+        means=means,
         differences=corrected,
         tie_groups={name: _groups(name, means, corrected) for name in dimensions},
         settings=settings,
@@ -152,106 +151,129 @@ def mean_draws(
     scores: pd.DataFrame, models: Sequence[str], settings: ComparisonSettings, *, seed: int
 ) -> FloatArray:
     """Resampled means [B, M] of the models in the only dimension of ``scores``; NaN where none."""
-    sums, counts = _Dimension(scores, "", models).totals()
+    names = list(dict.fromkeys(scores["dimension"]))
+    sums, counts = _Grid(scores, names[:1], models).totals()
     return resampled_means(sums, counts, resamples=settings.resamples, seed=seed)
 
 
-class _Dimension:
-    """The scores of one dimension as sums over clusters and means over prompts."""
+class _Grid:
+    """Scores as sums over clusters and over prompts; a column is a dimension and model."""
 
-    def __init__(self, rows: pd.DataFrame, dimension: str, models: Sequence[str]) -> None:
-        self.dimension, self.models = dimension, list(models)
+    def __init__(
+        self, scores: pd.DataFrame, dimensions: Sequence[str], models: Sequence[str]
+    ) -> None:
+        self.columns = [(dimension, model) for dimension in dimensions for model in models]
+        self.models = models
+        rows = scores[scores["dimension"].isin(dimensions)]
         self.score = rows["score"].to_numpy(dtype=np.float64)
-        position = {model: index for index, model in enumerate(self.models)}
-        self.model = rows["model"].map(position).to_numpy(dtype=np.int64)
-        self.cluster, self.cluster_names = pd.factorize(rows["cluster"])
+        row = {dimension: d * len(models) for d, dimension in enumerate(dimensions)}
+        position = {model: m for m, model in enumerate(models)}
+        code = rows["dimension"].map(row) + rows["model"].map(position)
+        self.column = code.to_numpy(dtype=np.int64)
+        self.cluster, clusters = pd.factorize(rows["cluster"])
+        self.num_clusters = len(clusters)
         self.prompt, prompts = pd.factorize(rows["prompt"])
         self.num_prompts = len(prompts)
         self.prompt_cluster = np.zeros(self.num_prompts, dtype=np.int64)
         self.prompt_cluster[self.prompt] = self.cluster
 
     def totals(self) -> tuple[FloatArray, FloatArray]:
-        """Sums and counts [C, M] of the videos of each cluster and model."""
-        return self._by(self.cluster, len(self.cluster_names))
+        """Sums and counts [C, K] of the videos of each cluster and column."""
+        return self._by(self.cluster, self.num_clusters)
 
     def _by(self, group: IntArray, size: int) -> tuple[FloatArray, FloatArray]:
-        shape = (size, len(self.models))
-        cell = group * shape[1] + self.model
+        shape = (size, len(self.columns))
+        cell = group * shape[1] + self.column
         length = shape[0] * shape[1]
         sums = np.bincount(cell, weights=self.score, minlength=length).astype(np.float64)
         counts = np.bincount(cell, minlength=length).astype(np.float64)
         return sums.reshape(shape), counts.reshape(shape)
 
-    def means(self, settings: ComparisonSettings) -> list[ModelMean]:
+    def compare(
+        self, settings: ComparisonSettings
+    ) -> tuple[tuple[ModelMean, ...], tuple[ModelDifference, ...]]:
+        """Means of all columns, and differences of every two models of a dimension."""
         sums, counts = self.totals()
-        n_samples = counts.sum(axis=0)
-        n_clusters = (counts > 0).sum(axis=0)
-        n_prompts = (self._by(self.prompt, self.num_prompts)[1] > 0).sum(axis=0)
-        low, high = np.full((2, len(self.models)), np.nan)
-        usable = n_clusters >= 2
-        if usable.any():
-            draws = resampled_means(
-                sums[:, usable], counts[:, usable], resamples=settings.resamples,
-                seed=settings.seed,
-            )  # fmt: skip
-            low[usable], high[usable] = percentile_interval(draws, settings.confidence)
-        return [
-            ModelMean(
-                dimension=self.dimension,
-                model=model,
-                mean=float(own.mean()) if len(own) else math.nan,
-                ci_low=float(low[m]),
-                ci_high=float(high[m]),
-                sd=float(own.std(ddof=1)) if len(own) > 1 else math.nan,
-                n_samples=int(n_samples[m]),
-                n_prompts=int(n_prompts[m]),
-                n_clusters=int(n_clusters[m]),
-            )
-            for m, model in enumerate(self.models)
-            for own in [self.score[self.model == m]]
-        ]
+        pairs, diff_sums, diff_counts = self._paired()
+        low, high = _intervals(
+            np.hstack([sums, diff_sums]), np.hstack([counts, diff_counts]), settings
+        )
+        cut = len(self.columns)
+        p = np.full(len(pairs), np.nan)
+        enough = (diff_counts > 0).sum(axis=0) >= 2
+        p[enough] = sign_flip_test(
+            diff_sums[:, enough], flips=settings.resamples, seed=settings.seed
+        )
+        return (
+            tuple(self._means(counts, low[:cut], high[:cut])),
+            tuple(self._differences(pairs, diff_sums, diff_counts, low[cut:], high[cut:], p)),
+        )
 
-    def differences(self, settings: ComparisonSettings) -> list[ModelDifference]:
+    def _paired(self) -> tuple[list[tuple[int, int]], FloatArray, FloatArray]:
+        """Pairs of columns, the better one first, with sums and counts [C, Q] of differences."""
         sums, counts = self._by(self.prompt, self.num_prompts)
-        present = np.flatnonzero(counts.sum(axis=0) > 0)
-        means = sums.sum(axis=0)[present] / counts.sum(axis=0)[present]
-        pairs = list(combinations(present[np.argsort(-means, kind="stable")].tolist(), 2))
-        if not pairs:
-            return []
-        by_prompt = np.where(counts > 0, sums / np.maximum(counts, 1.0), np.nan)  # [P, M]
-        first, second = np.array(pairs).T
+        by_prompt = np.where(counts > 0, sums / np.maximum(counts, 1.0), np.nan)  # [P, K]
+        size = counts.sum(axis=0)
+        mean = sums.sum(axis=0) / np.maximum(size, 1.0)
+        pairs = [
+            pair
+            for start in range(0, len(self.columns), len(self.models))
+            for block in [range(start, start + len(self.models))]
+            for pair in combinations(
+                sorted((k for k in block if size[k]), key=lambda k: -mean[k]), 2
+            )
+        ]
+        first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
         diff = by_prompt[:, first] - by_prompt[:, second]  # [P, Q], NaN where one is absent
         # On the prompts that two models share, their order can be another than over all.
         swapped = np.nansum(diff, axis=0) < 0
         diff[:, swapped] *= -1.0
         pairs = [(b, a) if swap else (a, b) for (a, b), swap in zip(pairs, swapped, strict=True)]
-        num_clusters = len(self.cluster_names)
         shared = (~np.isnan(diff)).astype(np.float64)
-        diff_sums = cluster_sums(diff, self.prompt_cluster, num_clusters)
-        diff_counts = cluster_sums(shared, self.prompt_cluster, num_clusters)
-        n_clusters = (diff_counts > 0).sum(axis=0)
-        low, high, p = np.full((3, len(pairs)), np.nan)
-        usable = n_clusters >= 2
-        if usable.any():
-            draws = resampled_means(
-                diff_sums[:, usable], diff_counts[:, usable], resamples=settings.resamples,
-                seed=settings.seed,
-            )  # fmt: skip
-            low[usable], high[usable] = percentile_interval(draws, settings.confidence)
-            p[usable] = sign_flip_test(
-                diff_sums[:, usable], flips=settings.resamples, seed=settings.seed
+        return (
+            pairs,
+            cluster_sums(diff, self.prompt_cluster, self.num_clusters),
+            cluster_sums(shared, self.prompt_cluster, self.num_clusters),
+        )
+
+    def _means(self, counts: FloatArray, low: FloatArray, high: FloatArray) -> list[ModelMean]:
+        n_prompts = (self._by(self.prompt, self.num_prompts)[1] > 0).sum(axis=0)
+        return [
+            ModelMean(
+                dimension=dimension,
+                model=model,
+                mean=float(own.mean()) if len(own) else math.nan,
+                ci_low=float(low[m]),
+                ci_high=float(high[m]),
+                sd=float(own.std(ddof=1)) if len(own) > 1 else math.nan,
+                n_samples=len(own),
+                n_prompts=int(n_prompts[m]),
+                n_clusters=int((counts[:, m] > 0).sum()),
             )
-        n_prompts = shared.sum(axis=0)
+            for m, (dimension, model) in enumerate(self.columns)
+            for own in [self.score[self.column == m]]
+        ]
+
+    def _differences(
+        self,
+        pairs: Sequence[tuple[int, int]],
+        sums: FloatArray,
+        counts: FloatArray,
+        low: FloatArray,
+        high: FloatArray,
+        p: FloatArray,
+    ) -> list[ModelDifference]:
+        n_prompts = counts.sum(axis=0)
         return [
             ModelDifference(
-                dimension=self.dimension,
-                better=self.models[a],
-                worse=self.models[b],
-                diff=float(diff_sums[:, q].sum() / n_prompts[q]) if n_prompts[q] else math.nan,
+                dimension=self.columns[a][0],
+                better=self.columns[a][1],
+                worse=self.columns[b][1],
+                diff=float(sums[:, q].sum() / n_prompts[q]) if n_prompts[q] else math.nan,
                 ci_low=float(low[q]),
                 ci_high=float(high[q]),
                 n_prompts=int(n_prompts[q]),
-                n_clusters=int(n_clusters[q]),
+                n_clusters=int((counts[:, q] > 0).sum()),
                 p=float(p[q]),
                 p_holm=math.nan,
                 different=False,
@@ -260,8 +282,19 @@ class _Dimension:
         ]
 
 
-def _with_holm(item: ModelDifference, p_holm: float, alpha: float) -> ModelDifference:
-    return dataclasses.replace(item, p_holm=p_holm, different=p_holm < alpha)
+def _intervals(
+    sums: FloatArray, counts: FloatArray, settings: ComparisonSettings
+) -> tuple[FloatArray, FloatArray]:
+    """Bootstrap intervals of the columns; NaN for those with fewer than two clusters."""
+    low, high = np.full((2, sums.shape[1]), np.nan)
+    enough = np.flatnonzero((counts > 0).sum(axis=0) >= 2)
+    for start in range(0, len(enough), _BLOCK):
+        block = enough[start : start + _BLOCK]
+        draws = resampled_means(
+            sums[:, block], counts[:, block], resamples=settings.resamples, seed=settings.seed
+        )
+        low[block], high[block] = percentile_interval(draws, settings.confidence)
+    return low, high
 
 
 def _groups(

@@ -139,7 +139,11 @@ def check_ratings(
 
 
 def _as_rows(ratings: Sequence[Rating]) -> pd.DataFrame:
-    columns = {name: [getattr(rating, name) for rating in ratings] for name in _FIELDS}
+    # Texts as Python objects: the string type of pandas is slow to iterate over.
+    columns = {
+        name: pd.Series([getattr(rating, name) for rating in ratings], dtype="object")
+        for name in _FIELDS
+    }
     rows = pd.DataFrame(columns)
     rows["score"] = rows["score"].astype("float64")
     return rows

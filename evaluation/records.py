@@ -64,6 +64,11 @@ class Rating:
         return record
 
 
+_REQUIRED = ("sample", "dimension", "rater")
+_TEXTS = frozenset((*_REQUIRED, "reason", "model", "prompt", "cluster", "time"))
+_KINDS = get_args(Kind)
+
+
 def rating_from_record(record: Mapping[str, Any]) -> Rating:
     """Read one record.
 
@@ -72,27 +77,25 @@ def rating_from_record(record: Mapping[str, Any]) -> Rating:
     Raises:
         ValueError: a field is missing or has the wrong type; the message names it.
     """
-    texts = {}
-    for name in ("sample", "dimension", "rater"):
-        value = record.get(name)
-        if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
-            raise ValueError(f"`{name}` is {value!r}, expected a non-empty text")
-        texts[name] = str(value).strip()
-    for name in ("reason", "model", "prompt", "cluster", "time"):
-        value = record.get(name, "")
-        if value is not None and not isinstance(value, str | int):
-            raise ValueError(f"`{name}` is {value!r}, expected a text")
-        texts[name] = "" if value is None else str(value).strip()
+    texts: dict[str, str] = {}
+    for name, value in record.items():
+        if name in _TEXTS and value is not None:
+            if isinstance(value, bool) or not isinstance(value, str | int):
+                raise ValueError(f"`{name}` is {value!r}, expected a text")
+            texts[name] = str(value).strip()
+    for name in _REQUIRED:
+        if not texts.get(name):
+            raise ValueError(f"`{name}` is {record.get(name)!r}, expected a non-empty text")
     kind = record.get("kind", "human")
-    if kind not in get_args(Kind):
-        raise ValueError(f"`kind` is {kind!r}, expected {' or '.join(get_args(Kind))}")
+    if kind not in _KINDS:
+        raise ValueError(f"`kind` is {kind!r}, expected {' or '.join(_KINDS)}")
     provenance = record.get("provenance", {})
     if not isinstance(provenance, Mapping):
         raise ValueError(f"`provenance` is {provenance!r}, expected an object")
     if "score" not in record:
         raise ValueError("`score` is missing; write null and a `reason` for no score")
     score, reason = read_score(record["score"])
-    texts["reason"] = texts["reason"] or reason
+    texts["reason"] = texts.get("reason") or reason
     return Rating(score=score, kind=kind, provenance=provenance, **texts)
 
 
