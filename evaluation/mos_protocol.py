@@ -84,6 +84,10 @@ class Unit:
     """Complete raters beyond what the protocol asks; their ratings count too."""
 
 
+_Given = dict[str, tuple[float, int]]
+"""Scores of one rater for one video: dimension -> (score, place in the order of all ratings)."""
+
+
 def transition(
     state: State, num_complete: int, discrepancy: float | None, config: ProtocolConfig
 ) -> State:
@@ -110,19 +114,15 @@ def assess(
         config: the rule.
         samples: videos to be rated, also those without ratings; others follow in order.
     """
-    scores: dict[str, dict[str, dict[str, float]]] = {sample: {} for sample in samples}
-    for sample, rater, dimension, score in ratings:
-        # A rater moves to the end with each score, so the order is that of finishing.
-        by_rater = scores.setdefault(sample, {})
-        given = by_rater.pop(rater, {})
-        given[dimension] = score
-        by_rater[rater] = given
+    given: dict[str, dict[str, _Given]] = {sample: {} for sample in samples}
+    for order, (sample, rater, dimension, score) in enumerate(ratings):
+        given.setdefault(sample, {}).setdefault(rater, {})[dimension] = (score, order)
     groups = [tuple(dimensions)]
     if config.scope == "dimension":
         groups = [(dimension,) for dimension in dimensions]
     return tuple(
         _unit(sample, group, by_rater, config)
-        for sample, by_rater in scores.items()
+        for sample, by_rater in given.items()
         for group in groups
     )
 
@@ -130,17 +130,21 @@ def assess(
 def _unit(
     sample: str,
     dimensions: tuple[str, ...],
-    by_rater: Mapping[str, Mapping[str, float]],
+    by_rater: Mapping[str, _Given],
     config: ProtocolConfig,
 ) -> Unit:
-    complete = tuple(r for r, given in by_rater.items() if all(d in given for d in dimensions))
+    finished = {
+        rater: max(given[d][1] for d in dimensions)
+        for rater, given in by_rater.items()
+        if all(d in given for d in dimensions)
+    }
+    complete = tuple(sorted(finished, key=finished.__getitem__))
     some = tuple(r for r, given in by_rater.items() if any(d in given for d in dimensions))
     discrepancy: float | None = None
     if len(complete) >= config.first_raters:
         first = [by_rater[rater] for rater in complete[: config.first_raters]]
-        discrepancy = max(
-            max(given[d] for given in first) - min(given[d] for given in first) for d in dimensions
-        )
+        by_dimension = [[given[d][0] for given in first] for d in dimensions]
+        discrepancy = max(max(scores) - min(scores) for scores in by_dimension)
     state = State.WAITING
     while (after := transition(state, len(complete), discrepancy, config)) is not state:
         state = after
