@@ -49,6 +49,15 @@ def test_equals_the_maximum_of_the_likelihood(seed):
     assert found.n_pairs == 240 and all(s.n_pairs == 120 for s in found.strengths)
 
 
+def test_without_ties_it_is_plain_bradley_terry():
+    data = simulate({"A": 0.8, "B": 0.1, "C": -0.4}, 0.0, 60, 3)
+    found = rank_models(*data, resamples=0)
+    wanted, _ = maximum_likelihood(*data[:3])
+    assert found.tie_parameter == 0.0
+    for strength in found.strengths:
+        assert strength.log_strength == pytest.approx(wanted[strength.model], abs=2e-3)
+
+
 def test_published_counts_give_their_odds():
     outcome = [1] * 242 + [0] * 12 + [-1] * 246
     found = rank_models(["L"] * 500, ["P"] * 500, outcome, [str(i) for i in range(500)])
