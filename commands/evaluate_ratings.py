@@ -209,7 +209,7 @@ def mos_report(
         folder=output_dir,
         draw=lambda path: write_mos_figure(result, path, title),
         as_json=as_json,
-        shown=("overview", "differences", "merged", "agreement", "protocol", "options"),
+        shown=("overview", "comparisons", "merged_overview", "agreement", "protocol", "options"),
     )
 
 
