@@ -101,7 +101,7 @@ def mos_assign(
         read_samples(samples), ratings or (), settings, rater, output_dir, seed=seed
     )
     states = ", ".join(f"{count} {state}" for state, count in report.status.states.items())
-    typer.echo(f"videos: {states}")
+    typer.echo(f"{'videos' if scope == 'video' else 'videos and dimensions'}: {states}")
     for sheet in report.sheets:
         typer.echo(sheet)
     if not report.sheets:
@@ -350,7 +350,7 @@ def gsb_report(
         folder=output_dir,
         draw=lambda path: write_gsb_figure(result, path, title),
         as_json=as_json,
-        shown=("overview", "ranking", "position", "agreement", "options"),
+        shown=("overview", "tests", "ranking", "position", "agreement", "options"),
     )
 
 
