@@ -11,7 +11,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from longtake.commands import evaluate_ratings
+from longtake.commands import evaluate_gsb, evaluate_mos, evaluate_ratings, rating_options
 from longtake.core.video import write_mp4
 from longtake.evaluation import dimensions, mos_protocol, rating_checks
 from longtake.evaluation.gsb_plan import read_key
@@ -21,8 +21,8 @@ from longtake.evaluation.simulated_raters import SimulatedStudy, rater_pool, sim
 from longtake.runtime.commands import Commands
 
 app = typer.Typer(cls=Commands)
-app.add_typer(evaluate_ratings.mos, name="mos")
-app.add_typer(evaluate_ratings.gsb, name="gsb")
+app.add_typer(evaluate_mos.mos, name="mos")
+app.add_typer(evaluate_gsb.gsb, name="gsb")
 for name in ("rescore", "power", "validate"):
     app.command(name)(getattr(evaluate_ratings, f"{name}_command"))
 
@@ -226,9 +226,9 @@ def test_validate_command(monkeypatch):
 
 
 def test_repeated_names_match_their_owners():
-    assert set(typing.get_args(evaluate_ratings.Task)) == set(dimensions.TASKS)
-    assert typing.get_args(evaluate_ratings.Scope) == typing.get_args(mos_protocol.Scope)
-    assert typing.get_args(evaluate_ratings.Contradictions) == typing.get_args(
+    assert set(typing.get_args(rating_options.Task)) == set(dimensions.TASKS)
+    assert typing.get_args(rating_options.Scope) == typing.get_args(mos_protocol.Scope)
+    assert typing.get_args(rating_options.Contradictions) == typing.get_args(
         rating_checks.Contradictions
     )
 
@@ -249,8 +249,10 @@ def heavy_modules(code):
 def test_help_imports_nothing_heavy():
     code = (
         "import typer\nfrom typer.testing import CliRunner\n"
-        "from longtake.commands import evaluate_ratings as e\n"
-        "app = typer.Typer(); app.add_typer(e.mos, name='mos'); app.add_typer(e.gsb, name='gsb')\n"
+        "from longtake.commands import evaluate_ratings\n"
+        "from longtake.commands.evaluate_gsb import gsb\n"
+        "from longtake.commands.evaluate_mos import mos\n"
+        "app = typer.Typer(); app.add_typer(mos, name='mos'); app.add_typer(gsb, name='gsb')\n"
         "for a in (['mos'], ['mos', 'report'], ['gsb', 'plan']):\n"
         "    r = CliRunner().invoke(app, [*a, '--help']); assert r.exit_code == 0, r.output\n"
     )
