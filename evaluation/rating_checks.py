@@ -128,11 +128,6 @@ def check_ratings(
     silent = [model for model in known if model not in set(rows["model"])]
     findings.add("model without a rating", "no result", silent)
     findings.add("rater with one answer only", "used; look at this rater", _constant(rows))
-    findings.add(
-        "model without a rated video of a prompt",
-        "differences use the prompts that both models have",
-        _unbalanced(rows),
-    )
     if samples is not None:
         findings.add("sample without a rating", "unscored", _unrated(rows, samples, settings))
     return RatingTable(table=rows, read=len(ratings), findings=findings.all())
@@ -264,13 +259,6 @@ def _constant(rows: pd.DataFrame) -> list[str]:
             constant.index, constant["size"], constant["min"], strict=True
         )
     ]
-
-
-def _unbalanced(rows: pd.DataFrame) -> list[str]:
-    pairs = rows[["model", "prompt"]].drop_duplicates()
-    models, prompts = list(pairs["model"].unique()), list(pairs["prompt"].unique())
-    present = set(zip(pairs["model"], pairs["prompt"], strict=True))
-    return [f"{m}: {p}" for m in models for p in prompts if (m, p) not in present]
 
 
 def _unrated(rows: pd.DataFrame, samples: SampleList, settings: CheckSettings) -> list[str]:

@@ -119,6 +119,16 @@ def test_a_dimension_without_ratings_is_reported():
     assert np.isnan(cell.mean) and cell.n_samples == 0
 
 
+def test_an_unbalanced_design_is_reported():
+    ratings = [
+        rating("v1", "r", 3.0, prompt="p1"),
+        rating("v2", "r", 3.0, prompt="p2"),
+        rating("v3", "r", 3.0, model="B", prompt="p1"),
+    ]
+    found = {f.kind: f.items for f in aggregate_mos(checked(ratings), settings()).findings}
+    assert found["model without a rated video of a prompt"] == ("B: p2",)
+
+
 def test_the_record_is_json_and_names_every_option():
     result = aggregate_mos(checked(simulate_ratings(make_study())), settings())
     record = json.loads(json.dumps(to_plain(result.as_record()), allow_nan=False))
