@@ -125,7 +125,8 @@ def check_ratings(
             expected=f"scores of {', '.join(settings.dimensions)}",
         )
     rows = sieve.rows.drop(columns="reason").reset_index(drop=True)
-    silent = [model for model in known if model not in set(rows["model"])]
+    rated = set(rows["model"].unique())
+    silent = [model for model in known if model not in rated]
     findings.add("model without a rating", "no result", silent)
     findings.add("rater with one answer only", "used; look at this rater", _constant(rows))
     if samples is not None:
@@ -199,8 +200,10 @@ def _look_up(sieve: _Sieve, samples: SampleList) -> None:
     unknown = ~sieve.rows["sample"].isin(by_id.keys())
     sieve.remove(unknown, "sample that is not in the list", _SET_ASIDE, _words)
     rows = sieve.rows
-    names = {name: rows["sample"].map({k: getattr(v, name) for k, v in by_id.items()})
-             for name in ("model", "prompt", "cluster")}  # fmt: skip
+    names = {
+        name: rows["sample"].map({k: getattr(v, name) for k, v in by_id.items()}).astype("object")
+        for name in ("model", "prompt", "cluster")
+    }
     wrong = (rows["model"] != "") & (rows["model"] != names["model"])
     sieve.remove(
         wrong,
