@@ -1,0 +1,81 @@
+"""Selection of key blocks among those of all ranks, for the query blocks of one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longtake.kernels.block_sparse.context_parallel.exchange import (
+    from_rows,
+    start_all_gather,
+    to_rows,
+)
+from longtake.kernels.block_sparse.context_parallel.placement import Placement
+from longtake.kernels.block_sparse.index import BlockIndex
+from longtake.kernels.block_sparse.selection import select_from_pooled
+from longtake.runtime.errors import UserError
+
+
+@torch.no_grad()
+def select_global(q: Tensor, k: Tensor, place: Placement, rule: Mapping[str, Any]) -> BlockIndex:
+    """Select key blocks of all ranks for the query blocks of this one (Appendix A.2.2).
+
+    Only block means travel: 1/64 of the keys for blocks of 64 tokens.
+
+    Args:
+        q: this rank's queries [B, Hq, n, D].
+        k: this rank's keys [B, Hk, m, D].
+        place: ranks and shards.
+        rule: arguments of :func:`longtake.kernels.block_sparse.selection.select_from_pooled`;
+            ``must_keep`` is over the query blocks of all ranks.
+
+    Returns:
+        The index [B, Hq, query blocks of this rank, R] over the key blocks of all ranks.
+
+    Raises:
+        UserError: a wrong rule.
+    """
+    pending = start_all_gather(
+        to_rows(place.keys.pool(k, place.rank)), place.keys.blocks, place.group
+    )
+    q_pool = place.queries.pool(q, place.rank)
+    first, stop = place.queries.block_range(place.rank)
+    total = place.queries.layout.num_blocks
+    must_keep = narrow_kept(rule["must_keep"], 2, first, stop - first, total)
+    (k_pool,) = from_rows(pending.wait())
+    return select_from_pooled(q_pool, k_pool, **{**rule, "must_keep": must_keep})
+
+
+def narrow_kept(
+    must_keep: Tensor | BlockIndex | None, dim: int, first: int, count: int, total: int
+) -> Tensor | BlockIndex | None:
+    """The part of ``must_keep`` [B, H, Nq, Nk] for some of the heads or query blocks.
+
+    Args:
+        must_keep: blocks that are always selected; leading axes of a mask may be missing.
+        dim: 1 for heads, 2 for query blocks.
+        first: where the part begins.
+        count: its length.
+        total: length of the axis.
+
+    Raises:
+        UserError: another length of the axis than ``total`` or, for heads, 1.
+    """
+    if must_keep is None or (isinstance(must_keep, Tensor) and must_keep.ndim < 4 - dim):
+        return must_keep
+    rows = isinstance(must_keep, BlockIndex)
+    length = must_keep.counts.shape[dim] if rows else must_keep.shape[dim - 4]
+    if dim == 1 and length == 1:
+        return must_keep
+    if length != total:
+        raise UserError(
+            "must_keep does not fit all ranks' blocks or heads",
+            received=f"{length} along axis {dim} of [B, H, Nq, Nk]",
+            expected=f"{total}",
+            remedy="build it for the whole layouts; every rank takes its part",
+        )
+    if isinstance(must_keep, BlockIndex):
+        parts = must_keep.indices.narrow(dim, first, count), must_keep.counts
+        return BlockIndex(parts[0], parts[1].narrow(dim, first, count), must_keep.num_key_blocks)
+    return must_keep.narrow(dim - 4, first, count)
