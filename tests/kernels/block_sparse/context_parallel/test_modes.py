@@ -1,7 +1,6 @@
 """Two, three and four ranks against one: forward and all gradients, every mode."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
