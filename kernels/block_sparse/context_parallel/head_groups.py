@@ -147,6 +147,8 @@ def _gathered(
                 counts=counts[:, heads],
                 q_offsets=q_offsets,
                 k_offsets=k_offsets,
+                block_q=place.queries.layout.max_block_size,
+                block_k=place.keys.layout.max_block_size,
             ),
         )
 

@@ -57,24 +57,17 @@ class Blocks:
     """int32 [query blocks + 1]."""
     k_offsets: Tensor
     """int32 [key blocks + 1]."""
+    block_q: int
+    """Tokens of a whole query block."""
+    block_k: int
+    """Tokens of a whole key block."""
 
     def forward(self, options: Options) -> tuple[Tensor, Tensor]:
         """Output [B, Hq, n, D] and log-sum-exp [B, Hq, n]; see :func:`block_sparse_forward`."""
-        if self._nothing():
+        if not self._meet():
             o, lse = empty_outputs(self.q)
             return o.zero_(), lse.fill_(-torch.inf)
-        return block_sparse_forward(
-            self.q,
-            self.k,
-            self.v,
-            self.indices,
-            self.counts,
-            self.q_offsets,
-            self.k_offsets,
-            options.scale,
-            options.backend,
-            options.deterministic,
-        )
+        return block_sparse_forward(self.q, self.k, self.v, *self._lists(), *_values(options))
 
     def backward(
         self, do: Tensor, o: Tensor, lse: Tensor, dlse: Tensor | None, options: Options
@@ -88,25 +81,21 @@ class Blocks:
             dlse: gradient of the log-sum-exp [B, Hq, n]; None for zero.
             options: as in the forward pass.
         """
-        if self._nothing():
+        if not self._meet():
             dq, dk, dv = (empty_in_order_of(x).zero_() for x in (self.q, self.k, self.v))
             return dq, dk, dv
-        return block_sparse_backward(
-            do if do.stride(-1) == 1 else do.contiguous(),
-            self.q,
-            self.k,
-            self.v,
-            o,
-            lse,
-            dlse,
-            self.indices,
-            self.counts,
-            self.q_offsets,
-            self.k_offsets,
-            options.scale,
-            options.backend,
-            options.deterministic,
-        )
+        do = do if do.stride(-1) == 1 else do.contiguous()
+        saved = self.q, self.k, self.v, o, lse, dlse
+        return block_sparse_backward(do, *saved, *self._lists(), *_values(options))
 
-    def _nothing(self) -> bool:
-        return not self.q.shape[2] or not self.k.shape[2]
+    def _meet(self) -> bool:
+        """Kernels are not launched on nothing: a rank may own no queries or no keys."""
+        return self.q.shape[2] > 0 and self.k.shape[2] > 0
+
+    def _lists(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int]:
+        offsets = self.q_offsets, self.k_offsets
+        return self.indices, self.counts, *offsets, self.block_q, self.block_k
+
+
+def _values(options: Options) -> tuple[float, str, bool]:
+    return options.scale, options.backend, options.deterministic

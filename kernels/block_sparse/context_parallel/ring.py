@@ -141,6 +141,8 @@ def _steps(
             counts=counts,
             q_offsets=q_offsets,
             k_offsets=place.keys.offsets(owner, q.device),
+            block_q=place.queries.layout.max_block_size,
+            block_k=place.keys.layout.max_block_size,
         )
         yield blocks, before
 

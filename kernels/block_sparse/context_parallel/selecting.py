@@ -36,14 +36,14 @@ def select_global(q: Tensor, k: Tensor, place: Placement, rule: Mapping[str, Any
     Raises:
         UserError: a wrong rule.
     """
-    pending = start_all_gather(
-        to_rows(place.keys.pool(k, place.rank)), place.keys.blocks, place.group
-    )
-    q_pool = place.queries.pool(q, place.rank)
-    first, stop = place.queries.block_range(place.rank)
+    rank, backend = place.rank, rule["backend"]
+    k_pool = place.keys.pool(k, rank, backend)
+    coming = start_all_gather(to_rows(k_pool), place.keys.blocks, place.group)
+    q_pool = place.queries.pool(q, rank, backend)
+    first, stop = place.queries.block_range(rank)
     total = place.queries.layout.num_blocks
     must_keep = narrow_kept(rule["must_keep"], 2, first, stop - first, total)
-    (k_pool,) = from_rows(pending.wait())
+    (k_pool,) = from_rows(coming.wait())
     return select_from_pooled(q_pool, k_pool, **{**rule, "must_keep": must_keep})
 
 

@@ -5,13 +5,16 @@ may differ, and a rank may own none.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from longtake.kernels.block_sparse import reference
 from longtake.kernels.block_sparse.layout import BlockLayout
+from longtake.kernels.block_sparse.operator import implementation
 from longtake.kernels.block_sparse.pooling import pool_blocks
 from longtake.runtime.errors import UserError
 
@@ -48,7 +51,7 @@ class BlockShards:
         bounds = [total * rank // num_ranks for rank in range(num_ranks + 1)]
         return cls(layout, tuple(b - a for a, b in itertools.pairwise(bounds)))
 
-    @property
+    @functools.cached_property
     def tokens(self) -> list[int]:
         """Tokens of every rank."""
         starts = self.layout.offsets("cpu")[list(self._bounds())]
@@ -81,25 +84,30 @@ class BlockShards:
         tokens = self.tokens
         return x.narrow(dim, sum(tokens[:rank]), tokens[rank])
 
-    def pool(self, x: Tensor, rank: int) -> Tensor:
-        """Mean of every block of a rank.
+    def pool(self, x: Tensor, rank: int, backend: str = "auto") -> Tensor:
+        """Mean of every block of a rank; without gradient.
 
         Args:
             x: the rank's tokens [B, H, n, D].
             rank: the rank.
+            backend: as for the attention.
 
         Returns:
             [B, H, blocks of the rank, D], bitwise as from
             :func:`longtake.kernels.block_sparse.pooling.pool_blocks`.
         """
-        means, token = [], 0
+        if not self.blocks[rank]:
+            wide = torch.promote_types(x.dtype, torch.float32)
+            return x.new_empty((*x.shape[:2], 0, x.shape[-1]), dtype=wide)
+        run = implementation(backend, x.device)
+        if run is not reference:
+            means: Tensor = run.pool(x.detach(), self.offsets(rank, x.device))
+            return means
+        parts, token = [], 0
         for box in boxes(self.layout, *self.block_range(rank)):
-            means.append(pool_blocks(x.narrow(2, token, box.num_tokens), box))
+            parts.append(pool_blocks(x.narrow(2, token, box.num_tokens), box, backend))
             token += box.num_tokens
-        if means:
-            return torch.cat(means, dim=2)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return x.new_empty((*x.shape[:2], 0, x.shape[-1]), dtype=wide)
+        return torch.cat(parts, dim=2)
 
     def _bounds(self) -> list[int]:
         return [0, *itertools.accumulate(self.blocks)]
