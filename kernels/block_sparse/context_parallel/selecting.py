@@ -37,14 +37,19 @@ def select_global(q: Tensor, k: Tensor, place: Placement, rule: Mapping[str, Any
         UserError: a wrong rule.
     """
     rank, backend = place.rank, rule["backend"]
-    k_pool = place.keys.pool(k, rank, backend)
-    coming = start_all_gather(to_rows(k_pool), place.keys.blocks, place.group)
-    q_pool = place.queries.pool(q, rank, backend)
     first, stop = place.queries.block_range(rank)
     total = place.queries.layout.num_blocks
     must_keep = narrow_kept(rule["must_keep"], 2, first, stop - first, total)
+    k_pool = place.keys.pool(k, rank, backend)
+    coming = start_all_gather(to_rows(k_pool), place.keys.blocks, place.group)
+    q_pool = place.queries.pool(q, rank, backend)
     (k_pool,) = from_rows(coming.wait())
-    return select_from_pooled(q_pool, k_pool, **{**rule, "must_keep": must_keep})
+    if first < stop:
+        return select_from_pooled(q_pool, k_pool, **{**rule, "must_keep": must_keep})
+    # No query block: kernels are not launched on nothing, but a wrong rule is refused here too.
+    row = q_pool.new_zeros((*q_pool.shape[:2], 1, q_pool.shape[-1]))
+    index = select_from_pooled(row, k_pool, **{**rule, "must_keep": None})
+    return BlockIndex(index.indices[:, :, :0], index.counts[:, :, :0], index.num_key_blocks)
 
 
 def narrow_kept(

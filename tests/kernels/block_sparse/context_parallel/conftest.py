@@ -78,8 +78,9 @@ def run_ranks(folder: Path, cases: list[Case], backend: str, num_ranks: int) -> 
 
 
 def run_alone(case: Case, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """What one rank with all tokens computes, in the case's type or another one."""
-    device, options = case["device"], dict(case["options"])
+    """What one rank with all tokens computes: in the case's type, or on a CPU in another one."""
+    device = case["device"] if dtype is None else "cpu"
+    options = dict(case["options"])
     q, k, v, do = (case[name].to(device, dtype) for name in ("q", "k", "v", "do"))
     q, k, v = (x.detach().clone().requires_grad_() for x in (q, k, v))
     heads_first = options.pop("heads_first", True)
@@ -88,9 +89,9 @@ def run_alone(case: Case, dtype: torch.dtype | None = None) -> dict[str, Tensor]
     index = case.get("index")
     if index is None:
         # From the tensors in their own type: rounding must not change the selection.
-        whole = [case[name].to(device) for name in "qk"]
+        whole = [case[name].to(case["device"]) for name in "qk"]
         q_heads, k_heads = whole if heads_first else [x.transpose(1, 2) for x in whole]
-        index = select_blocks(q_heads, k_heads, *layouts, **rule)
+        index = select_blocks(q_heads, k_heads, *layouts, **rule).to(device)
     o, lse = attention_from_index(
         q,
         k,

@@ -47,8 +47,6 @@ def attend(
         options = Options(scale=q.shape[-1] ** -0.5, backend="auto", deterministic=True)
         run = FROM_INDEX[case["mode"]]
         return run(q, k, v, BlockIndex(*rows, index.num_key_blocks), place, options)
-    if case["device"] == "cuda" and isinstance(case["options"].get("must_keep"), Tensor):
-        case["options"]["must_keep"] = case["options"]["must_keep"].cuda()
     result = context_parallel_attention(
         q,
         k,
@@ -65,31 +63,51 @@ def attend(
 
 
 def run_case(case: dict[str, Any], group: dist.ProcessGroup) -> dict[str, Tensor] | str:
-    rank = dist.get_rank(group)
+    """This rank's output, log-sum-exp and gradients, or its error."""
+    local = local_tensors(case, dist.get_rank(group))
+    try:
+        results = step(case, local, group)
+        if case["device"] == "cuda":  # layouts are known and kernels compiled: nothing may wait
+            torch.cuda.set_sync_debug_mode("error")
+            again = step(case, local, group)
+            torch.cuda.set_sync_debug_mode("default")
+            assert all(torch.equal(results[name], again[name]) for name in results)
+    except UserError as error:
+        return str(error)
+    return {name: x.cpu() for name, x in results.items()}
+
+
+def local_tensors(case: dict[str, Any], rank: int) -> dict[str, Tensor]:
     axis = 2 if case["options"].get("heads_first", True) else 1
     local = {}
     for name in ("q", "k", "v", "do", "dlse"):
         owner = shards(case, "k" if name in "kv" else "q")
         part = owner.local(case[name], rank, 2 if name == "dlse" else axis)
-        local[name] = part.detach().to(case["device"], copy=True)
-    leaves = [local[name].requires_grad_() for name in "qkv"]
-    try:
-        o, lse = attend(case, local, group)
-    except UserError as error:
-        return str(error)
+        local[name] = part.detach().to(case["device"], copy=True).requires_grad_(name in "qkv")
+    return local
+
+
+def step(
+    case: dict[str, Any], local: dict[str, Tensor], group: dist.ProcessGroup
+) -> dict[str, Tensor]:
+    o, lse = attend(case, local, group)
     # A query without keys has log-sum-exp -inf, which no loss may read.
     loss = (o * local["do"]).sum() + (lse.nan_to_num(neginf=0.0) * local["dlse"]).sum()
-    dq, dk, dv = torch.autograd.grad(loss, leaves)
-    results = {"o": o.detach(), "lse": lse.detach(), "dq": dq, "dk": dk, "dv": dv}
-    return {name: x.cpu() for name, x in results.items()}
+    dq, dk, dv = torch.autograd.grad(loss, [local[name] for name in "qkv"])
+    return {"o": o.detach(), "lse": lse.detach(), "dq": dq, "dk": dk, "dv": dv}
 
 
 def run_rank(rank: int, folder: Path, backend: str, num_ranks: int) -> None:
     torch.set_num_threads(1)
-    if backend == "nccl":
-        torch.cuda.set_device(rank)
+    device = torch.device("cuda", rank) if backend == "nccl" else None
+    if device is not None:
+        torch.cuda.set_device(device)
     dist.init_process_group(
-        backend, init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=num_ranks
+        backend,
+        init_method=f"file://{folder / 'rendezvous'}",
+        rank=rank,
+        world_size=num_ranks,
+        device_id=device,
     )
     cases = torch.load(folder / "cases.pt", weights_only=False)
     sizes = sorted({case["ranks"] for case in cases})

@@ -65,9 +65,10 @@ def all_cases(make: Callable[..., Case]) -> list[Case]:
     for mode in ("allgather", "ring"):
         by_hand = {"layout_q": RAGGED, "index": sparse_index()}
         cases.append(make(f"by-hand-{mode}", mode=mode, ranks=4, **by_hand))
-    bad = make("bad-blocks", mode="ring", ranks=2, layout_q=SHORT, topk=1)
-    cases.append(bad)
-    bad["q"] = bad["q"][..., :4]
+        no_rule = {"layout_q": SHORT, "blocks_q": [12, 0], "blocks_k": [6, 6]}
+        cases.append(make(f"no-rule-{mode}", mode=mode, ranks=2, **no_rule))
+        unlike = make(f"unlike-{mode}", mode=mode, ranks=2, layout_q=SHORT, topk=1)
+        cases.append(unlike | {"q": unlike["q"][..., :4]})
     return cases
 
 
@@ -134,7 +135,13 @@ def test_ulysses_refuses_heads_that_the_ranks_do_not_divide(results: Results) ->
         assert 'mode="ring"' in error
 
 
-def test_unlike_head_sizes_are_refused_on_every_rank(results: Results) -> None:
-    _, errors = results["bad-blocks"]
+@pytest.mark.parametrize("mode", ["allgather", "ring"])
+@pytest.mark.parametrize(
+    ("name", "message"), [("unlike", "do not fit together"), ("no-rule", "no rule for the block")]
+)
+def test_wrong_input_is_refused_on_every_rank(
+    name: str, message: str, mode: str, results: Results
+) -> None:
+    _, errors = results[f"{name}-{mode}"]  # rank 1 of "no-rule" owns no queries
     assert len(errors) == 2
-    assert all("do not fit together" in error for error in errors)
+    assert all(message in error for error in errors)
