@@ -75,6 +75,7 @@ def start_all_to_all(
     """
     out = rows.new_empty((sum(received), *rows.shape[1:]))
     work = dist.all_to_all_single(out, rows, list(received), list(sent), group=group, async_op=True)
+    assert work is not None  # as it would be for a rank outside the group
     return Pending(out, [work], rows)
 
 

@@ -69,8 +69,10 @@ def narrow_kept(
     """
     if must_keep is None or (isinstance(must_keep, Tensor) and must_keep.ndim < 4 - dim):
         return must_keep
-    rows = isinstance(must_keep, BlockIndex)
-    length = must_keep.counts.shape[dim] if rows else must_keep.shape[dim - 4]
+    if isinstance(must_keep, BlockIndex):
+        length = must_keep.counts.shape[dim]
+    else:
+        length = must_keep.shape[dim - 4]
     if dim == 1 and length == 1:
         return must_keep
     if length != total:
@@ -81,6 +83,7 @@ def narrow_kept(
             remedy="build it for the whole layouts; every rank takes its part",
         )
     if isinstance(must_keep, BlockIndex):
-        parts = must_keep.indices.narrow(dim, first, count), must_keep.counts
-        return BlockIndex(parts[0], parts[1].narrow(dim, first, count), must_keep.num_key_blocks)
+        indices = must_keep.indices.narrow(dim, first, count)
+        counts = must_keep.counts.narrow(dim, first, count)
+        return BlockIndex(indices, counts, must_keep.num_key_blocks)
     return must_keep.narrow(dim - 4, first, count)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from longtake.kernels.block_sparse.attention import attention_from_index
 from longtake.kernels.block_sparse.context_parallel.exchange import Pending, start_all_to_all
@@ -55,16 +56,15 @@ def ulysses_attention(
             remedy='use mode="allgather" or mode="ring", or fewer ranks',
         )
     queries, keys = place.queries, place.keys
-    q_coming, k_coming, v_coming = (
-        _start_to_heads(x, shards, place) for x, shards in ((q, queries), (k, keys), (v, keys))
-    )
-    q_all = _ToHeads.apply(q, q_coming, queries, place)
-    k_all = _ToHeads.apply(k, k_coming, keys, place)
+    # Taken out one by one, so that what was sent is not kept during the attention.
+    coming = [_start_to_heads(x, s, place) for x, s in ((q, queries), (k, keys), (v, keys))]
+    q_all = _ToHeads.apply(q, coming.pop(0), queries, place)
+    k_all = _ToHeads.apply(k, coming.pop(0), keys, place)
     mine = heads // ranks
     must_keep = narrow_kept(rule["must_keep"], 1, place.rank * mine, mine, heads)
     layouts = queries.layout, keys.layout
     index = select_blocks(q_all, k_all, *layouts, **{**rule, "must_keep": must_keep})
-    v_all = _ToHeads.apply(v, v_coming, keys, place)  # values travel during the selection
+    v_all = _ToHeads.apply(v, coming.pop(0), keys, place)  # values travel during the selection
     o_all, lse_all = attention_from_index(
         q_all,
         k_all,
@@ -95,6 +95,7 @@ class _ToHeads(torch.autograd.Function):
         return coming.wait().permute(1, 2, 0, 3)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         room = grads[0].new_empty(ctx.shape)
         return _to_tokens(grads[0], room, ctx.shards, ctx.place), None, None, None
@@ -109,6 +110,7 @@ class _ToTokens(torch.autograd.Function):
         return _to_tokens(x, empty_in_order_of(like), shards, place)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         coming = _start_to_heads(grads[0], ctx.shards, ctx.place)
         return coming.wait().permute(1, 2, 0, 3), None, None, None
