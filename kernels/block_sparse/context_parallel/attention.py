@@ -60,9 +60,9 @@ def context_parallel_attention(
     - "ulysses": q, k, v and the output once, 4 n (R - 1) / R. The default: least traffic, and the
       result is bitwise that of one device, but R has to divide both numbers of heads.
     - "allgather": all keys and values, 2 n (R - 1), a few heads at a time. Any number of heads;
-      results equal one device's up to rounding.
-    - "ring": the same traffic in R - 1 steps. The least memory; partial results are merged in
-      float32, and every step takes as long as the slowest rank.
+      results equal one device's up to rounding. Holds all tokens of two groups of heads.
+    - "ring": the same traffic in R - 1 steps. Memory does not grow with R, but partial results are
+      merged, and every step takes as long as the slowest rank.
 
     The last two also gather block means, and move keys, values and their gradients in the backward
     pass. Gradients flow through the attention, not through the selection.

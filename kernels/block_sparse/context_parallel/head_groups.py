@@ -103,11 +103,11 @@ class _HeadGroups(torch.autograd.Function):
                 do[:, heads], o[:, heads], lse[:, heads], one_dlse, ctx.options
             )
             if leaving is not None:
-                _add_shares(dk, dv, *leaving)
+                _add_shares(dk, dv, *leaving, place.num_ranks)
             pending = start_all_to_all(to_rows(*shares), tokens, received, place.group)
             leaving = key_heads, pending
         if leaving is not None:
-            _add_shares(dk, dv, *leaving)
+            _add_shares(dk, dv, *leaving, place.num_ranks)
         return dq, dk, dv, None, None, None, None
 
 
@@ -153,9 +153,8 @@ def _gathered(
         )
 
 
-def _add_shares(dk: Tensor, dv: Tensor, heads: slice, arriving: Pending) -> None:
+def _add_shares(dk: Tensor, dv: Tensor, heads: slice, arriving: Pending, num_ranks: int) -> None:
     """Gradients of this rank's keys and values: the sum of what all ranks found."""
     wide = torch.promote_types(dk.dtype, torch.float32)
-    if dk.shape[2]:
-        shares = arriving.wait().unflatten(0, (-1, dk.shape[2]))
-        dk[:, heads], dv[:, heads] = from_rows(shares.sum(0, dtype=wide))
+    shares = arriving.wait().unflatten(0, (num_ranks, dk.shape[2]))
+    dk[:, heads], dv[:, heads] = from_rows(shares.sum(0, dtype=wide))

@@ -67,7 +67,9 @@ class Blocks:
         if not self._meet():
             o, lse = empty_outputs(self.q)
             return o.zero_(), lse.fill_(-torch.inf)
-        return block_sparse_forward(self.q, self.k, self.v, *self._lists(), *_values(options))
+        return block_sparse_forward(
+            self.q, self.k, self.v, *self._lists(), *dataclasses.astuple(options)
+        )
 
     def backward(
         self, do: Tensor, o: Tensor, lse: Tensor, dlse: Tensor | None, options: Options
@@ -86,7 +88,7 @@ class Blocks:
             return dq, dk, dv
         do = do if do.stride(-1) == 1 else do.contiguous()
         saved = self.q, self.k, self.v, o, lse, dlse
-        return block_sparse_backward(do, *saved, *self._lists(), *_values(options))
+        return block_sparse_backward(do, *saved, *self._lists(), *dataclasses.astuple(options))
 
     def _meet(self) -> bool:
         """Kernels are not launched on nothing: a rank may own no queries or no keys."""
@@ -95,7 +97,3 @@ class Blocks:
     def _lists(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int]:
         offsets = self.q_offsets, self.k_offsets
         return self.indices, self.counts, *offsets, self.block_q, self.block_k
-
-
-def _values(options: Options) -> tuple[float, str, bool]:
-    return options.scale, options.backend, options.deterministic

@@ -3,7 +3,8 @@
 Block means of all keys are gathered first, so that every query block selects among all blocks. In
 step s a rank attends to the selected blocks of the rank s places before it while the next keys
 arrive. The report does not describe the backward pass: here keys and values travel once more, and
-with them, one step behind, their gradients in float32, which are home after the last step.
+with them, one step behind, their gradients in float32, which are home after the last step. (What
+a rank adds to them, and its partial outputs, come from the operator in the type of the inputs.)
 """
 
 from collections.abc import Iterator, Mapping
@@ -126,7 +127,7 @@ def _steps(
     rows, coming = to_rows(k, v), None
     for step in range(place.num_ranks):
         owner = (place.rank - step) % place.num_ranks
-        before = tokens[owner - 1]
+        before = tokens[owner - 1]  # the last rank's for owner 0
         if coming is not None:
             rows = coming.wait()
         if step + 1 < place.num_ranks:
