@@ -1,0 +1,134 @@
+"""Ulysses: every rank gets all tokens of some heads, attends alone, and sends the result back.
+
+Shards of whole blocks in block order arrive in block order, so each head sees what one device
+would show it: the result is that of one device, and ragged grids or any number of blocks fit.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from longtake.kernels.block_sparse.attention import attention_from_index
+from longtake.kernels.block_sparse.context_parallel.exchange import Pending, start_all_to_all
+from longtake.kernels.block_sparse.context_parallel.placement import Options, Placement
+from longtake.kernels.block_sparse.context_parallel.selecting import narrow_kept
+from longtake.kernels.block_sparse.context_parallel.sharding import BlockShards
+from longtake.kernels.block_sparse.reference import empty_in_order_of
+from longtake.kernels.block_sparse.selection import select_blocks
+from longtake.runtime.errors import UserError
+
+
+def ulysses_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    place: Placement,
+    rule: Mapping[str, Any],
+    options: Options,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of this rank's queries; differentiable.
+
+    Args:
+        q: this rank's queries [B, Hq, n, D].
+        k: this rank's keys [B, Hk, m, D].
+        v: as ``k``.
+        place: ranks and shards.
+        rule: arguments of :func:`longtake.kernels.block_sparse.selection.select_from_pooled`.
+        options: options of the operator.
+        return_lse: whether the log-sum-exp is wanted; it has to travel too.
+
+    Returns:
+        Output [B, Hq, n, D] and log-sum-exp [B, Hq, n] or None.
+
+    Raises:
+        UserError: heads that the ranks do not divide, or a wrong rule.
+    """
+    ranks, heads = place.num_ranks, q.shape[1]
+    if heads % ranks or k.shape[1] % ranks:
+        raise UserError(
+            "Ulysses cannot deal the heads to the ranks",
+            received=f"{heads} query heads, {k.shape[1]} key heads, {ranks} ranks",
+            expected="numbers of heads that the number of ranks divides",
+            remedy='use mode="allgather" or mode="ring", or fewer ranks',
+        )
+    queries, keys = place.queries, place.keys
+    # Taken out one by one, so that what was sent is not kept during the attention.
+    coming = [_start_to_heads(x, s, place) for x, s in ((q, queries), (k, keys), (v, keys))]
+    q_all = _ToHeads.apply(q, coming.pop(0), queries, place)
+    k_all = _ToHeads.apply(k, coming.pop(0), keys, place)
+    mine = heads // ranks
+    must_keep = narrow_kept(rule["must_keep"], 1, place.rank * mine, mine, heads)
+    layouts = queries.layout, keys.layout
+    index = select_blocks(q_all, k_all, *layouts, **{**rule, "must_keep": must_keep})
+    v_all = _ToHeads.apply(v, coming.pop(0), keys, place)  # values travel during the selection
+    o_all, lse_all = attention_from_index(
+        q_all,
+        k_all,
+        v_all,
+        index,
+        *layouts,
+        scale=options.scale,
+        layout="block",
+        deterministic=options.deterministic,
+        return_lse=True,
+        backend=options.backend,
+    )
+    o = _ToTokens.apply(o_all, q.detach(), queries, place)
+    if not return_lse:
+        return o, None
+    like = lse_all.new_empty((*q.shape[:3], 1))
+    return o, _ToTokens.apply(lse_all[..., None], like, queries, place)[..., 0]
+
+
+class _ToHeads(torch.autograd.Function):
+    """All ranks' tokens of this rank's heads."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, coming: Pending, shards: BlockShards, place: Placement
+    ) -> Tensor:
+        ctx.shape, ctx.shards, ctx.place = x.shape, shards, place
+        return coming.wait().permute(1, 2, 0, 3)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        room = grads[0].new_empty(ctx.shape)
+        return _to_tokens(grads[0], room, ctx.shards, ctx.place), None, None, None
+
+
+class _ToTokens(torch.autograd.Function):
+    """This rank's tokens of all heads: undoes :class:`_ToHeads`, in the order of ``like``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, like: Tensor, shards: BlockShards, place: Placement) -> Tensor:
+        ctx.shards, ctx.place = shards, place
+        return _to_tokens(x, empty_in_order_of(like), shards, place)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        coming = _start_to_heads(grads[0], ctx.shards, ctx.place)
+        return coming.wait().permute(1, 2, 0, 3), None, None, None
+
+
+def _start_to_heads(x: Tensor, shards: BlockShards, place: Placement) -> Pending:
+    """Send every rank its heads of [B, H, n, D]; its own tokens [N, B, H / ranks, D] come."""
+    rows = x.unflatten(1, (place.num_ranks, -1)).permute(1, 3, 0, 2, 4)
+    rows = rows.reshape(-1, *rows.shape[2:]).contiguous()
+    sent = [x.shape[2]] * place.num_ranks
+    return start_all_to_all(rows, sent, shards.tokens, place.group)
+
+
+def _to_tokens(x: Tensor, room: Tensor, shards: BlockShards, place: Placement) -> Tensor:
+    """Send every rank its tokens of [B, H / ranks, N, D]; fills ``room`` [B, H, n, D]."""
+    ranks, here = place.num_ranks, room.shape[2]
+    rows = x.permute(2, 0, 1, 3).contiguous()
+    coming = start_all_to_all(rows, shards.tokens, [here] * ranks, place.group)
+    parts = coming.wait().unflatten(0, (ranks, here)).permute(2, 0, 3, 1, 4)
+    room.unflatten(1, (ranks, -1)).copy_(parts)
+    return room
