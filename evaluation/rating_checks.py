@@ -123,6 +123,7 @@ def check_ratings(
             received=f"{len(ratings)} ratings; "
             + ("; ".join(str(finding) for finding in findings.all()) or "none at all"),
             expected=f"scores of {', '.join(settings.dimensions)}",
+            remedy="give --samples where ratings name only a sample, --dimension for others",
         )
     rows = sieve.rows.drop(columns="reason").reset_index(drop=True)
     rated = set(rows["model"].unique())

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 Cell = str | float | int | None
-_LONG = 30
-"""Texts longer than this may be wrapped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,11 +49,11 @@ class Table:
         for index, name in enumerate(self.columns):
             cells = [row[index] for row in self.rows]
             is_text = all(isinstance(cell, str) or cell is None for cell in cells)
-            is_long = any(len(cell) > _LONG for cell in cells if isinstance(cell, str))
             table.add_column(
                 name,
                 justify="left" if is_text else "right",
-                no_wrap=not is_long,
+                # A cut number would be a wrong number; text may go on in the next line.
+                no_wrap=not any(isinstance(cell, str) for cell in cells),
                 overflow="fold",
             )
         for row in self.rows:

@@ -102,15 +102,18 @@ def result_table(
     Raises:
         ValueError: a row with another number of cells than there are columns.
     """
-    table = Table(title=title, title_justify="left")
-    for index, name in enumerate(columns):
-        is_text = index == 0
-        table.add_column(
-            name, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold"
-        )
     for row in rows:
         if len(row) != len(columns):
             raise ValueError(f"row of {len(row)} cells in a table of {len(columns)}: {row!r}")
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(columns):
+        is_text = index == 0
+        # A cut number would be a wrong number; text may go on in the next line.
+        has_words = is_text or any(isinstance(row[index], str) for row in rows)
+        table.add_column(
+            name, justify="left" if is_text else "right", no_wrap=not has_words, overflow="fold"
+        )
+    for row in rows:
         table.add_row(*(Text(_cell(cell)) for cell in row))
     return table
 

@@ -58,3 +58,14 @@ def test_result_table() -> None:
     ]
     with pytest.raises(ValueError, match="row of 1"):
         result_table("t", ["a", "b"], [["only"]])
+
+
+def test_a_narrow_terminal_cuts_no_value() -> None:
+    rows = [["videoalign_mq", 0.8512, "0.811 to 0.887", 1234], ["general", 0.5, "0.4 to 0.6", 7]]
+    table = result_table("pairs", ["reward", "accuracy", "interval", "n"], rows)
+    output = io.StringIO()
+    Console(file=output, width=40).print(table)
+    shown = output.getvalue().split()
+    for piece in ("0.8512", "0.811", "0.887", "1234"):
+        assert piece in shown
+    assert all(len(line) <= 40 for line in output.getvalue().splitlines())
