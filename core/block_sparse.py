@@ -79,20 +79,15 @@ class BSAConfig:
                 of range.
         """
         left = dict(params)
-        blocks = [left.pop(f"chunk_3d_shape_{x}", (4, 4, 4)) for x in "qk"]
-        sparsity, cdf_p = left.pop("sparsity", None), left.pop("cdf_threshold", None)
-        if left or blocks[0] != blocks[1]:
-            raise CheckpointError(
-                "bsa_params of the DiT config cannot be used",
-                received=repr(dict(params)),
-                expected="sparsity, cdf_threshold, and one shape as chunk_3d_shape_q and _k",
-                remedy="correct dit/config.json, or pass a BSAConfig to enable_bsa",
-            )
         try:
-            return cls(block=tuple(blocks[0]), sparsity=sparsity, cdf_p=cdf_p)
+            shapes = {tuple(left.pop(f"chunk_3d_shape_{x}", (4, 4, 4))) for x in "qk"}
+            sparsity, cdf_p = left.pop("sparsity", None), left.pop("cdf_threshold", None)
+            if left or len(shapes) > 1:
+                raise ValueError("sparsity, cdf_threshold, equal chunk_3d_shape_q and _k only")
+            return cls(block=shapes.pop(), sparsity=sparsity, cdf_p=cdf_p)
         except (TypeError, ValueError) as error:
             raise CheckpointError(
-                "bsa_params of the DiT config are out of range",
+                "bsa_params of the DiT config cannot be used",
                 received=repr(dict(params)),
                 expected=str(error),
                 remedy="correct dit/config.json, or pass a BSAConfig to enable_bsa",

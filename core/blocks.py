@@ -94,9 +94,7 @@ class SwiGLU(nn.Module):
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
-def modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, layout: BlockLayout | None = None
-) -> Tensor:
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, layout: BlockLayout | None = None) -> Tensor:
     """LayerNorm without affine, then scale and shift per frame, in float32.
 
     Args:
@@ -109,9 +107,7 @@ def modulate(
     return scale_and_shift_frames(y, 1 + scale, shift, layout).to(x.dtype)
 
 
-def gated_add(
-    x: Tensor, update: Tensor, gate: Tensor, layout: BlockLayout | None = None
-) -> Tensor:
+def gated_add(x: Tensor, update: Tensor, gate: Tensor, layout: BlockLayout | None = None) -> Tensor:
     """Residual sum x + gate * update with a per-frame gate as in :func:`modulate`, in float32."""
     return (widen(x) + scale_frames(widen(update), gate, layout)).to(x.dtype)
 

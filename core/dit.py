@@ -56,12 +56,19 @@ class DiTConfig:
     """Its settings as published, see :meth:`BSAConfig.from_published`; None for the defaults."""
 
     def __post_init__(self) -> None:
-        """Check that heads divide the width and that RoPE can split a head."""
+        """Check that RoPE can split a head, and the types of what JSON brings."""
         head_dim, rest = divmod(self.hidden_size, self.num_heads)
         if rest or head_dim % 2:
             raise CheckpointError(
                 "DiT config: hidden_size must split into heads of even width",
                 received=f"hidden_size={self.hidden_size}, num_heads={self.num_heads}",
+            )
+        if type(self.enable_bsa) is not bool or not isinstance(self.bsa_params, dict | None):
+            raise CheckpointError(
+                "DiT config: the keys of the block-sparse attention have the wrong type",
+                received=f"enable_bsa={self.enable_bsa!r}, bsa_params={self.bsa_params!r}",
+                expected="true or false, and an object or null",
+                remedy="correct dit/config.json",
             )
 
     @classmethod

@@ -1,7 +1,7 @@
 """From a prompt to an mp4: the `generate` command (text-, image- and video-conditioned)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -143,9 +143,10 @@ def generate_to_file(
 
 
 def _switch_attention(dit: LongCatDiT, config: GenerationConfig) -> None:
-    if config.bsa and config.bsa_sparsity is not None:
-        enable_bsa(dit, BSAConfig(sparsity=config.bsa_sparsity))
-    elif config.bsa:
-        enable_bsa(dit)
+    if config.bsa:
+        settings = BSAConfig.from_published(dit.config.bsa_params or {})
+        if config.bsa_sparsity is not None:
+            settings = replace(settings, sparsity=config.bsa_sparsity)
+        enable_bsa(dit, settings)
     elif config.bsa is False:
         disable_bsa(dit)
