@@ -48,7 +48,7 @@ class _FrameAffine(torch.autograd.Function):
         ctx.layout, ctx.has_shift = layout, shift is not None
         out = torch.empty_like(y, memory_format=torch.contiguous_format)
         for (frames, target), (_, source) in _together(layout, out, y):
-            torch.mul(source, _blocks(factor, frames, source), out=target)
+            _multiply(source, _blocks(factor, frames, source), target)
             if shift is not None:
                 target += _blocks(shift, frames, source)
         return out
@@ -68,8 +68,15 @@ class _FrameAffine(torch.autograd.Function):
                 d_shift[:, frames] += g.sum((2, 3, 5)).flatten(1, 2)
         if dy is not None:
             for (frames, g), (_, target) in _together(layout, grad, dy):
-                torch.mul(g, _blocks(factor, frames, g), out=target)
+                _multiply(g, _blocks(factor, frames, g), target)
         return dy, d_factor, d_shift, None
+
+
+def _multiply(a: Tensor, b: Tensor, target: Tensor) -> None:
+    if torch.compiler.is_compiling():  # fuses the two, and takes no strided ``out``
+        target.copy_(a * b)
+    else:
+        torch.mul(a, b, out=target)
 
 
 def _together(layout: BlockLayout, a: Tensor, b: Tensor) -> Any:

@@ -4,6 +4,8 @@ The head dimension is split into a time part and two equal space parts; each par
 consecutive channel pairs by position / 10000^(2i/dim).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -47,9 +49,7 @@ class RotaryTables(nn.Module):
     def __init__(self, head_dim: int) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self._tables: dict[
-            tuple[tuple[int, int, int], torch.device, BlockLayout | None], tuple[Tensor, Tensor]
-        ] = {}
+        self._tables: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     def forward(
         self,
@@ -61,7 +61,8 @@ class RotaryTables(nn.Module):
 
         ``layout`` is the block order of the tokens; None for frame-major order.
         """
-        key = (grid, device, layout)
+        # Not the layout itself: compilers cannot hash it.
+        key = (grid, device, None if layout is None else (layout.block, layout.segments))
         if key not in self._tables:
             if len(self._tables) >= self.MAX_GRIDS:
                 self._tables.pop(next(iter(self._tables)))
