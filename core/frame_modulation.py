@@ -45,42 +45,47 @@ class _FrameAffine(torch.autograd.Function):
         ctx: Any, y: Tensor, factor: Tensor, shift: Tensor | None, layout: BlockLayout
     ) -> Tensor:
         ctx.save_for_backward(y, factor)
-        ctx.layout, ctx.has_shift = layout, shift is not None
-        out = torch.empty_like(y, memory_format=torch.contiguous_format)
-        for (frames, target), (_, source) in _together(layout, out, y):
-            _multiply(source, _blocks(factor, frames, source), target)
-            if shift is not None:
-                target += _blocks(shift, frames, source)
-        return out
+        ctx.layout = layout
+        return _apply(y, factor, shift, layout)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (y, factor), layout = grads, ctx.saved_tensors, ctx.layout
         needs_y, needs_factor, needs_shift, _ = ctx.needs_input_grad
-        dy = torch.empty_like(grad, memory_format=torch.contiguous_format) if needs_y else None
-        d_factor = torch.zeros_like(factor) if needs_factor else None
-        d_shift = torch.zeros_like(factor) if needs_shift and ctx.has_shift else None
-        for (frames, g), (_, source) in _together(layout, grad, y):
-            if d_factor is not None:
-                d_factor[:, frames] += (g * source).sum((2, 3, 5)).flatten(1, 2)
-            if d_shift is not None:
-                d_shift[:, frames] += g.sum((2, 3, 5)).flatten(1, 2)
-        if dy is not None:
-            for (frames, g), (_, target) in _together(layout, grad, dy):
-                _multiply(g, _blocks(factor, frames, g), target)
-        return dy, d_factor, d_shift, None
+        return (
+            _apply(grad, factor, None, layout) if needs_y else None,
+            _sum_frames(grad * y, layout) if needs_factor else None,
+            _sum_frames(grad, layout) if needs_shift else None,
+            None,
+        )
 
 
-def _multiply(a: Tensor, b: Tensor, target: Tensor) -> None:
-    if torch.compiler.is_compiling():  # fuses the two, and takes no strided ``out``
-        target.copy_(a * b)
-    else:
-        torch.mul(a, b, out=target)
+# Compilers fuse a gather into what follows, but take seconds to trace the views of one call.
 
 
-def _together(layout: BlockLayout, a: Tensor, b: Tensor) -> Any:
-    return zip(equal_blocks(a, layout, 1), equal_blocks(b, layout, 1), strict=True)
+def _apply(y: Tensor, factor: Tensor, shift: Tensor | None, layout: BlockLayout) -> Tensor:
+    if torch.compiler.is_compiling():
+        frame = layout.frame_index(y.device)
+        out = y * factor[:, frame]
+        return out if shift is None else out + shift[:, frame]
+    out = torch.empty_like(y, memory_format=torch.contiguous_format)
+    targets, sources = equal_blocks(out, layout, 1), equal_blocks(y, layout, 1)
+    for (frames, target), (_, source) in zip(targets, sources, strict=True):
+        torch.mul(source, _blocks(factor, frames, source), out=target)
+        if shift is not None:
+            target += _blocks(shift, frames, source)
+    return out
+
+
+def _sum_frames(x: Tensor, layout: BlockLayout) -> Tensor:
+    """Sum of the tokens [B, S, C] of every frame: [B, T, C], in a fixed order."""
+    if torch.compiler.is_compiling():
+        return layout.from_block(x, 1).unflatten(1, (layout.grid[0], -1)).sum(2)
+    out = x.new_zeros((x.shape[0], layout.grid[0], x.shape[2]))
+    for frames, view in equal_blocks(x, layout, 1):
+        out[:, frames] += view.sum((2, 3, 5)).flatten(1, 2)
+    return out
 
 
 def _blocks(per_frame: Tensor, frames: slice, view: Tensor) -> Tensor:

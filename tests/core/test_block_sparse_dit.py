@@ -71,11 +71,11 @@ def latents(frames: int = FRAMES, seed: int = 1) -> Tensor:
     return draw(2, 3, frames, 2 * FRAME[0], 2 * FRAME[1], seed=seed)
 
 
-def text() -> tuple[Tensor, Tensor]:
+def text(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Two prompts of different lengths."""
     mask = torch.ones(2, 6, dtype=torch.int64)
     mask[0, 2:] = 0
-    return draw(2, 1, 6, 8, seed=2), mask
+    return draw(2, 1, 6, 8, seed=2).to(dtype), mask
 
 
 def frame_times(num_cond: int = 0) -> Tensor:
@@ -85,18 +85,18 @@ def frame_times(num_cond: int = 0) -> Tensor:
 
 
 def text_to_video(dit: LongCatDiT, z: Tensor) -> Tensor:
-    return dit(z, torch.tensor([300.0, 900.0]), *text())
+    return dit(z, torch.tensor([300.0, 900.0]), *text(z.dtype))
 
 
 def time_per_frame(dit: LongCatDiT, z: Tensor) -> Tensor:
-    return dit(z, frame_times(), *text())
+    return dit(z, frame_times(), *text(z.dtype))
 
 
 def conditioned(num_cond: int) -> Call:
     def call(dit: LongCatDiT, z: Tensor) -> Tensor:
         alone = num_cond == FRAMES
         options = {"num_cond_latents": num_cond, "skip_cross_attention": alone}
-        return dit(z, frame_times(num_cond), *text(), **options)
+        return dit(z, frame_times(num_cond), *text(z.dtype), **options)
 
     return call
 
@@ -108,12 +108,12 @@ def cached(num_cond: int, is_shared: bool = False) -> Call:
         out, cache = dit(
             clean,
             torch.zeros(2),
-            *text(),
+            *text(z.dtype),
             num_cond_latents=num_cond,
             return_kv=True,
             skip_cross_attention=True,
         )
-        after = dit(noisy, times, *text(), num_cond_latents=num_cond, kv_cache=cache)
+        after = dit(noisy, times, *text(z.dtype), num_cond_latents=num_cond, kv_cache=cache)
         return torch.cat((out, after), dim=2)
 
     return call
@@ -150,7 +150,16 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         torch.testing.assert_close(ours[name], value, atol=bound, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("config", [ALL, ALL_BY_KERNEL], ids=["dense", "kernel"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        ALL,
+        ALL_BY_KERNEL,
+        BSAConfig(topk=1000, backend="reference"),  # 4 x 4 x 4: larger than a frame is high
+        BSAConfig(block=(1, 3, 7), cdf_p=1.0, backend="reference"),  # whole frames
+    ],
+    ids=["dense", "kernel", "large blocks", "frames"],
+)
 @pytest.mark.parametrize("name", CALLS)
 def test_all_blocks_give_the_plain_model(plain: LongCatDiT, name: str, config: BSAConfig) -> None:
     expected = gradients(plain, CALLS[name])
@@ -282,6 +291,36 @@ def test_switching_back_restores_the_model(plain: LongCatDiT) -> None:
         disable_bsa(dit)
         after = text_to_video(dit, latents())
     assert torch.equal(before, after) and not torch.equal(before, sparse)
+
+
+@pytest.mark.parametrize("name", ["text to video", "three condition frames", "cache of one frame"])
+def test_bfloat16_autocast(plain: LongCatDiT, name: str) -> None:
+    found = []
+    for config in (None, ALL_BY_KERNEL):
+        dit = copy.deepcopy(plain).float()
+        if config is not None:
+            enable_bsa(dit, config)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = CALLS[name](dit, latents().float())
+        out.float().square().sum().backward()
+        grads = [p.grad.flatten() for p in dit.parameters() if p.grad is not None]
+        found.append((out.double(), torch.cat(grads).double()))
+    exact = CALLS[name](plain, latents()).detach()
+    (dense, dense_grad), (ours, our_grad) = found
+    # Both round to bfloat16 at the same places but one: no error beyond that of dense attention.
+    assert (ours - exact).norm() < 1.3 * (dense - exact).norm()
+    assert (our_grad - dense_grad).norm() < 0.05 * dense_grad.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["text to video", "three condition frames"])
+def test_compiles_without_graph_breaks(plain: LongCatDiT, name: str) -> None:
+    dit = with_bsa(plain, SPARSE)
+    compiled = torch.compile(dit, backend="aot_eager", fullgraph=True)
+    expected = gradients(dit, CALLS[name])["output"]
+    out = CALLS[name](compiled, latents().requires_grad_())
+    torch.testing.assert_close(out, expected, atol=1e-9, rtol=0)
+    out.sum().backward()
 
 
 def test_a_cache_of_another_order_is_refused(plain: LongCatDiT) -> None:

@@ -80,3 +80,16 @@ def test_one_frame_for_all_tokens() -> None:
     out = scale_and_shift_frames(y, factor, shift, layout)
     torch.testing.assert_close(out, y * factor + shift)
     torch.testing.assert_close(scale_frames(y, factor, layout), y * factor)
+
+
+def test_compiled_and_eager_agree() -> None:
+    layout = LAYOUTS[2]
+    inputs = [draw(2, n, 3, seed=n) for n in (layout.num_tokens, 5)] + [draw(2, 5, 3, seed=6)]
+    compiled = torch.compile(scale_and_shift_frames, backend="aot_eager", fullgraph=True)
+    weight = draw(2, layout.num_tokens, 3, seed=3).detach()
+    results = []
+    for function in (scale_and_shift_frames, compiled):
+        out = function(*inputs, layout)
+        results.append((out, *torch.autograd.grad((out * weight).sum(), inputs)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
