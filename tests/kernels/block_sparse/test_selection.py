@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from longtake.kernels.block_sparse import index as index_module
-from longtake.kernels.block_sparse import selection
+from longtake.kernels.block_sparse import ranking as ranking_module
 from longtake.kernels.block_sparse.index import BlockIndex
 from longtake.kernels.block_sparse.layout import BlockLayout
+from longtake.kernels.block_sparse.ranking import select_key_blocks
 from longtake.kernels.block_sparse.selection import (
     count_from_rule,
     select_blocks,
     select_from_pooled,
-    select_key_blocks,
 )
 from longtake.runtime.errors import UserError
 
@@ -188,7 +188,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_choice_never_waits_for_the_device(compat: bool) -> None:
     scores = torch.zeros(5, 9, device="meta")
     must = torch.zeros(5, 9, dtype=torch.bool, device="meta")
-    assert selection._choose(scores, must, 2, 0.5, 4, 1.0, compat).shape == (5, 9)
+    assert ranking_module._choose(scores, must, 2, 0.5, 4, 1.0, compat).shape == (5, 9)
 
 
 def test_tokens_are_pooled_first_in_float32_and_without_gradient() -> None:
@@ -277,9 +277,9 @@ def test_rounding_of_the_public_rule() -> None:
     # bfloat16 steps above 1 are 2^-7. One by one, each 2^-8 is a tie that rounds back to 1. The
     # scan adds neighbours first: 1 + 2^-8 -> 1 and 2^-8 + 2^-8 = 2^-7, then 1 + 2^-7.
     x = torch.tensor([[1, 2**-8, 2**-8, 2**-8]], dtype=torch.bfloat16)
-    assert selection._scan(x).tolist() == [[1, 1, 1, 1 + 2**-7]]
+    assert ranking_module._scan(x).tolist() == [[1, 1, 1, 1 + 2**-7]]
     values = torch.rand(3, 11, dtype=torch.float64)
-    assert torch.allclose(selection._scan(values), values.cumsum(-1), atol=1e-15)
+    assert torch.allclose(ranking_module._scan(values), values.cumsum(-1), atol=1e-15)
     # Means that differ below the bfloat16 step are tied, and the lower block wins.
     layout = BlockLayout((1, 1, 4), (1, 1, 2))
     q = torch.ones(1, 1, 4, 1).bfloat16()
