@@ -5,15 +5,35 @@ condition part therefore depends on the condition frames alone, and its keys and
 cached over all sampling steps. Condition tokens take no part in cross-attention.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longtake.core.block_sparse import BlockOrder
 from longtake.core.precision import widen
 from longtake.core.rope import rotate
+from longtake.kernels.block_sparse.layout import Size3
 
 #: Keys (after QK-norm, before RoPE) and values of condition tokens, each [B, N, S_cond, D].
 KeyValue = tuple[Tensor, Tensor]
+
+
+class KeyValueCache(list[KeyValue]):
+    """Keys and values of the condition tokens, per block of the DiT, and the tokens' order."""
+
+    def __init__(self, pairs: Iterable[KeyValue] = (), block: Size3 | None = None) -> None:
+        super().__init__(pairs)
+        self.block = block
+        """(t, h, w) of the block order; None for frame-major order."""
+
+    def repeat(self, copies: int) -> "KeyValueCache":
+        """The cache of a batch that is repeated ``copies`` times."""
+        if copies == 1:
+            return self
+        repeated = ((k.repeat(copies, 1, 1, 1), v.repeat(copies, 1, 1, 1)) for k, v in self)
+        return KeyValueCache(repeated, self.block)
 
 
 class RMSNorm(nn.Module):
@@ -49,6 +69,7 @@ class SelfAttention(nn.Module):
         *,
         num_cond_tokens: int = 0,
         cached: KeyValue | None = None,
+        order: BlockOrder | None = None,
     ) -> tuple[Tensor, KeyValue]:
         """Attend over ``x`` [B, S, C].
 
@@ -57,6 +78,7 @@ class SelfAttention(nn.Module):
             tables: RoPE tables [S_cond + S_noisy, D/2] of the full sequence.
             num_cond_tokens: S_cond, in ``x`` or in ``cached``.
             cached: keys and values of the condition tokens.
+            order: block order of all tokens, for block-sparse attention; None for dense attention.
 
         Returns:
             Output [B, S, C], and the keys (before RoPE) and values of the tokens in ``x``.
@@ -67,19 +89,20 @@ class SelfAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         fresh = (k, v)
         cos, sin = tables
+        attend = F.scaled_dot_product_attention if order is None else order.attend
         if cached is not None:
             k, v = torch.cat((cached[0], k), dim=2), torch.cat((cached[1], v), dim=2)
             q = rotate(q, cos[num_cond_tokens:], sin[num_cond_tokens:])
             k = rotate(k, cos, sin)
-            out = F.scaled_dot_product_attention(q, k, v)
+            out = attend(q, k, v)
         else:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             n = num_cond_tokens
             if n in (0, s):
-                out = F.scaled_dot_product_attention(q, k, v)
+                out = attend(q, k, v)
             else:
-                cond = F.scaled_dot_product_attention(q[:, :, :n], k[:, :, :n], v[:, :, :n])
-                noisy = F.scaled_dot_product_attention(q[:, :, n:], k, v)
+                cond = attend(q[:, :, :n], k[:, :, :n], v[:, :, :n])
+                noisy = attend(q[:, :, n:], k, v)
                 out = torch.cat((cond, noisy), dim=2)
         return self.proj(out.transpose(1, 2).reshape(b, s, -1)), fresh
 

@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longtake.core.attention import CrossAttention, KeyValue, SelfAttention
+from longtake.core.block_sparse import BlockOrder
+from longtake.core.frame_modulation import scale_and_shift_frames, scale_frames
 from longtake.core.precision import widen
+from longtake.kernels.block_sparse.layout import BlockLayout
 
 NORM_EPS = 1e-6
 FFN_MULTIPLE = 256
@@ -91,23 +94,22 @@ class SwiGLU(nn.Module):
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, layout: BlockLayout | None = None) -> Tensor:
     """LayerNorm without affine, then scale and shift per frame, in float32.
 
     Args:
-        x: tokens [B, S, C] in frame-major order.
-        shift: [B, T, C]; S must be a multiple of T.
-        scale: [B, T, C].
+        x: tokens [B, S, C].
+        shift: [B, T, C], or [B, 1, C] for all frames.
+        scale: as ``shift``.
+        layout: block order of the tokens; None for frame-major order.
     """
-    num_frames = shift.shape[1]
-    y = F.layer_norm(widen(x), x.shape[-1:], eps=NORM_EPS).unflatten(1, (num_frames, -1))
-    return (y * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2).to(x.dtype)
+    y = F.layer_norm(widen(x), x.shape[-1:], eps=NORM_EPS)
+    return scale_and_shift_frames(y, 1 + scale, shift, layout).to(x.dtype)
 
 
-def gated_add(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    """Residual sum x + gate * update with a per-frame gate [B, T, C], in float32."""
-    framed = widen(update).unflatten(1, (gate.shape[1], -1))
-    return (widen(x) + (gate[:, :, None] * framed).flatten(1, 2)).to(x.dtype)
+def gated_add(x: Tensor, update: Tensor, gate: Tensor, layout: BlockLayout | None = None) -> Tensor:
+    """Residual sum x + gate * update with a per-frame gate as in :func:`modulate`, in float32."""
+    return (widen(x) + scale_frames(widen(update), gate, layout)).to(x.dtype)
 
 
 class DiTBlock(nn.Module):
@@ -130,6 +132,7 @@ class DiTBlock(nn.Module):
         tables: tuple[Tensor, Tensor],
         num_cond_tokens: int,
         cached: KeyValue | None,
+        order: BlockOrder | None = None,
     ) -> tuple[Tensor, KeyValue]:
         """Transform tokens [B, S, C].
 
@@ -137,20 +140,26 @@ class DiTBlock(nn.Module):
             x: tokens, condition tokens first.
             text: projected text [B, L, C], or None to leave cross-attention out.
             text_mask: [B, L], or None to attend to every text token.
-            embed: timestep embedding per frame [B, T, E], float32.
-            tables: RoPE tables of the whole sequence.
+            embed: timestep embedding per frame [B, T, E], float32; with ``order`` also [B, 1, E].
+            tables: RoPE tables of the whole sequence, in the order of the tokens.
             num_cond_tokens: condition tokens in ``x`` or in ``cached``.
             cached: keys and values of the condition tokens.
+            order: block order of the tokens; None for frame-major order and dense attention.
 
         Returns:
             Tokens [B, S, C] and the self-attention keys and values of ``x``.
         """
         modulation = _wide_linear(self.adaLN_modulation[1], F.silu(embed))
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.chunk(6, dim=-1)
+        layout = None if order is None else order.tokens
         out, key_value = self.attn(
-            modulate(x, shift_a, scale_a), tables, num_cond_tokens=num_cond_tokens, cached=cached
+            modulate(x, shift_a, scale_a, layout),
+            tables,
+            num_cond_tokens=num_cond_tokens,
+            cached=cached,
+            order=order,
         )
-        x = gated_add(x, out, gate_a)
+        x = gated_add(x, out, gate_a, layout)
         if text is not None:
             skip = 0 if cached is not None else num_cond_tokens
             normed = F.layer_norm(
@@ -162,7 +171,7 @@ class DiTBlock(nn.Module):
             ).to(x.dtype)
             crossed = x[:, skip:] + self.cross_attn(normed, text, text_mask)
             x = crossed if skip == 0 else torch.cat((x[:, :skip], crossed), dim=1)
-        x = gated_add(x, self.ffn(modulate(x, shift_f, scale_f)), gate_f)
+        x = gated_add(x, self.ffn(modulate(x, shift_f, scale_f, layout)), gate_f, layout)
         return x, key_value
 
 
@@ -174,7 +183,10 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(embed_dim, 2 * dim))
         self.linear = nn.Linear(dim, out_features)
 
-    def forward(self, x: Tensor, embed: Tensor) -> Tensor:
-        """Tokens [B, S, C] and per-frame embedding [B, T, E] to [B, S, out_features]."""
+    def forward(self, x: Tensor, embed: Tensor, layout: BlockLayout | None = None) -> Tensor:
+        """Tokens [B, S, C] and per-frame embedding [B, T, E] to [B, S, out_features].
+
+        ``layout`` is the block order of the tokens; None for frame-major order.
+        """
         shift, scale = _wide_linear(self.adaLN_modulation[1], F.silu(embed)).chunk(2, dim=-1)
-        return self.linear(modulate(x, shift, scale))
+        return self.linear(modulate(x, shift, scale, layout))

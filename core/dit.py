@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from longtake.core.attention import KeyValue
+from longtake.core.attention import KeyValue, KeyValueCache
+from longtake.core.block_sparse import BlockOrder, BlockOrders, BSAConfig
 from longtake.core.blocks import (
     CaptionEmbedder,
     DiTBlock,
@@ -49,14 +50,25 @@ class DiTConfig:
     """Patch (frames, rows, columns)."""
     text_tokens_zero_pad: bool = False
     """Zero the padded text tokens and attend to all of them, as the released model does."""
+    enable_bsa: bool = False
+    """Start with block-sparse self-attention; the release starts without."""
+    bsa_params: dict[str, Any] | None = None
+    """Its settings as published, see :meth:`BSAConfig.from_published`; None for the defaults."""
 
     def __post_init__(self) -> None:
-        """Check that heads divide the width and that RoPE can split a head."""
+        """Check that RoPE can split a head, and the types of what JSON brings."""
         head_dim, rest = divmod(self.hidden_size, self.num_heads)
         if rest or head_dim % 2:
             raise CheckpointError(
                 "DiT config: hidden_size must split into heads of even width",
                 received=f"hidden_size={self.hidden_size}, num_heads={self.num_heads}",
+            )
+        if type(self.enable_bsa) is not bool or not isinstance(self.bsa_params, dict | None):
+            raise CheckpointError(
+                "DiT config: the keys of the block-sparse attention have the wrong type",
+                received=f"enable_bsa={self.enable_bsa!r}, bsa_params={self.bsa_params!r}",
+                expected="true or false, and an object or null",
+                remedy="correct dit/config.json",
             )
 
     @classmethod
@@ -91,6 +103,9 @@ class LongCatDiT(nn.Module):
         self.final_layer = FinalLayer(dim, patch * config.out_channels, embed_dim)
         self.rope = RotaryTables(dim // config.num_heads)
         self.gradient_checkpointing = False
+        self.block_orders: BlockOrders | None = None
+        if config.enable_bsa:
+            enable_bsa(self)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> "LongCatDiT":
@@ -120,7 +135,7 @@ class LongCatDiT(nn.Module):
         encoder_attention_mask: Tensor | None = None,
         *,
         num_cond_latents: int = 0,
-        kv_cache: list[KeyValue] | None = None,
+        kv_cache: KeyValueCache | None = None,
         return_kv: bool = False,
         skip_cross_attention: bool = False,
     ) -> Any:
@@ -133,39 +148,67 @@ class LongCatDiT(nn.Module):
             encoder_hidden_states: text states [B, 1, L, D] or [B, L, D].
             encoder_attention_mask: [B, L], 1 for real tokens; None means all are real.
             num_cond_latents: leading condition frames, in ``hidden_states`` or in ``kv_cache``.
-            kv_cache: per block, keys (before RoPE) and values of the condition tokens.
+            kv_cache: per block, keys (before RoPE) and values of the condition tokens, as an
+                earlier call with ``return_kv`` returned them.
             return_kv: also return the keys and values of every block, to build a cache.
             skip_cross_attention: leave text out (when only condition frames are passed).
 
         Returns:
-            Velocity [B, C_out, T, H, W], with ``return_kv`` also the list of key-value pairs.
+            Velocity [B, C_out, T, H, W], with ``return_kv`` also the cache.
 
         Raises:
-            UserError: a size that the patch does not divide, or wrong timestep shape.
+            UserError: a size that the patch does not divide, wrong timestep shape, or a cache
+                whose tokens lie in another order.
         """
         b, _, t, h, w = hidden_states.shape
         grid = self._token_grid(t, h, w)
-        tokens_per_frame = grid[1] * grid[2]
-        num_cond_tokens = num_cond_latents // self.config.patch_size[0] * tokens_per_frame
-        embed = self._embed_timestep(timestep, b, t)
+        num_cond = num_cond_latents // self.config.patch_size[0]
+        num_cond_tokens = num_cond * grid[1] * grid[2]
+        order = self._block_order(grid, num_cond, kv_cache)
+        embed = self._embed_timestep(timestep, b, t, keep_shared=order is not None)
         text, mask = (None, None)
         if not skip_cross_attention:
             text, mask = self._embed_text(encoder_hidden_states, encoder_attention_mask)
         x = self.x_embedder(hidden_states)
-        past = num_cond_latents // self.config.patch_size[0] if kv_cache is not None else 0
-        tables = self.rope((grid[0] + past, grid[1], grid[2]), x.device)
+        if order is not None:
+            x = order.tokens.to_block(x, 1)
+        past = num_cond if kv_cache is not None else 0
+        whole = (grid[0] + past, grid[1], grid[2])
+        tables = self.rope(whole, x.device, None if order is None else order.keys)
         key_values: list[KeyValue] = []
         for i, block in enumerate(self.blocks):
             cached = None if kv_cache is None else kv_cache[i]
-            args = (x, text, mask, embed, tables, num_cond_tokens, cached)
+            args = (x, text, mask, embed, tables, num_cond_tokens, cached, order)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, key_value = checkpoint(block, *args, use_reentrant=False)
             else:
                 x, key_value = block(*args)
             if return_kv:
                 key_values.append(key_value)
-        out = self._unpatchify(self.final_layer(x, embed), grid)
-        return (out, key_values) if return_kv else out
+        out = self.final_layer(x, embed, None if order is None else order.tokens)
+        if order is not None:
+            out = order.tokens.from_block(out, 1)
+        out = self._unpatchify(out, grid)
+        if not return_kv:
+            return out
+        return out, KeyValueCache(key_values, None if order is None else order.config.block)
+
+    def _block_order(
+        self, grid: tuple[int, int, int], num_cond: int, kv_cache: KeyValueCache | None
+    ) -> BlockOrder | None:
+        """Block order of the tokens; None without block-sparse attention."""
+        order = None
+        if self.block_orders is not None:
+            order = self.block_orders.find(grid, num_cond, kv_cache is not None)
+        block = None if order is None else order.config.block
+        if kv_cache is not None and kv_cache.block != block:
+            raise UserError(
+                "the tokens of the key-value cache lie in another order",
+                received=f"a cache in {_order_name(kv_cache.block)}",
+                expected=_order_name(block),
+                remedy="encode the condition frames again after enable_bsa or disable_bsa",
+            )
+        return order
 
     def _token_grid(self, t: int, h: int, w: int) -> tuple[int, int, int]:
         p_t, p_h, p_w = self.config.patch_size
@@ -178,7 +221,9 @@ class LongCatDiT(nn.Module):
             )
         return t // p_t, h // p_h, w // p_w
 
-    def _embed_timestep(self, timestep: Tensor, b: int, t: int) -> Tensor:
+    def _embed_timestep(self, timestep: Tensor, b: int, t: int, keep_shared: bool) -> Tensor:
+        """[B, T, E]; with ``keep_shared`` [B, 1, E] for a timestep that all frames share."""
+        is_shared = keep_shared and timestep.ndim == 1
         if timestep.ndim == 1:
             timestep = timestep[:, None].expand(b, t)
         if timestep.shape != (b, t):
@@ -187,7 +232,7 @@ class LongCatDiT(nn.Module):
                 received=tuple(timestep.shape),
                 expected=f"({b},) or ({b}, {t})",
             )
-        frames = timestep[:, :: self.config.patch_size[0]]
+        frames = timestep[:, :1] if is_shared else timestep[:, :: self.config.patch_size[0]]
         return self.t_embedder(frames.reshape(-1)).unflatten(0, frames.shape)
 
     def _embed_text(self, states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -205,3 +250,31 @@ class LongCatDiT(nn.Module):
         x = x.view(b, *grid, *self.config.patch_size, self.config.out_channels)
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # [B, C, T, p_t, H, p_h, W, p_w]
         return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def enable_bsa(dit: LongCatDiT, config: BSAConfig | None = None) -> None:
+    """Switch the self-attention of videos to block-sparse attention; images stay dense.
+
+    Weights and LoRAs are untouched, and key-value caches have to be built again. The switch is not
+    stored with the checkpoint.
+
+    Args:
+        dit: changed in place; the model itself, not a wrapper around it.
+        config: block selection; None takes ``bsa_params`` of the checkpoint, and without these the
+            published rule.
+
+    Raises:
+        CheckpointError: ``bsa_params`` that cannot be used.
+    """
+    if config is None:
+        config = BSAConfig.from_published(dit.config.bsa_params or {})
+    dit.block_orders = BlockOrders(config)
+
+
+def disable_bsa(dit: LongCatDiT) -> None:
+    """Switch the self-attention back to dense; caches have to be built again."""
+    dit.block_orders = None
+
+
+def _order_name(block: tuple[int, int, int] | None) -> str:
+    return "frame-major order" if block is None else f"block order {block}"

@@ -1,13 +1,19 @@
 """From a prompt to an mp4: the `generate` command (text-, image- and video-conditioned)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+<<<<<<< HEAD
 from torch import Tensor
 
 from longtake.core.checkpoint import Checkpoint, load_checkpoint
+=======
+from longtake.core.block_sparse import BSAConfig
+from longtake.core.checkpoint import load_checkpoint
+from longtake.core.dit import LongCatDiT, disable_bsa, enable_bsa
+>>>>>>> w-k4
 from longtake.core.lora import load_lora
 from longtake.core.sampler import generate
 from longtake.core.video import read_video, write_mp4
@@ -46,6 +52,10 @@ class GenerationConfig:
     """Frames taken from the end of the clip to continue, 4 n + 1."""
     scale: int = 1
     """Enlargement of the pixels in the file, >= 1."""
+    bsa: bool | None = None
+    """Block-sparse self-attention (report section 3.4.2); null takes the checkpoint's choice."""
+    bsa_sparsity: float | None = None
+    """Share of key blocks left out under ``bsa=true``, in [0, 1); null takes the checkpoint's."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "scale", "num_frames", "num_condition_frames"):
@@ -64,6 +74,18 @@ class GenerationConfig:
             raise ConfigError(
                 "fps and shift must be positive", received=f"fps={self.fps}, shift={self.shift}"
             )
+        if self.bsa_sparsity is not None:
+            if not 0 <= self.bsa_sparsity < 1:
+                raise ConfigError(
+                    "bsa_sparsity is out of range", received=self.bsa_sparsity, expected="[0, 1)"
+                )
+            if not self.bsa:
+                raise ConfigError(
+                    "bsa_sparsity has no effect without block-sparse attention",
+                    received=f"bsa={self.bsa}, bsa_sparsity={self.bsa_sparsity}",
+                    expected="bsa=true",
+                    remedy="add --set bsa=true",
+                )
 
 
 def generate_to_file(
@@ -112,6 +134,7 @@ def load_model(
 ) -> Checkpoint:
     """The model directory (None: checkpoints/tiny) with adapters added, on a device."""
     model = load_checkpoint(checkpoint or TINY_CHECKPOINT, pick_device(device))
+    _switch_attention(model.dit, config)
     for number, path in enumerate(loras):
         load_lora(model.dit, path, f"lora_{number}")
     return model
@@ -155,3 +178,13 @@ def sample_to_file(
         shift=config.shift,
     )
     return write_mp4(pixels[0], out, config.fps, config.scale)
+
+
+def _switch_attention(dit: LongCatDiT, config: GenerationConfig) -> None:
+    if config.bsa:
+        settings = BSAConfig.from_published(dit.config.bsa_params or {})
+        if config.bsa_sparsity is not None:
+            settings = replace(settings, sparsity=config.bsa_sparsity)
+        enable_bsa(dit, settings)
+    elif config.bsa is False:
+        disable_bsa(dit)

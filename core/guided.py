@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from longtake.core.attention import KeyValue
+from longtake.core.attention import KeyValueCache
 from longtake.core.flow import TIMESTEP_SCALE
 from longtake.core.guidance import cfg, cfg_zero
 from longtake.core.precision import widen
@@ -29,7 +29,7 @@ class Condition:
 
     latents: Tensor
     """[B, C, T_cond, H, W], normalised."""
-    key_values: list[KeyValue] | None = None
+    key_values: KeyValueCache | None = None
     """Per block, keys and values of the condition tokens; None recomputes them every time."""
 
 
@@ -42,17 +42,18 @@ def encode_condition(dit: nn.Module, latents: Tensor, copies: int = 1) -> Condit
         copies: times the batch is repeated in the cache; 2 for batched guidance.
     """
     b, _, t = latents.shape[:3]
+    key_values: KeyValueCache
     dtype = _model_dtype(dit)
     _, key_values = dit(
         latents.to(dtype),
-        latents.new_zeros((b, t), dtype=torch.float32),
+        latents.new_zeros(b, dtype=torch.float32),
         latents.new_zeros((b, 1, 0), dtype=dtype),
         None,
         num_cond_latents=t,
         return_kv=True,
         skip_cross_attention=True,
     )
-    return Condition(latents, [_repeat_pair(pair, copies) for pair in key_values])
+    return Condition(latents, key_values.repeat(copies))
 
 
 def guided_velocity(
@@ -142,15 +143,15 @@ def _velocity(
         out: Tensor = dit(x.to(dtype), timestep, embeds, mask)
         return widen(out)
     num_cond = condition.latents.shape[2]
-    frames = timestep[:, None].expand(batch, num_frames)  # [B, T]
     if condition.key_values is not None:
         copies = batch // condition.key_values[0][0].shape[0]
-        cache = [_repeat_pair(pair, copies) for pair in condition.key_values]
-        out = dit(x.to(dtype), frames, embeds, mask, num_cond_latents=num_cond, kv_cache=cache)
+        cache = condition.key_values.repeat(copies)
+        out = dit(x.to(dtype), timestep, embeds, mask, num_cond_latents=num_cond, kv_cache=cache)
         return widen(out)
     clean = condition.latents.to(x)
     clean = clean.repeat(batch // clean.shape[0], 1, 1, 1, 1)
-    frames = torch.cat((frames.new_zeros(batch, num_cond), frames), dim=1)
+    frames = timestep[:, None].expand(batch, num_frames)
+    frames = torch.cat((frames.new_zeros(batch, num_cond), frames), dim=1)  # [B, T_cond + T]
     whole = torch.cat((clean, x), dim=2).to(dtype)  # [B, C, T_cond + T, H, W]
     out = dit(whole, frames, embeds, mask, num_cond_latents=num_cond)
     return widen(out[:, :, num_cond:])
@@ -168,12 +169,6 @@ def _expand_text(text: Text, batch: int) -> Text:
     if embeds.shape[0] == batch:
         return text
     return embeds.expand(batch, *embeds.shape[1:]), mask.expand(batch, -1)
-
-
-def _repeat_pair(pair: KeyValue, copies: int) -> KeyValue:
-    if copies == 1:
-        return pair
-    return pair[0].repeat(copies, 1, 1, 1), pair[1].repeat(copies, 1, 1, 1)
 
 
 def _model_dtype(dit: nn.Module) -> torch.dtype:

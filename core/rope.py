@@ -4,10 +4,13 @@ The head dimension is split into a time part and two equal space parts; each par
 consecutive channel pairs by position / 10000^(2i/dim).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from longtake.core.precision import widen
+from longtake.kernels.block_sparse.layout import BlockLayout
 
 ROPE_BASE = 10000.0
 
@@ -39,21 +42,32 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class RotaryTables(nn.Module):
-    """Cosine and sine tables per token grid, kept for the few grids a run uses."""
+    """Cosine and sine tables per token grid and order, kept for the few a run uses."""
 
     MAX_GRIDS = 8
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self._tables: dict[tuple[tuple[int, int, int], torch.device], tuple[Tensor, Tensor]] = {}
+        self._tables: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
-    def forward(self, grid: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Tables (cos, sin), each [T*H*W, D/2] float32, for the token grid (T, H, W)."""
-        key = (grid, device)
+    def forward(
+        self,
+        grid: tuple[int, int, int],
+        device: torch.device,
+        layout: BlockLayout | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Tables (cos, sin), each [T*H*W, D/2] float32, for the token grid (T, H, W).
+
+        ``layout`` is the block order of the tokens; None for frame-major order.
+        """
+        # Not the layout itself: compilers cannot hash it.
+        key = (grid, device, None if layout is None else (layout.block, layout.segments))
         if key not in self._tables:
             if len(self._tables) >= self.MAX_GRIDS:
                 self._tables.pop(next(iter(self._tables)))
             angles = rotation_angles(grid, self.head_dim, device)
+            if layout is not None:
+                angles = layout.to_block(angles, 0)
             self._tables[key] = (angles.cos(), angles.sin())
         return self._tables[key]

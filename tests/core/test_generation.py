@@ -100,6 +100,19 @@ def test_loras_are_applied(checkpoint: Path, tmp_path: Path) -> None:
     assert not torch.equal(sample(checkpoint, tmp_path / "l.mp4", loras=[tmp_path / "lora"]), plain)
 
 
+def test_block_sparse_attention_is_an_option(checkpoint: Path, tmp_path: Path) -> None:
+    videos = []
+    for number, options in enumerate(([], ["bsa=false"], ["bsa=true"])):
+        overrides = [*SMALL, "num_frames=17", *options]  # 5 frames of 2 x 2 tokens: 2 blocks
+        videos.append(sample(checkpoint, tmp_path / f"{number}.mp4", overrides=overrides))
+    dense, off, sparse = videos
+    assert torch.equal(dense, off) and not torch.equal(dense, sparse)
+    overrides = [*SMALL, "num_frames=17", "bsa=true", "bsa_sparsity=0"]
+    all_blocks = sample(checkpoint, tmp_path / "all.mp4", overrides=overrides)
+    # Rounding differs, and the codec answers to that.
+    assert (all_blocks - dense).abs().mean() < 0.1 * (sparse - dense).abs().mean()
+
+
 @pytest.mark.parametrize(
     ("override", "word"),
     [
@@ -109,6 +122,8 @@ def test_loras_are_applied(checkpoint: Path, tmp_path: Path) -> None:
         ("fps=0", "positive"),
         ("shift=-1", "positive"),
         ("cfg=zero", "cfg_zero"),
+        ("bsa_sparsity=1", "out of range"),
+        ("bsa_sparsity=0.5", "bsa=true"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path: Path, override: str, word: str) -> None:

@@ -1,0 +1,187 @@
+"""Block-sparse self-attention inside the DiT (section 3.4.2): settings and the order of tokens.
+
+Tokens are put in block order once, behind the patch embedding, and back once, in front of the
+output. Everything between is per token, or knows where a token lies: RoPE takes its table in block
+order, AdaLN finds the frames by views. Condition and noisy frames are cut into blocks separately,
+so that condition tokens stay in front and no block holds both.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from longtake.kernels.block_sparse.attention import attention_from_index
+from longtake.kernels.block_sparse.layout import BlockLayout, Size3
+from longtake.kernels.block_sparse.selection import count_from_rule, select_blocks
+from longtake.runtime.errors import CheckpointError, ConfigError
+
+#: Share of key blocks that the published model leaves out (Table 7).
+PUBLISHED_SPARSITY = 0.9375
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BSAConfig:
+    """Which key blocks the queries of a block attend to; without a rule, the published one."""
+
+    block: Size3 = (4, 4, 4)
+    """(t, h, w): tokens of a block, of queries and of keys. Release: 4 x 4 x 4."""
+    sparsity: float | None = None
+    """Share of key blocks left out, in [0, 1); at least one stays. Release: 0.9375."""
+    topk: int | None = None
+    """Key blocks per query block, >= 1, instead of ``sparsity``."""
+    cdf_p: float | None = None
+    """Smallest set of key blocks with this share of the pooled softmax, in (0, 1]; with
+    ``sparsity`` or ``topk`` the larger of both sets."""
+    min_blocks: int = 1
+    """Key blocks that every query block gets at least, >= 1."""
+    max_blocks: int | None = None
+    """Length of the block lists, which bounds their memory under ``cdf_p``; null is all."""
+    deterministic: bool = True
+    """Gradients bitwise equal from run to run."""
+    backend: str = "auto"
+    """Implementation: auto | triton | gluon | reference."""
+
+    def __post_init__(self) -> None:
+        """Check what does not depend on the clip."""
+        BlockLayout((1, 1, 1), self.block)
+        count_from_rule(1, topk=self.topk, sparsity=self.sparsity)
+        if self.cdf_p is not None and not 0 < self.cdf_p <= 1:
+            raise ConfigError("cdf_p is out of range", received=self.cdf_p, expected="(0, 1]")
+        most = self.min_blocks if self.max_blocks is None else self.max_blocks
+        if not 1 <= self.min_blocks <= most:
+            raise ConfigError(
+                "min_blocks is out of range",
+                received=f"min_blocks={self.min_blocks}, max_blocks={self.max_blocks}",
+                expected="1 <= min_blocks <= max_blocks",
+            )
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """Arguments of :func:`select_blocks`."""
+        is_unset = self.topk is None and self.sparsity is None and self.cdf_p is None
+        return {
+            "sparsity": PUBLISHED_SPARSITY if is_unset else self.sparsity,
+            "topk": self.topk,
+            "cdf_p": self.cdf_p,
+            "min_blocks": self.min_blocks,
+            "max_blocks": self.max_blocks,
+        }
+
+    @classmethod
+    def from_published(cls, params: Mapping[str, Any]) -> "BSAConfig":
+        """Read ``bsa_params`` of a published ``dit/config.json``.
+
+        Raises:
+            CheckpointError: an unknown key, different blocks for queries and keys, or a value out
+                of range.
+        """
+        left = dict(params)
+        try:
+            shapes = {tuple(left.pop(f"chunk_3d_shape_{x}", (4, 4, 4))) for x in "qk"}
+            sparsity, cdf_p = left.pop("sparsity", None), left.pop("cdf_threshold", None)
+            if left or len(shapes) > 1:
+                raise ValueError("sparsity, cdf_threshold, equal chunk_3d_shape_q and _k only")
+            return cls(block=shapes.pop(), sparsity=sparsity, cdf_p=cdf_p)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                "bsa_params of the DiT config cannot be used",
+                received=repr(dict(params)),
+                expected=str(error),
+                remedy="correct dit/config.json, or pass a BSAConfig to enable_bsa",
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BlockOrder:
+    """Where the tokens of one forward pass lie, and which attention reads what."""
+
+    config: BSAConfig
+    """Block selection."""
+    tokens: BlockLayout
+    """Tokens that pass through the network: condition frames, if not cached, then noisy ones."""
+    keys: BlockLayout
+    """Cached condition frames, then ``tokens``."""
+    parts: tuple[BlockLayout, ...]
+    """Condition frames and noisy frames alone; either may be absent."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of all tokens or of one part to all keys or to the same part.
+
+        Keys of a single frame are few, and stay dense as the release keeps images.
+
+        Args:
+            q: [B, N, S, D] in block order, after QK-norm and RoPE.
+            k: [B, N, S', D].
+            v: as ``k``.
+
+        Returns:
+            [B, N, S, D].
+        """
+        # All frames have one size: parts of equally many tokens are cut alike.
+        by_size = {layout.num_tokens: layout for layout in (*self.parts, self.keys)}
+        layout_q, layout_k = by_size[q.shape[2]], by_size[k.shape[2]]
+        config = self.config
+        if layout_k.grid[0] == 1 or self._selects_all(layout_k):
+            return F.scaled_dot_product_attention(q, k, v)
+        index = select_blocks(q, k, layout_q, layout_k, **config.rule, backend=config.backend)
+        out = attention_from_index(
+            q,
+            k,
+            v,
+            index,
+            layout_q,
+            layout_k,
+            layout="block",
+            deterministic=config.deterministic,
+            backend=config.backend,
+        )
+        assert isinstance(out, Tensor)
+        return out
+
+    def _selects_all(self, layout: BlockLayout) -> bool:
+        """Whether dense attention gives the same, and the user has not named an implementation."""
+        rule = self.config.rule
+        count = count_from_rule(layout.num_blocks, topk=rule["topk"], sparsity=rule["sparsity"])
+        return self.config.backend == "auto" and count == layout.num_blocks
+
+
+class BlockOrders:
+    """Block orders per token grid, kept for the few grids a run uses."""
+
+    MAX_ORDERS = 8
+
+    def __init__(self, config: BSAConfig) -> None:
+        self.config = config
+        self._orders: dict[tuple[Size3, int, bool], BlockOrder] = {}
+
+    def find(self, grid: Size3, num_cond: int, is_cached: bool) -> BlockOrder | None:
+        """The order of the tokens of a forward pass; None for an image, which stays plain.
+
+        Args:
+            grid: tokens (T, H, W) that pass through the network.
+            num_cond: condition frames of tokens.
+            is_cached: whether these are in a cache instead of in the grid.
+        """
+        if grid[0] == 1 and num_cond == 0:
+            return None
+        key = (grid, num_cond, is_cached)
+        if key not in self._orders:
+            if len(self._orders) >= self.MAX_ORDERS:
+                self._orders.pop(next(iter(self._orders)))
+            self._orders[key] = self._build(grid, num_cond, is_cached)
+        return self._orders[key]
+
+    def _build(self, grid: Size3, num_cond: int, is_cached: bool) -> BlockOrder:
+        frames, height, width = grid
+        num_noisy = frames if is_cached else frames - num_cond
+        stretches = tuple(n for n in (num_cond, num_noisy) if n)
+
+        def layout(*segments: int) -> BlockLayout:
+            return BlockLayout((sum(segments), height, width), self.config.block, segments)
+
+        keys = layout(*stretches)
+        tokens = layout(num_noisy) if is_cached else keys
+        return BlockOrder(self.config, tokens, keys, tuple(map(layout, stretches)))
