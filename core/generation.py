@@ -5,15 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-<<<<<<< HEAD
 from torch import Tensor
 
-from longtake.core.checkpoint import Checkpoint, load_checkpoint
-=======
 from longtake.core.block_sparse import BSAConfig
-from longtake.core.checkpoint import load_checkpoint
+from longtake.core.checkpoint import Checkpoint, load_checkpoint
 from longtake.core.dit import LongCatDiT, disable_bsa, enable_bsa
->>>>>>> w-k4
 from longtake.core.lora import load_lora
 from longtake.core.sampler import generate
 from longtake.core.video import read_video, write_mp4
@@ -125,14 +121,17 @@ def generate_to_file(
         )
     first_frame = None if image is None else read_video(image, max_frames=1)[0][0]
     clip = None if video is None else read_video(video)[0][-config.num_condition_frames :]
-    model = load_model(checkpoint, loras, device)
+    model = load_model(config, checkpoint, loras, device)
     return sample_to_file(model, prompt, out, config, seed=seed, image=first_frame, video=clip)
 
 
 def load_model(
-    checkpoint: Path | None = None, loras: Sequence[Path] = (), device: str = "auto"
+    config: GenerationConfig,
+    checkpoint: Path | None = None,
+    loras: Sequence[Path] = (),
+    device: str = "auto",
 ) -> Checkpoint:
-    """The model directory (None: checkpoints/tiny) with adapters added, on a device."""
+    """The model directory (None: checkpoints/tiny), its attention as configured, with adapters."""
     model = load_checkpoint(checkpoint or TINY_CHECKPOINT, pick_device(device))
     _switch_attention(model.dit, config)
     for number, path in enumerate(loras):

@@ -59,7 +59,7 @@ def generate_videos(
     config = merge_config(GenerationConfig(), overrides=overrides)
     shard = find_shard(plan, folder, rank, world)
     own = own_device(device, os.environ.get("LOCAL_RANK"), torch.cuda.device_count())
-    model = load_model(checkpoint, loras, own)
+    model = load_model(config, checkpoint, loras, own)
     path = folder / SETTINGS_FILE
     if not path.exists() and len(shard.pending) < len(shard.videos):
         raise UserError(
