@@ -9,14 +9,16 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from longtake.evaluation.bootstrap import (
+    FloatArray,
+    IntArray,
+    check_resampling,
+    cluster_sums,
+    percentile_interval,
+    resampled_means,
+)
 from longtake.runtime.errors import UserError
-
-FloatArray = NDArray[np.float64]
-
-_CHUNK = 4_000_000
-"""Drawn indices held in memory at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,10 +88,7 @@ def paired_bootstrap(
         UserError: lengths differ, a score is infinite, no pair or only one cluster is left, or a
             parameter is out of range.
     """
-    if not 0.0 < confidence < 1.0:
-        raise UserError("confidence cannot be used", received=confidence, expected="in (0, 1)")
-    if resamples < 100:
-        raise UserError("too few bootstrap resamples", received=resamples, expected=">= 100")
+    check_resampling(confidence, resamples)
     first, second, labels = _clean_inputs(before, after, clusters)
     kept = ~(np.isnan(first) | np.isnan(second))
     n = int(kept.sum())
@@ -102,17 +101,18 @@ def paired_bootstrap(
         )
     first, second = first[kept], second[kept]
     diff = second - first
-    sums, counts = _cluster_sums(diff, labels[kept])
-    if len(sums) < 2:
+    _, dense = np.unique(labels[kept], return_inverse=True)
+    num_clusters = int(dense.max()) + 1
+    if num_clusters < 2:
         raise UserError(
             "only one cluster is left, its spread cannot be estimated",
             received=f"{n} pairs in 1 cluster",
             expected="at least 2 clusters",
             remedy="evaluate on more prompts; more samples of one prompt do not help",
         )
-    means = _resampled_means(sums, counts, resamples, np.random.default_rng(seed))
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(means, [tail, 1.0 - tail])
+    totals = cluster_sums(np.stack([diff, np.ones_like(diff)], axis=1), dense, num_clusters)
+    means = resampled_means(totals[:, :1], totals[:, 1:], resamples=resamples, seed=seed)
+    (low,), (high,) = percentile_interval(means, confidence)
     return Interval(
         before=float(first.mean()),
         after=float(second.mean()),
@@ -120,7 +120,7 @@ def paired_bootstrap(
         ci_low=float(low),
         ci_high=float(high),
         n=n,
-        n_clusters=len(sums),
+        n_clusters=num_clusters,
         dropped=int((~kept).sum()),
         confidence=confidence,
     )
@@ -130,7 +130,7 @@ def _clean_inputs(
     before: Sequence[float] | FloatArray,
     after: Sequence[float] | FloatArray,
     clusters: Sequence[Hashable] | None,
-) -> tuple[FloatArray, FloatArray, NDArray[np.int64]]:
+) -> tuple[FloatArray, FloatArray, IntArray]:
     first = np.asarray(before, dtype=np.float64)
     second = np.asarray(after, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape:
@@ -151,24 +151,3 @@ def _clean_inputs(
     numbers: dict[Hashable, int] = {}
     labels = [numbers.setdefault(key, len(numbers)) for key in keys]
     return first, second, np.asarray(labels, dtype=np.int64)
-
-
-def _cluster_sums(diff: FloatArray, labels: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
-    """Sum and number of the differences of each cluster that has any."""
-    _, dense = np.unique(labels, return_inverse=True)
-    counts: FloatArray = np.bincount(dense).astype(np.float64)
-    sums: FloatArray = np.bincount(dense, weights=diff).astype(np.float64)
-    return sums, counts
-
-
-def _resampled_means(
-    sums: FloatArray, counts: FloatArray, resamples: int, rng: np.random.Generator
-) -> FloatArray:
-    num_clusters = len(sums)
-    per_chunk = max(1, _CHUNK // num_clusters)
-    means = []
-    for start in range(0, resamples, per_chunk):
-        rows = min(per_chunk, resamples - start)
-        draws = rng.integers(0, num_clusters, size=(rows, num_clusters))
-        means.append(sums[draws].sum(1) / counts[draws].sum(1))
-    return np.concatenate(means)

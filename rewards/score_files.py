@@ -127,7 +127,7 @@ def score_clips(
         for index, item in enumerate(inputs):
             if index in rows:
                 continue
-            rows[index] = _score(item, suite.rewards, settings, target, max_frames)
+            rows[index] = score_clip(item, suite.rewards, settings, target, max_frames)
             if output is not None:
                 append_row(output, names, rows[index])
             bar.update(len(rows), **rows[index].scores)
@@ -202,14 +202,22 @@ def _decode(item: ScoreInput, max_frames: int) -> tuple[Tensor, float | None]:
     return video, item.fps
 
 
-def _score(
+def score_clip(
     item: ScoreInput,
     rewards: Mapping[str, Reward],
     settings: str,
     device: torch.device,
     max_frames: int,
 ) -> ScoreRow:
-    """Decode and score one clip; whatever goes wrong becomes its reason."""
+    """Decode and score one clip; whatever goes wrong becomes its reason.
+
+    Args:
+        item: the clip.
+        rewards: by name.
+        settings: digest of their fingerprints, recorded in the row.
+        device: where the rewards are.
+        max_frames: a longer clip is unscored.
+    """
     video, fps = None, item.fps
     notes: list[str] = []
     try:

@@ -104,7 +104,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     rng = np.random.default_rng(0)
     before, after = rng.normal(size=(2, 50))
     whole = paired_bootstrap(before, after, resamples=1000)
-    monkeypatch.setattr("longtake.evaluation.statistics._CHUNK", 333)
+    monkeypatch.setattr("longtake.evaluation.bootstrap.CHUNK", 333)
     assert paired_bootstrap(before, after, resamples=1000) == whole
 
 

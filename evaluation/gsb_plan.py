@@ -1,0 +1,197 @@
+"""Blind plans of pairs: which two videos are shown, and which one on the left.
+
+Raters see opaque pair ids and opaque file names; the key, which they do not see, names the models.
+For every two models each is on the left in half of the pairs, so a taste for one side favours none.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import combinations
+from pathlib import Path
+
+from longtake.evaluation.blind_files import place_video
+from longtake.evaluation.csv_rows import write_csv_rows, write_text
+from longtake.evaluation.findings import Finding, Findings
+from longtake.evaluation.jsonl import read_jsonl
+from longtake.evaluation.samples import Sample, SampleList
+from longtake.runtime.errors import UserError
+
+KEY_FILE = "key.jsonl"
+SHEET_FILE = "sheet.csv"
+VIDEO_FOLDER = "videos"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """Two videos of one prompt, as they are shown."""
+
+    pair: str
+    """Opaque id."""
+    left: str
+    """Sample on the left."""
+    right: str
+    """Sample on the right."""
+    left_model: str
+    """Its model; hidden from raters."""
+    right_model: str
+    """The other model; hidden from raters."""
+    prompt: str
+    """Id of the prompt."""
+    cluster: str
+    """Unit of the bootstrap."""
+    reference: str
+    """The model whose wins are G; the other's wins are B."""
+
+    @property
+    def rival(self) -> str:
+        """The model that is not the reference."""
+        return self.right_model if self.left_model == self.reference else self.left_model
+
+
+def plan_pairs(
+    samples: SampleList,
+    *,
+    reference: str | None = None,
+    rivals: Sequence[str] = (),
+    seed: int = 0,
+) -> tuple[tuple[Pair, ...], tuple[Finding, ...]]:
+    """Pair the videos of every prompt, choose sides, shuffle.
+
+    Args:
+        samples: the videos. Several of one model and prompt are paired in their order.
+        reference: its wins are G, against each rival (as report Figure 15). None: every two models.
+        rivals: the models to compare with; empty: all others.
+        seed: of sides and order; the same seed gives the same plan.
+
+    Returns:
+        The pairs in the order of showing, and prompts or videos that cannot be paired.
+
+    Raises:
+        UserError: a model that has no sample, or nothing to pair.
+    """
+    models = samples.models
+    for name in (*((reference,) if reference else ()), *rivals):
+        if name not in models:
+            raise UserError("unknown model", received=name, expected=f"one of: {', '.join(models)}")
+    if reference is None:
+        couples = list(combinations(rivals or models, 2))
+    else:
+        couples = [(reference, other) for other in rivals or models if other != reference]
+    missing = {text.split(" (")[0] for text in samples.missing_videos()}
+    findings = Findings()
+    findings.add("missing video", "not in a pair", samples.missing_videos())
+    rng = random.Random(seed)
+    made: list[Pair] = []
+    unpaired: list[str] = []
+    for first, second in couples:
+        matched, left_over = _matched(samples, first, second, missing)
+        unpaired += left_over
+        rng.shuffle(matched)
+        # An odd pair falls to either side with the same chance.
+        on_left = (len(matched) + rng.randint(0, 1)) // 2
+        for index, (a, b) in enumerate(matched):
+            left, right = (a, b) if index < on_left else (b, a)
+            made.append(
+                Pair(
+                    pair="",
+                    left=left.sample,
+                    right=right.sample,
+                    left_model=left.model,
+                    right_model=right.model,
+                    prompt=a.prompt,
+                    cluster=a.cluster or a.prompt,
+                    reference=first,
+                )
+            )
+    findings.add("video without a partner", "not in a pair", unpaired)
+    if not made:
+        raise UserError(
+            "no two models have a video of the same prompt",
+            received=f"{len(samples.samples)} samples of {', '.join(models)}",
+            expected="at least two models with videos of the same prompts",
+        )
+    rng.shuffle(made)
+    numbered = (Pair(**{**asdict(p), "pair": f"p{i:05d}"}) for i, p in enumerate(made, start=1))
+    return tuple(numbered), findings.all()
+
+
+def _matched(
+    samples: SampleList, first: str, second: str, missing: set[str]
+) -> tuple[list[tuple[Sample, Sample]], list[str]]:
+    by_prompt: dict[str, tuple[list[Sample], list[Sample]]] = {}
+    for item in samples.samples:
+        if item.model in (first, second) and item.sample not in missing:
+            sides = by_prompt.setdefault(item.prompt, ([], []))
+            sides[item.model == second].append(item)
+    pairs, left_over = [], []
+    for a, b in by_prompt.values():
+        n = min(len(a), len(b))
+        pairs += list(zip(a[:n], b[:n], strict=True))
+        left_over += [f"{s.sample} ({s.model}), {first} vs {second}" for s in a[n:] + b[n:]]
+    return pairs, left_over
+
+
+def write_plan(
+    folder: Path, pairs: Sequence[Pair], samples: SampleList, dimensions: Sequence[str]
+) -> Path:
+    """Write a plan: the sheet and the videos for the raters, the key for the owner of the study.
+
+    ``sheet.csv`` has one row for each pair and a column for each dimension, to be filled with
+    left, same or right. Videos get opaque names in ``videos/``: hard links where the file system
+    allows, else copies. Give raters the sheet and the videos, and keep ``key.jsonl``.
+
+    Raises:
+        UserError: the folder holds another plan, or cannot be written.
+    """
+    key = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)
+    key_path = folder / KEY_FILE
+    if key_path.exists() and key_path.read_text(encoding="utf-8") != key:
+        raise UserError(
+            "the folder holds another plan",
+            received=str(folder),
+            expected="a new folder, or the same samples and seed",
+            remedy="answers belong to one key: choose another --output-dir",
+        )
+    write_text(key_path, key)
+    by_id = samples.by_id
+    rows = []
+    for pair in pairs:
+        row = {"sample": pair.pair, "caption": by_id[pair.left].caption}
+        for side, sample in (("left", by_id[pair.left]), ("right", by_id[pair.right])):
+            source = samples.video_path(sample)
+            row[side] = sample.sample
+            if source is not None:
+                target = folder / VIDEO_FOLDER / f"{pair.pair}-{side}{source.suffix}"
+                place_video(source, target)
+                row[side] = f"{VIDEO_FOLDER}/{target.name}"
+        rows.append(row)
+    sheet = folder / SHEET_FILE
+    if sheet.exists():  # of this plan, and perhaps filled in already
+        return sheet
+    columns = ("sample", "rater", "caption", "left", "right", *dimensions)
+    return write_csv_rows(sheet, columns, rows)
+
+
+def read_key(folder: Path) -> tuple[Pair, ...]:
+    """The pairs of a plan.
+
+    Raises:
+        UserError: no key, or a broken one: without it the answers mean nothing.
+    """
+    path = folder / KEY_FILE
+    records, broken = read_jsonl(path)
+    names = {item.name for item in fields(Pair)}
+    complete = [
+        r for _, r in records if set(r) == names and all(isinstance(v, str) for v in r.values())
+    ]
+    if broken or len(complete) < len(records) or not records:
+        raise UserError(
+            "the key of the plan is damaged",
+            received=f"{path}: {len(records) - len(complete)} of {len(records)} pairs; "
+            + "; ".join(map(str, broken)),
+            expected="the key as it was written",
+            remedy="plan again with the same samples and --seed: the plan will be the same",
+        )
+    return tuple(Pair(**record) for record in complete)

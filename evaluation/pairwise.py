@@ -1,0 +1,201 @@
+"""Many models on one scale: Bradley-Terry with ties, fitted to pairs of videos.
+
+With strengths pi and the tie parameter nu (Davidson 1970; Newman 2023, whose iteration evalica
+runs), model i against model j
+
+    wins   with pi_i / (pi_i + pi_j + 2 nu sqrt(pi_i pi_j)),
+    ties   with 2 nu sqrt(pi_i pi_j) / (the same).
+
+The order of the answers does not matter, unlike in Elo ratings.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.stats import norm
+
+from longtake.evaluation.bootstrap import FloatArray, IntArray, draw_counts
+from longtake.evaluation.evalica_extra import load_evalica
+
+_TOLERANCE = 1e-8
+_LIMIT = 100_000
+_MAX_FAILED = 0.01
+"""Share of resamples without a finite solution above which there is no interval."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Strength:
+    """One model."""
+
+    model: str
+    """Which model."""
+    log_strength: float
+    """log pi; the mean over the models is 0. A difference d means exp(d) : 1 among non-ties."""
+    ci_low: float
+    """Lower end of the interval, from the bootstrap standard error (clustered by prompt); NaN
+    where there is none."""
+    ci_high: float
+    """Upper end."""
+    n_pairs: int
+    """Pairs with this model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairwiseRanking:
+    """All models, strongest first."""
+
+    strengths: tuple[Strength, ...]
+    """Strongest first; empty where the model cannot be fitted."""
+    tie_parameter: float
+    """nu; two equal models tie with nu / (1 + nu)."""
+    n_pairs: int
+    """Pairs used."""
+    n_clusters: int
+    """Clusters that the bootstrap draws."""
+    reason: str = ""
+    """Why there is no fit, or no interval; empty otherwise."""
+
+
+def rank_models(
+    first: Sequence[str],
+    second: Sequence[str],
+    outcome: Sequence[float] | FloatArray,
+    clusters: Sequence[str],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 200,
+    seed: int = 0,
+) -> PairwiseRanking:
+    """Fit Bradley-Terry with ties.
+
+    Args:
+        first: n models.
+        second: n models, each another one than in ``first``.
+        outcome: n values: 1 ``first`` is better, -1 ``second``, 0 the same.
+        clusters: n labels; the bootstrap draws whole clusters.
+        confidence: coverage of the intervals in (0, 1).
+        resamples: bootstrap resamples, of which the standard error is taken (some milliseconds
+            each); 0 gives no intervals.
+        seed: of the resampling.
+
+    Raises:
+        UserError: evalica is not installed.
+    """
+    names, codes = _codes(first, second)
+    outcomes = np.sign(np.asarray(outcome, dtype=np.float64)).astype(np.int64)
+    cluster, cluster_names = pd.factorize(np.asarray(clusters, dtype=object))
+    cells, counts = _cells(codes, outcomes, cluster, len(cluster_names))
+    fit = _fit(cells, counts.sum(axis=0), len(names))
+    if fit is None:
+        return PairwiseRanking(
+            strengths=(),
+            tie_parameter=math.nan,
+            n_pairs=len(outcomes),
+            n_clusters=len(cluster_names),
+            reason="no finite strengths: some models never lose, or never meet the others",
+        )
+    log_strength, tie_parameter = fit
+    error, reason = _standard_error(cells, counts, len(names), resamples, seed)
+    reach = float(norm.ppf(0.5 + confidence / 2)) * error
+    involved = np.bincount(codes.ravel(), minlength=len(names))
+    rows = [
+        Strength(
+            model=names[m],
+            log_strength=float(log_strength[m]),
+            ci_low=float(log_strength[m] - reach[m]),
+            ci_high=float(log_strength[m] + reach[m]),
+            n_pairs=int(involved[m]),
+        )
+        for m in np.argsort(-log_strength, kind="stable")
+    ]
+    return PairwiseRanking(
+        strengths=tuple(rows),
+        tie_parameter=tie_parameter,
+        n_pairs=len(outcomes),
+        n_clusters=len(cluster_names),
+        reason=reason,
+    )
+
+
+def _codes(first: Sequence[str], second: Sequence[str]) -> tuple[list[str], IntArray]:
+    names = list(dict.fromkeys([*first, *second]))
+    position = {name: index for index, name in enumerate(names)}
+    pairs = [(position[a], position[b]) for a, b in zip(first, second, strict=True)]
+    return names, np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _cells(
+    codes: IntArray, outcomes: IntArray, cluster: IntArray, num_clusters: int
+) -> tuple[IntArray, FloatArray]:
+    """Kinds of result (first, second, outcome) [R, 3], and how often each cluster has them [C, R].
+
+    A resample only changes these counts, so a fit costs the same for any number of pairs.
+    """
+    triples = np.concatenate([codes, outcomes[:, None]], axis=1)
+    cells, kind = np.unique(triples, axis=0, return_inverse=True)
+    flat = np.bincount(cluster * len(cells) + kind, minlength=num_clusters * len(cells))
+    return cells, flat.reshape(num_clusters, len(cells)).astype(np.float64)
+
+
+def _fit(cells: IntArray, weights: FloatArray, num_models: int) -> tuple[FloatArray, float] | None:
+    """Centred log strengths [M] and tie parameter; None where the likelihood has no maximum."""
+    kept = weights > 0
+    if not _solvable(cells[kept], num_models):
+        return None
+    evalica = load_evalica()
+    winner = {1: evalica.Winner.X, -1: evalica.Winner.Y, 0: evalica.Winner.Draw}
+    found = evalica.newman(
+        cells[:, 0].tolist(),
+        cells[:, 1].tolist(),
+        [winner[int(result)] for result in cells[:, 2]],
+        index=pd.Index(range(num_models)),
+        weights=weights.tolist(),
+        tolerance=_TOLERANCE,
+        limit=_LIMIT,
+    )
+    log_strength = np.log(found.scores.sort_index().to_numpy(dtype=np.float64))
+    if found.iterations >= _LIMIT or not np.isfinite(log_strength).all():
+        return None
+    return log_strength - log_strength.mean(), float(found.v)
+
+
+def _solvable(cells: IntArray, num_models: int) -> bool:
+    """Whether every model is better than or tied with every other one, if only through others.
+
+    Otherwise some strength is infinite (Ford 1957; a tie counts for both sides). Also there must
+    be a result that is no tie, or any strengths would need an infinite tie parameter.
+    """
+    wins = cells[cells[:, 2] != 0]
+    if len(wins) == 0:
+        return False
+    better = np.where(cells[:, 2] >= 0, cells[:, 0], cells[:, 1])
+    worse = np.where(cells[:, 2] >= 0, cells[:, 1], cells[:, 0])
+    ties = cells[cells[:, 2] == 0]
+    rows, columns = np.r_[better, ties[:, 1]], np.r_[worse, ties[:, 0]]
+    graph = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(num_models, num_models))
+    parts, _ = connected_components(graph, directed=True, connection="strong")
+    return int(parts) == 1
+
+
+def _standard_error(
+    cells: IntArray, counts: FloatArray, num_models: int, resamples: int, seed: int
+) -> tuple[FloatArray, str]:
+    """Standard deviation [M] over resampled clusters, and why there is none."""
+    nothing = np.full(num_models, np.nan)
+    if len(counts) < 2 or resamples < 2:
+        return nothing, "no interval: fewer than two prompts or resamples"
+    fits = [
+        _fit(cells, weights, num_models)
+        for drawn in draw_counts(len(counts), resamples, seed)
+        for weights in drawn @ counts
+    ]
+    strengths = [fit[0] for fit in fits if fit is not None]
+    failed = 1.0 - len(strengths) / len(fits)
+    if failed > _MAX_FAILED:
+        return nothing, f"no interval: {failed:.0%} of the resamples have no finite fit"
+    return np.std(strengths, axis=0, ddof=1), ""

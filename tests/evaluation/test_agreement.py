@@ -1,0 +1,130 @@
+"""Krippendorff's alpha against the textbook, evalica, the definition, and simulated agreement."""
+
+import evalica
+import numpy as np
+import pandas as pd
+import pytest
+
+from longtake.evaluation.agreement import krippendorff_alpha, rest_correlations
+
+NONE = np.nan
+TEXTBOOK = np.array(
+    [
+        [1, 2, 3, 3, 2, 1, 4, 1, 2, NONE, NONE, NONE],
+        [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, NONE, 3],
+        [NONE, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, NONE],
+        [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, NONE],
+    ]
+)
+
+
+def long(matrix):
+    rater, sample = np.nonzero(~np.isnan(matrix))
+    return matrix[rater, sample], rater, sample
+
+
+@pytest.mark.parametrize(
+    ("level", "wanted"), [("nominal", 0.7434), ("ordinal", 0.8154), ("interval", 0.8491)]
+)
+def test_the_textbook_matrix(level, wanted):
+    scores, _, samples = long(TEXTBOOK)
+    found = krippendorff_alpha(scores, samples, level=level)
+    assert found.alpha == pytest.approx(wanted, abs=5e-5)
+    assert (found.n_samples, found.n_ratings) == (11, 40)
+
+
+@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_evalica_with_missing_ratings(level, seed):
+    rng = np.random.default_rng(seed)
+    quality = rng.normal(3, 1, size=80)
+    matrix = np.clip(np.round(quality + rng.normal(0, 0.8, size=(6, 80))), 1, 5)
+    matrix[rng.random(matrix.shape) < 0.5] = np.nan
+    scores, _, samples = long(matrix)
+    wanted = evalica.alpha(pd.DataFrame(matrix), distance=level).alpha
+    found = krippendorff_alpha(scores, samples, level=level, resamples=100)
+    assert found.alpha == pytest.approx(wanted, abs=1e-12)
+
+
+def test_the_interval_covers_the_truth_when_disputed_videos_get_more_raters():
+    # The bootstrap of single pairs fails here: it gives intervals below alpha itself.
+    rng = np.random.default_rng(0)
+    quality = np.repeat(rng.normal(3, 1, size=200), 2)  # two videos to a prompt
+    matrix = np.clip(np.round(quality + rng.normal(0, 0.7, size=(5, 400))), 1, 5)
+    first = matrix[:3]
+    matrix[3:, np.ptp(first, axis=0) < 2] = np.nan
+    scores, _, samples = long(matrix)
+    found = krippendorff_alpha(scores, samples, samples // 2)
+    assert found.ci_low < found.alpha < found.ci_high
+    assert found.ci_high - found.ci_low < 0.2
+    by_pairs = evalica.alpha_bootstrap(
+        pd.DataFrame(matrix), distance="ordinal", n_resamples=1000, random_state=0
+    )
+    assert by_pairs.high < by_pairs.alpha
+
+
+def test_interval_is_that_of_explicit_resampling():
+    rng = np.random.default_rng(1)
+    matrix = np.clip(np.round(rng.normal(3, 1, 60) + rng.normal(0, 0.7, (3, 60))), 1, 5)
+    scores, _, samples = long(matrix)
+    found = krippendorff_alpha(scores, samples, resamples=2000, seed=3)
+    drawn = [
+        evalica.alpha(pd.DataFrame(matrix[:, rng.integers(0, 60, 60)]), distance="interval").alpha
+        for _ in range(400)
+    ]
+    # Same width, up to the distance function and Monte Carlo error.
+    interval = krippendorff_alpha(scores, samples, level="interval", resamples=2000, seed=3)
+    assert interval.ci_low == pytest.approx(np.quantile(drawn, 0.025), abs=0.04)
+    assert interval.ci_high == pytest.approx(np.quantile(drawn, 0.975), abs=0.03)
+    assert found.ci_low == pytest.approx(interval.ci_low, abs=0.1)
+
+
+def test_the_rater_does_not_matter_only_the_sample():
+    scores, _, samples = long(TEXTBOOK)
+    order = np.random.default_rng(0).permutation(len(scores))
+    again = krippendorff_alpha(scores[order], samples[order])
+    assert again.alpha == pytest.approx(krippendorff_alpha(scores, samples).alpha, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scores", "samples", "reason"),
+    [
+        ([1.0, 2.0], [0, 1], "no sample has two ratings"),
+        ([3.0, 3.0, 3.0], [0, 0, 1], "all ratings are the same"),
+    ],
+)
+def test_undefined_alpha_has_a_reason(scores, samples, reason):
+    found = krippendorff_alpha(np.array(scores), np.array(samples))
+    assert np.isnan([found.alpha, found.ci_low, found.ci_high]).all()
+    assert found.reason == reason
+
+
+def test_one_cluster_has_no_interval():
+    found = krippendorff_alpha(
+        np.array([1.0, 2.0, 4.0, 4.0]), np.array([0, 0, 1, 1]), np.zeros(4, int)
+    )
+    assert np.isfinite(found.alpha) and np.isnan(found.ci_low)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rest_correlations_by_definition(seed):
+    rng = np.random.default_rng(seed)
+    matrix = rng.normal(size=30) + rng.normal(0, 0.8, size=(5, 30))
+    matrix[rng.random(matrix.shape) < 0.3] = np.nan
+    scores, raters, samples = long(matrix)
+    wanted = []
+    for i in range(5):
+        others = np.delete(matrix, i, axis=0)
+        shared = ~np.isnan(matrix[i]) & (~np.isnan(others)).any(axis=0)
+        rest = np.nanmean(others[:, shared], axis=0)
+        wanted.append(np.corrcoef(matrix[i, shared], rest)[0, 1])
+    assert rest_correlations(scores, raters, samples) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_rest_correlation_is_undefined_for_a_constant_rater_and_for_few_samples():
+    scores = np.array([3.0, 3, 3, 3, 1, 2, 4, 5, 2])
+    raters = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2])
+    samples = np.array([0, 1, 2, 3, 0, 1, 2, 3, 0])
+    found = rest_correlations(scores, raters, samples)
+    assert np.isnan(found[[0, 2]]).all()
+    assert np.isfinite(found[1])  # rater 2 makes the rest vary
