@@ -25,8 +25,8 @@ from longtake.evaluation.bootstrap import FloatArray, IntArray
 from longtake.evaluation.csv_rows import write_text
 from longtake.evaluation.dimensions import SCALE
 from longtake.evaluation.judge.coefficients import pearson, rmse
+from longtake.rewards.template import text_digest
 from longtake.runtime.errors import CheckpointError, ConfigError, UserError
-from longtake.runtime.provenance import text_digest
 
 Method = Literal["isotonic", "logistic"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -102,3 +102,208 @@ class Calibration:
     def digest(self) -> str:
         """sha256 of the record."""
         return text_digest(json.dumps(self.as_record(), sort_keys=True))
+
+
+def fit_curve(
+    scores: FloatArray,
+    ratings: FloatArray,
+    prompts: IntArray,
+    settings: CalibrationSettings,
+    weights: FloatArray | None = None,
+) -> Curve:
+    """Fit one dimension.
+
+    Args:
+        scores: [n] raw scores of the judge, finite.
+        ratings: [n] mean ratings.
+        prompts: [n] number of the prompt of each video.
+        settings: method and limits.
+        weights: [n] number of ratings behind each mean; None: equal.
+
+    Raises:
+        UserError: too few points or prompts, no variation, or scores that fall with the ratings.
+    """
+    weight = np.ones(len(scores)) if weights is None else np.asarray(weights, dtype=np.float64)
+    n_prompts = len(np.unique(prompts))
+    if len(scores) < settings.min_points or n_prompts < settings.min_prompts:
+        raise UserError(
+            "too few rated videos to calibrate a judge",
+            received=f"{len(scores)} videos of {n_prompts} prompts",
+            expected=f">= {settings.min_points} videos of >= {settings.min_prompts} prompts",
+            remedy="rate more videos that the report card does not use",
+        )
+    relation = pearson(scores, ratings)
+    if not relation > 0:
+        raise UserError(
+            "the scores of the judge do not rise with the ratings",
+            received="no variation" if math.isnan(relation) else f"correlation {relation:.3f}",
+            expected="a correlation above 0",
+            remedy="train the judge longer or on other ratings; a curve cannot mend it",
+        )
+    errors = {
+        name: _cross_validated(name, scores, ratings, prompts, weight, settings)
+        for name in METHODS
+    }
+    method = _choose(errors, settings.method)
+    parameters = _fit(method, scores, ratings, weight)
+    if parameters is None:
+        raise UserError(
+            "the calibration curve does not converge",
+            received=method,
+            remedy="use the method isotonic, which always has a solution",
+        )
+    return Curve(
+        method=method,
+        parameters=parameters,
+        n=len(scores),
+        n_prompts=n_prompts,
+        errors=errors,
+        plcc=relation,
+    )
+
+
+def _choose(errors: Mapping[str, float | None], wanted: str) -> Method:
+    for name in METHODS:
+        if name == wanted:
+            return name
+    known = {name: error for name in METHODS if (error := errors[name]) is not None}
+    return min(known, key=lambda name: known[name]) if known else "isotonic"
+
+
+def _cross_validated(
+    method: Method,
+    scores: FloatArray,
+    ratings: FloatArray,
+    prompts: IntArray,
+    weights: FloatArray,
+    settings: CalibrationSettings,
+) -> float | None:
+    """RMSE on prompts that the curve was not fitted on; None when a fit does not converge."""
+    names, prompt = np.unique(prompts, return_inverse=True)
+    rng = np.random.default_rng(settings.seed)
+    fold = (rng.permutation(len(names)) % settings.folds)[prompt]
+    predicted = np.empty(len(scores))
+    for number in range(settings.folds):
+        held = fold == number
+        found = _fit(method, scores[~held], ratings[~held], weights[~held])
+        if found is None:
+            return None
+        predicted[held] = _apply(method, found, scores[held])
+    return rmse(predicted, ratings)
+
+
+def _fit(
+    method: Method, scores: FloatArray, ratings: FloatArray, weights: FloatArray
+) -> dict[str, tuple[float, ...]] | None:
+    if method == "isotonic":
+        return _fit_isotonic(scores, ratings, weights)
+    return _fit_logistic(scores, ratings, weights)
+
+
+def _fit_isotonic(
+    scores: FloatArray, ratings: FloatArray, weights: FloatArray
+) -> dict[str, tuple[float, ...]]:
+    """Knots at the centres of the blocks: the curve between them rises instead of stepping."""
+    unique, place = np.unique(scores, return_inverse=True)
+    weight = np.bincount(place, weights=weights)
+    mean = np.bincount(place, weights=weights * ratings) / weight
+    solution = isotonic_regression(mean, weights=weight)
+    starts = solution.blocks[:-1]
+    mass = np.add.reduceat(weight, starts)
+    centre = np.add.reduceat(weight * unique, starts) / mass
+    return {
+        "scores": tuple(centre.tolist()),
+        "ratings": tuple(solution.x[starts].tolist()),
+    }
+
+
+def _fit_logistic(
+    scores: FloatArray, ratings: FloatArray, weights: FloatArray
+) -> dict[str, tuple[float, ...]] | None:
+    spread = float(np.std(scores))
+    start = (float(ratings.min()), float(ratings.max()), float(np.mean(scores)), spread)
+    if spread == 0:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OptimizeWarning)
+        try:
+            found, _ = curve_fit(
+                _logistic, scores, ratings, p0=start, sigma=weights**-0.5, maxfev=4000
+            )
+        except (RuntimeError, OptimizeWarning):
+            return None
+    low, high, centre, width = (float(value) for value in found)
+    if width < 0:  # the same curve, written the other way
+        low, high, width = high, low, -width
+    if high <= low or not np.isfinite(found).all():
+        return None
+    return {"low": (low,), "high": (high,), "centre": (centre,), "width": (width,)}
+
+
+def _logistic(x: FloatArray, low: float, high: float, centre: float, width: float) -> FloatArray:
+    return np.asarray(low + (high - low) * expit((x - centre) / width), dtype=np.float64)
+
+
+def _apply(
+    method: Method, parameters: Mapping[str, Sequence[float]], scores: FloatArray
+) -> FloatArray:
+    if method == "isotonic":
+        found = np.interp(scores, parameters["scores"], parameters["ratings"])
+    else:
+        values = (parameters[name][0] for name in ("low", "high", "centre", "width"))
+        found = _logistic(scores, *values)
+    return np.clip(np.where(np.isnan(scores), np.nan, found), *SCALE)
+
+
+def write_calibration(path: Path, calibration: Calibration) -> Path:
+    """Write the curves as JSON, atomically.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    text = json.dumps(calibration.as_record(), indent=2, allow_nan=False) + "\n"
+    return write_text(path, text)
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read the curves.
+
+    Raises:
+        CheckpointError: unreadable, of another version, or not curves.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']!r}, expected {FORMAT}")
+        curves = {str(name): _curve(fields) for name, fields in record["curves"].items()}
+        return Calibration(judge=str(record["judge"]), curves=curves)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the calibration cannot be read: {error}",
+            received=str(path),
+            expected="the file that `eval judge calibrate` writes",
+            remedy="calibrate the judge again",
+        ) from error
+
+
+def _curve(fields: Mapping[str, Any]) -> Curve:
+    curve = Curve(
+        **{
+            **fields,
+            "parameters": {
+                str(name): tuple(float(value) for value in values)
+                for name, values in fields["parameters"].items()
+            },
+        }
+    )
+    wanted = {"isotonic": {"scores", "ratings"}, "logistic": {"low", "high", "centre", "width"}}
+    if set(curve.parameters) != wanted.get(curve.method, set()):
+        raise ValueError(f"parameters {sorted(curve.parameters)} of method {curve.method!r}")
+    knots = [np.asarray(curve.parameters[name]) for name in curve.parameters]
+    if not all(np.isfinite(values).all() and len(values) for values in knots):
+        raise ValueError("parameters that are not finite")
+    if curve.method == "isotonic":
+        x, y = knots
+        if len(x) != len(y) or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any():
+            raise ValueError("knots that do not rise")
+    return curve
