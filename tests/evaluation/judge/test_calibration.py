@@ -41,7 +41,7 @@ def test_the_better_curve_is_taken_and_both_errors_recorded(shape, expected):
     assert curve.method == expected
     errors = dict(curve.errors)
     assert min(errors, key=errors.get) == expected and curve.n == 400 and curve.n_prompts == 100
-    assert np.sqrt(np.mean((curve(scores) - truth) ** 2)) < 0.25
+    assert np.sqrt(np.mean((curve(scores) - truth) ** 2)) < 0.35
 
 
 def test_isotonic_is_the_least_squares_rising_curve():
