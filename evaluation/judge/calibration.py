@@ -5,8 +5,9 @@ rising curve) and the four-parameter logistic of video quality assessment (VQEG 
 
     f(x) = low + (high - low) / (1 + exp(-(x - centre) / width)),   width > 0.
 
-The curve with the lower error in a cross-validation by prompt is taken, and both errors are
-recorded. A calibration names the weights it was fitted for.
+A cross-validation by prompt gives both errors, which are recorded. The logistic curve is taken
+unless isotonic regression is better by more than 1 %: its steps make equal scores of different
+ones. A calibration names the weights it was fitted for.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ Method = Literal["isotonic", "logistic"]
 METHODS: tuple[Method, ...] = get_args(Method)
 FORMAT = 1
 """Version of the file."""
+_NEEDED_GAIN = 0.01  # of isotonic regression over the logistic curve, share of its error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +41,7 @@ class CalibrationSettings:
     """How a curve is chosen."""
 
     method: str = "auto"
-    """auto | isotonic | logistic; auto takes the lower cross-validated error."""
+    """auto | isotonic | logistic; auto decides by cross-validated error."""
     folds: int = 5
     """Of the cross-validation, >= 2; a prompt is in one fold."""
     min_points: int = 50
@@ -166,8 +168,10 @@ def _choose(errors: Mapping[str, float | None], wanted: str) -> Method:
     for name in METHODS:
         if name == wanted:
             return name
-    known = {name: error for name in METHODS if (error := errors[name]) is not None}
-    return min(known, key=lambda name: known[name]) if known else "isotonic"
+    isotonic, logistic = errors["isotonic"], errors["logistic"]
+    if isotonic is None or logistic is None:
+        return "isotonic" if logistic is None else "logistic"
+    return "isotonic" if isotonic < (1 - _NEEDED_GAIN) * logistic else "logistic"
 
 
 def _cross_validated(
@@ -203,18 +207,13 @@ def _fit(
 def _fit_isotonic(
     scores: FloatArray, ratings: FloatArray, weights: FloatArray
 ) -> dict[str, tuple[float, ...]]:
-    """Knots at the centres of the blocks: the curve between them rises instead of stepping."""
+    """Knots at both ends of each block of equal values, as the regression defines the curve."""
     unique, place = np.unique(scores, return_inverse=True)
     weight = np.bincount(place, weights=weights)
     mean = np.bincount(place, weights=weights * ratings) / weight
     solution = isotonic_regression(mean, weights=weight)
-    starts = solution.blocks[:-1]
-    mass = np.add.reduceat(weight, starts)
-    centre = np.add.reduceat(weight * unique, starts) / mass
-    return {
-        "scores": tuple(centre.tolist()),
-        "ratings": tuple(solution.x[starts].tolist()),
-    }
+    ends = np.unique(np.concatenate([solution.blocks[:-1], solution.blocks[1:] - 1]))
+    return {"scores": tuple(unique[ends].tolist()), "ratings": tuple(solution.x[ends].tolist())}
 
 
 def _fit_logistic(
