@@ -143,8 +143,7 @@ def fit_curve(
             remedy="train the judge longer or on other ratings; a curve cannot mend it",
         )
     errors = {
-        name: _cross_validated(name, scores, ratings, prompts, weight, settings)
-        for name in METHODS
+        name: _cross_validated(name, scores, ratings, prompts, weight, settings) for name in METHODS
     }
     method = _choose(errors, settings.method)
     parameters = _fit(method, scores, ratings, weight)

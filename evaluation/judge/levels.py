@@ -209,9 +209,7 @@ def _models(data: Judged, counts: FloatArray, settings: LevelSettings) -> _Colum
     cell = data.clusters * num_models + data.models
     size = num_clusters * num_models
     sums = cluster_sums(np.stack([data.human, data.judge, np.ones(len(cell))], 1), cell, size)
-    human, judge, videos = (
-        counts @ column.reshape(num_clusters, num_models) for column in sums.T
-    )
+    human, judge, videos = (counts @ column.reshape(num_clusters, num_models) for column in sums.T)
     first, second = _all_pairs(np.arange(num_models))
     one = np.ones((1, len(first)))
     rows, shares = [], []

@@ -186,6 +186,7 @@ def _read_clip_csv(path: Path) -> tuple[SampleList, list[Rating], list[Finding]]
 
 def with_paths_from(samples: SampleList, folder: Path) -> list[Sample]:
     """The samples with video and image paths relative to another folder, for a list put there."""
+
     def moved(name: str) -> str:
         return os.path.relpath(samples.folder / name, folder) if name else ""
 

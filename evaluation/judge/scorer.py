@@ -11,12 +11,11 @@ from longtake.core.video import read_video
 from longtake.evaluation.judge.contract import JudgeClip, JudgeModel, Verdict
 from longtake.evaluation.judge.controls import CONTROLS, VIDEO_CONTROLS, shuffle_captions
 from longtake.evaluation.judge.judge_directory import JudgeDirectory
+from longtake.evaluation.judge.score_log import CONTROL_MARK
 from longtake.evaluation.rescore import RescoreReport, rescore
 from longtake.evaluation.samples import SampleList
 from longtake.runtime.errors import UserError
 
-CONTROL_MARK = "+"
-"""Between the name of a judge and that of a control in the rater of a record."""
 MAX_FRAMES = 1000
 """Longer clips are unscored instead of filling the memory."""
 
@@ -66,9 +65,11 @@ class JudgeScorer:
     def score(self, video: Path, caption: str) -> Mapping[str, tuple[float | None, str]]:
         """Dimension -> (score, why there is none)."""
         try:
-            frames, fps = read_video(video, MAX_FRAMES)
+            frames, fps = read_video(video, MAX_FRAMES + 1)
         except UserError as error:
             return dict.fromkeys(self.dimensions, (None, str(error.what)))
+        if len(frames) > MAX_FRAMES:
+            return dict.fromkeys(self.dimensions, (None, f"longer than {MAX_FRAMES} frames"))
         if self._change is not None:
             frames = self._change(frames)
         (verdict,) = self._model.judge([JudgeClip(frames=frames, fps=fps, caption=caption)])
@@ -123,7 +124,10 @@ def score_samples(
         label = name or "scores"
         log = folder / ("controls.jsonl" if name else "scores.jsonl")
         reports[label] = rescore(
-            listed, scorer, log, lambda done, label=label: on_progress(label, done)  # type: ignore[misc]
+            listed,
+            scorer,
+            log,
+            lambda done, label=label: on_progress(label, done),  # type: ignore[misc]
         )
     return reports
 
