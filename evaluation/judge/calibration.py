@@ -142,7 +142,7 @@ def fit_curve(
             expected="a correlation above 0",
             remedy="train the judge longer or on other ratings; a curve cannot mend it",
         )
-    errors = {
+    errors: dict[str, float | None] = {
         name: _cross_validated(name, scores, ratings, prompts, weight, settings) for name in METHODS
     }
     method = _choose(errors, settings.method)

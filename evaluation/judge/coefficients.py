@@ -7,9 +7,11 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import kendalltau, norm, rankdata
+from scipy.stats import kendalltau, norm
 
 from longtake.evaluation.bootstrap import FloatArray
+
+_FEW = 200  # below, all pairs at once are faster than scipy, whose call alone takes a millisecond
 
 
 def pearson(x: FloatArray, y: FloatArray) -> float:
@@ -23,14 +25,23 @@ def pearson(x: FloatArray, y: FloatArray) -> float:
 
 def spearman(x: FloatArray, y: FloatArray) -> float:
     """Rank correlation (SRCC); tied values share their mean rank."""
-    return pearson(rankdata(x), rankdata(y)) if len(x) > 1 else math.nan
+    return pearson(_ranks(x), _ranks(y))
+
+
+def _ranks(x: FloatArray) -> FloatArray:
+    """Mean ranks, as scipy's ``rankdata``, which takes ten times as long for few values."""
+    _, place, count = np.unique(x, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(count) - (count - 1) / 2.0)[place], dtype=np.float64)
 
 
 def kendall(x: FloatArray, y: FloatArray) -> float:
     """Kendall's tau-b (KRCC), which corrects for ties on both sides."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan
-    return float(kendalltau(x, y).statistic)
+    if len(x) > _FEW:
+        return float(kendalltau(x, y, method="asymptotic").statistic)
+    a, b = (np.sign(v[:, None] - v[None, :]).ravel() for v in (x, y))
+    return float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
 
 
 def rmse(x: FloatArray, y: FloatArray) -> float:

@@ -115,15 +115,13 @@ def _average(
     findings = Findings(earlier)
     table = table[table["dimension"].isin(dimensions)].reset_index(drop=True)
     groups = table.groupby(["sample", "dimension"])["score"].agg(["mean", "count"])
-    usable, unusable = [], []
     rated = set(table["sample"])
-    for item in listed.samples:
-        if item.sample in rated:
-            (usable if item.video and item.caption else unusable).append(item)
+    known = [item for item in listed.samples if item.sample in rated]
+    usable = [item for item in known if item.video and item.caption]
     findings.add(
         "rated sample without a caption or a video in the list",
         "not used",
-        [item.sample for item in unusable],
+        [item.sample for item in known if not (item.video and item.caption)],
     )
     if not usable:
         raise UserError(
@@ -131,16 +129,19 @@ def _average(
             received=f"{len(table)} ratings of {', '.join(dimensions)}",
             expected="ratings of samples whose list names caption and video",
         )
-    index = pd.MultiIndex.from_product([[item.sample for item in usable], dimensions])
-    filled = groups.reindex(index)
-    shape = (len(usable), len(dimensions))
-    names = {item.sample for item in usable}
+    place = {item.sample: row for row, item in enumerate(usable)}
+    mean = np.full((len(usable), len(dimensions)), np.nan)
+    count = np.zeros(mean.shape)
+    for (sample, dimension), average, number in groups.itertuples():
+        if sample in place:
+            cell = place[sample], dimensions.index(dimension)
+            mean[cell], count[cell] = average, number
     return RatedClips(
         samples=SampleList(samples=tuple(usable), folder=listed.folder),
         dimensions=dimensions,
-        mean=filled["mean"].to_numpy(dtype=np.float64).reshape(shape),
-        count=filled["count"].fillna(0).to_numpy(dtype=np.float64).reshape(shape),
-        ratings=table[table["sample"].isin(names)].reset_index(drop=True),
+        mean=mean,
+        count=count,
+        ratings=table[table["sample"].isin(place.keys())].reset_index(drop=True),
         findings=findings.all(),
     )
 

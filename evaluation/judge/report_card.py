@@ -1,4 +1,4 @@
-"""The report card of a judge: agreement, human ceiling, controls, failures and leakage in one place.
+"""The report card of a judge: agreement, human ceiling, controls, failures, leakage.
 
 It is computed from records alone: ratings, the log of scores and the log of controls. Any judge
 whose scores are in such a log can have one.
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from longtake.evaluation.bootstrap import FloatArray, check_resampling, draw_counts
+from longtake.evaluation.bootstrap import FloatArray, IntArray, check_resampling, draw_counts
 from longtake.evaluation.findings import Finding, Findings
 from longtake.evaluation.judge.control_results import ControlResult, control_results, reasons
 from longtake.evaluation.judge.human_ceiling import HumanCeiling, human_ceiling
@@ -249,7 +249,7 @@ class _Frame:
     def ceiling(self, dimension: str, confidence: float) -> HumanCeiling:
         part = self.clips.ratings
         part = part[part["dimension"] == dimension]
-        rows = part["sample"].map(self._row).to_numpy(dtype=np.int64)
+        rows: IntArray = np.array([self._row[name] for name in part["sample"]], dtype=np.int64)
         raters, _ = pd.factorize(part["rater"])
         return human_ceiling(
             dimension,

@@ -64,8 +64,10 @@ def report_card_from_files(
 
 
 def report_tables(card: ReportCard) -> tuple[Table, ...]:
-    """``agreement`` for people; ``measurements``, ``ceiling``, ``coverage``, ``controls``,
-    ``leakage``, ``settings`` and ``findings`` with every number.
+    """All tables: ``agreement`` is for people, ``measurements`` holds every number.
+
+    The others are ``ceiling``, ``coverage``, ``controls``, ``leakage``, ``settings`` and
+    ``findings``.
     """
     return (
         _agreement(card),

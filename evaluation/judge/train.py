@@ -303,7 +303,7 @@ class _Run:
         record = collect({name: Path(name) for name in self._inputs()})
         self.run.write_json("provenance.json", {**record, "base": self.plan.source.fingerprint()})
         for name in ("calibration", "test", "test_new_models"):
-            part = self.plan.parts.get(name)  # type: ignore[call-overload]
+            part = self.plan.parts.get(name)
             if part is not None:
                 moved = with_paths_from(part.samples, self.run.path.absolute())
                 write_samples(self.run.path / f"{name}.csv", moved)

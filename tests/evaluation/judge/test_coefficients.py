@@ -20,10 +20,11 @@ from longtake.rewards.preference_metrics import accuracy_with_ties, accuracy_wit
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("rounding", [None, 0])  # without and with many ties
-def test_correlations_equal_scipy(seed, rounding):
+@pytest.mark.parametrize("n", [5, 70, 400])
+def test_correlations_equal_scipy(seed, rounding, n):
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=70)
-    y = 0.6 * x + rng.normal(size=70)
+    x = rng.normal(size=n)
+    y = 0.6 * x + rng.normal(size=n)
     if rounding is not None:
         x, y = x.round(rounding), y.round(rounding)
     assert pearson(x, y) == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
