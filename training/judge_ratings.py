@@ -8,7 +8,7 @@ raters see each clip, and two more where the first three differ.
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +58,7 @@ class RatingConfig:
     """Damaged renders of a prompt, beside a clean, a still and a wrong one."""
     seed: int
     """Names every draw."""
-    protocol: ProtocolConfig = ProtocolConfig()
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     """When more raters are asked."""
 
 

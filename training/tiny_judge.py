@@ -247,7 +247,7 @@ def _train(run: RunDirectory, data: Path, config: TinyJudgeConfig, device: str) 
         workers=config.loaders,
         seed=config.seed,
     )
-    trained = train_judge(config=settings, output_dir=work, resume=work.is_dir(), device=device)
+    trained = train_judge(settings, output_dir=work, resume=work.is_dir(), device=device)
     assert trained is not None
     with run.writing(JUDGE_FOLDER):
         shutil.copytree(trained, run.path / f".tmp-{JUDGE_FOLDER}", dirs_exist_ok=True)

@@ -90,20 +90,37 @@ def read_rated_clips(
         listed, given, earlier = _read_clip_csv(ratings[0])
     else:
         listed = read_samples(samples)
-        given, findings = read_all(ratings, dimensions)
-        earlier = [*listed.findings, *findings]
+        given, read = read_all(ratings, dimensions)
+        given, others = _of_list(given, listed, dimensions)
+        earlier = [*listed.findings, *read, *others]
     table = check_ratings(
         given,
         CheckSettings(
-            # A rated dimension that no judge scores is no irregularity.
-            dimensions=tuple(dict.fromkeys((*dimensions, *DIMENSIONS))),
-            whole=False,
-            exclude_raters=tuple(exclude_raters),
+            dimensions=tuple(dimensions), whole=False, exclude_raters=tuple(exclude_raters)
         ),
         listed,
         earlier,
     )
     return _average(listed, table.table, tuple(dimensions), table.findings)
+
+
+def _of_list(
+    ratings: Sequence[Rating], listed: SampleList, dimensions: Sequence[str]
+) -> tuple[list[Rating], tuple[Finding, ...]]:
+    """The ratings that concern a judge of these samples.
+
+    A list is often a part of a study, so what lies outside is one finding, not one for each rating;
+    nor is it irregular that people rate dimensions that no judge scores.
+    """
+    known = listed.by_id
+    wanted = [r for r in ratings if r.dimension in dimensions or r.dimension not in DIMENSIONS]
+    kept = [r for r in wanted if r.sample in known]
+    outside = [r.sample for r in wanted if r.sample not in known]
+    findings = Findings()
+    if outside:
+        text = f"{len(outside)} ratings of {len(set(outside))} samples, such as {outside[0]}"
+        findings.add("rating of a sample outside of the list", "not used", [text])
+    return kept, findings.all()
 
 
 def _average(
@@ -113,7 +130,6 @@ def _average(
     earlier: Sequence[Finding],
 ) -> RatedClips:
     findings = Findings(earlier)
-    table = table[table["dimension"].isin(dimensions)].reset_index(drop=True)
     groups = table.groupby(["sample", "dimension"])["score"].agg(["mean", "count"])
     rated = set(table["sample"])
     known = [item for item in listed.samples if item.sample in rated]

@@ -12,7 +12,7 @@ import dataclasses
 import pickle
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from longtake.rewards.preference_data import prompt_key
 from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
 from longtake.rewards.reward_export import export_reward
 from longtake.rewards.reward_spec import Normalization
-from longtake.runtime.config import config_to_yaml, merge_config
+from longtake.runtime.config import config_to_yaml
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import CheckpointError, ConfigError, UserError
 from longtake.runtime.progress import ProgressBar, progress_bar, result_table
@@ -124,25 +124,21 @@ def plan_judge(config: JudgeTrainingConfig) -> JudgePlan:
 
 
 def train_judge(
-    config_file: Path | None = None,
-    overrides: Sequence[str] = (),
+    config: JudgeTrainingConfig,
     *,
     output_dir: Path,
     resume: bool = False,
     dry_run: bool = False,
     device: str = "auto",
-    config: JudgeTrainingConfig | None = None,
 ) -> Path | None:
     """Train and calibrate a judge.
 
     Args:
-        config_file: YAML with settings of :class:`JudgeTrainingConfig`.
-        overrides: ``key=value`` settings laid over it.
+        config: all settings.
         output_dir: run directory.
         resume: continue the run in ``output_dir``.
         dry_run: print the plan and write nothing.
         device: "auto", "cpu" or "cuda".
-        config: settings that the file and the overrides are laid over.
 
     Returns:
         The judge directory, ``output_dir/judge``; None for a dry run.
@@ -151,7 +147,6 @@ def train_judge(
         UserError: unusable settings, data or run directory.
         CheckpointError: the base or a checkpoint cannot be read.
     """
-    config = merge_config(config or JudgeTrainingConfig(), config_file, overrides)
     where = pick_device(device)
     plan = plan_judge(config)
     console = Console(stderr=True)
