@@ -19,7 +19,7 @@ from longtake.evaluation.judge.rated_clips import RatedClips
 from longtake.evaluation.judge.score_log import latest_scores
 from longtake.evaluation.judge.scorer import score_samples
 from longtake.evaluation.records import read_log
-from longtake.rewards.preference_data import prompt_key
+from longtake.rewards.template import prompt_key
 from longtake.runtime.errors import UserError
 
 

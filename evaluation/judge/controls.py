@@ -16,9 +16,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from longtake.evaluation.samples import Sample, SampleList
-from longtake.rewards.preference_data import prompt_key
+from longtake.rewards.template import prompt_key
 from longtake.runtime.errors import UserError
-from longtake.runtime.rng import derive_key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +71,8 @@ def shuffle_captions(samples: SampleList, seed: int = 0) -> SampleList:
     Raises:
         UserError: all captions are the same.
     """
+    from longtake.runtime.rng import derive_key
+
     captions = {prompt_key(item.caption): item.caption for item in samples.samples}
     if len(captions) < 2:
         raise UserError(

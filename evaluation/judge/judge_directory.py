@@ -23,6 +23,7 @@ from longtake.evaluation.judge.calibration import (
     read_calibration,
     write_calibration,
 )
+from longtake.evaluation.judge.leakage import TrainingRecord
 from longtake.rewards.template import text_digest
 from longtake.runtime.errors import CheckpointError
 from longtake.runtime.run_directory import to_plain
@@ -56,16 +57,6 @@ def _qwen2vl() -> Backbone:
 
 BACKBONES: dict[str, Callable[[], Backbone]] = {"qwen2vl": _qwen2vl}
 """Name in ``judge.json`` -> how its weights are read; imported when used."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRecord:
-    """What a judge has seen."""
-
-    prompts: tuple[str, ...]
-    """Texts of the prompts of its training and calibration clips."""
-    models: tuple[str, ...]
-    """Models of these clips."""
 
 
 @dataclass(frozen=True, kw_only=True)

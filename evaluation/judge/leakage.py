@@ -9,12 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longtake.evaluation.internal_benchmark.near_duplicates import trigrams
-from longtake.evaluation.judge.judge_directory import TrainingRecord
 from longtake.evaluation.samples import Sample
-from longtake.rewards.preference_data import prompt_key
+from longtake.rewards.template import prompt_key
 
 NEAR = 0.6
 """Jaccard index of the sets of word 3-grams above which two prompts are near duplicates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """What a judge has seen."""
+
+    prompts: tuple[str, ...]
+    """Texts of the prompts of its training and calibration clips."""
+    models: tuple[str, ...]
+    """Models of these clips."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

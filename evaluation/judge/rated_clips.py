@@ -20,7 +20,7 @@ from longtake.evaluation.rating_checks import CheckSettings, check_ratings
 from longtake.evaluation.records import Rating, rating_from_record, read_score
 from longtake.evaluation.samples import Sample, SampleList, read_samples
 from longtake.evaluation.study_files import read_all
-from longtake.rewards.preference_data import prompt_key
+from longtake.rewards.template import prompt_key
 from longtake.runtime.errors import UserError
 
 JUDGED = tuple(name for name, item in DIMENSIONS.items() if item.judged)

@@ -16,8 +16,7 @@ from longtake.evaluation.bootstrap import FloatArray, IntArray, check_resampling
 from longtake.evaluation.findings import Finding, Findings
 from longtake.evaluation.judge.control_results import ControlResult, control_results, reasons
 from longtake.evaluation.judge.human_ceiling import HumanCeiling, human_ceiling
-from longtake.evaluation.judge.judge_directory import TrainingRecord
-from longtake.evaluation.judge.leakage import Leakage, check_leakage
+from longtake.evaluation.judge.leakage import Leakage, TrainingRecord, check_leakage
 from longtake.evaluation.judge.levels import Judged, LevelSettings, Measurement, measure_levels
 from longtake.evaluation.judge.rated_clips import RatedClips
 from longtake.evaluation.judge.score_log import find_judge, latest_scores

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from longtake.evaluation.judge.judge_directory import read_judge
 from longtake.evaluation.judge.levels import LEVELS, LevelSettings
 from longtake.evaluation.judge.rated_clips import JUDGED, read_rated_clips
 from longtake.evaluation.judge.report_card import ReportCard, make_report_card
@@ -49,6 +48,11 @@ def report_card_from_files(
         UserError: files that cannot be read or used.
         CheckpointError: a damaged judge.
     """
+    training = None
+    if judge is not None:
+        from longtake.evaluation.judge.judge_directory import read_judge
+
+        training = read_judge(judge).training
     clips = read_rated_clips(ratings, samples, dimensions)
     found, irregular = read_log(scores)
     others, more = read_log(controls) if controls is not None else ([], ())
@@ -56,7 +60,7 @@ def report_card_from_files(
         clips,
         found,
         others,
-        training=None if judge is None else read_judge(judge).training,
+        training=training,
         judge=judge_name,
         settings=settings,
         earlier=(*irregular, *more),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from longtake.evaluation.samples import Sample
-from longtake.rewards.preference_data import prompt_key
+from longtake.rewards.template import prompt_key
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import derive_key
 

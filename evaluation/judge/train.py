@@ -27,10 +27,10 @@ from longtake.evaluation.judge.calibration import Calibration
 from longtake.evaluation.judge.coefficients import pearson, spearman
 from longtake.evaluation.judge.judge_directory import (
     JudgeDirectory,
-    TrainingRecord,
     set_calibration,
     write_judge,
 )
+from longtake.evaluation.judge.leakage import TrainingRecord
 from longtake.evaluation.judge.qwen2vl_judge import TOKEN_OF, check_kind
 from longtake.evaluation.judge.rated_batches import ClipSource, TargetScale, points, target_scale
 from longtake.evaluation.judge.rated_clips import RatedClips, read_rated_clips, with_paths_from
@@ -38,10 +38,10 @@ from longtake.evaluation.judge.regression import JudgeRegression
 from longtake.evaluation.judge.split import PARTS, Part, split_clips
 from longtake.evaluation.judge.train_config import JudgeTrainingConfig
 from longtake.evaluation.samples import write_samples
-from longtake.rewards.preference_data import prompt_key
 from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
 from longtake.rewards.reward_export import export_reward
 from longtake.rewards.reward_spec import Normalization
+from longtake.rewards.template import prompt_key
 from longtake.runtime.config import config_to_yaml
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import CheckpointError, ConfigError, UserError
