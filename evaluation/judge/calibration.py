@@ -70,8 +70,8 @@ class Curve:
     method: Method
     """What was taken."""
     parameters: Mapping[str, tuple[float, ...]]
-    """isotonic: ``scores`` and ``ratings`` of the knots; logistic: ``low``, ``high``, ``centre``
-    and ``width``, one number each."""
+    """isotonic: ``scores`` and ``ratings`` of the knots, and the ``slope`` beyond them; logistic:
+    ``low``, ``high``, ``centre`` and ``width``, one number each."""
     n: int
     """Videos it was fitted on."""
     n_prompts: int
@@ -206,13 +206,23 @@ def _fit(
 def _fit_isotonic(
     scores: FloatArray, ratings: FloatArray, weights: FloatArray
 ) -> dict[str, tuple[float, ...]]:
-    """Knots at both ends of each block of equal values, as the regression defines the curve."""
+    """Knots at both ends of each block of equal values, as the regression defines the curve.
+
+    Beyond the outermost knots it goes on with the slope of the straight fit: a flat end would call
+    every video of a generator better than all that were rated equally good.
+    """
     unique, place = np.unique(scores, return_inverse=True)
     weight = np.bincount(place, weights=weights)
     mean = np.bincount(place, weights=weights * ratings) / weight
     solution = isotonic_regression(mean, weights=weight)
     ends = np.unique(np.concatenate([solution.blocks[:-1], solution.blocks[1:] - 1]))
-    return {"scores": tuple(unique[ends].tolist()), "ratings": tuple(solution.x[ends].tolist())}
+    centred = scores - np.average(scores, weights=weights)
+    slope = float((weights * centred) @ ratings / ((weights * centred) @ centred))
+    return {
+        "scores": tuple(unique[ends].tolist()),
+        "ratings": tuple(solution.x[ends].tolist()),
+        "slope": (max(slope, 0.0),),
+    }
 
 
 def _fit_logistic(
@@ -246,7 +256,9 @@ def _apply(
     method: Method, parameters: Mapping[str, Sequence[float]], scores: FloatArray
 ) -> FloatArray:
     if method == "isotonic":
-        found = np.interp(scores, parameters["scores"], parameters["ratings"])
+        x, slope = parameters["scores"], parameters["slope"][0]
+        beyond = np.minimum(scores - x[0], 0.0) + np.maximum(scores - x[-1], 0.0)
+        found = np.interp(scores, x, parameters["ratings"]) + slope * beyond
     else:
         values = (parameters[name][0] for name in ("low", "high", "centre", "width"))
         found = _logistic(scores, *values)
@@ -294,14 +306,16 @@ def _curve(fields: Mapping[str, Any]) -> Curve:
             },
         }
     )
-    wanted = {"isotonic": {"scores", "ratings"}, "logistic": {"low", "high", "centre", "width"}}
+    wanted = {
+        "isotonic": {"scores", "ratings", "slope"},
+        "logistic": {"low", "high", "centre", "width"},
+    }
     if set(curve.parameters) != wanted.get(curve.method, set()):
         raise ValueError(f"parameters {sorted(curve.parameters)} of method {curve.method!r}")
-    knots = [np.asarray(curve.parameters[name]) for name in curve.parameters]
-    if not all(np.isfinite(values).all() and len(values) for values in knots):
+    if not all(values and np.isfinite(values).all() for values in curve.parameters.values()):
         raise ValueError("parameters that are not finite")
     if curve.method == "isotonic":
-        x, y = knots
+        x, y = (np.asarray(curve.parameters[name]) for name in ("scores", "ratings"))
         if len(x) != len(y) or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any():
             raise ValueError("knots that do not rise")
     return curve

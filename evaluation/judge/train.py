@@ -31,7 +31,7 @@ from longtake.evaluation.judge.judge_directory import (
     write_judge,
 )
 from longtake.evaluation.judge.leakage import TrainingRecord
-from longtake.evaluation.judge.qwen2vl_judge import TOKEN_OF, check_kind
+from longtake.evaluation.judge.qwen2vl_judge import TOKEN_OF, check_kind, judge_tokens
 from longtake.evaluation.judge.rated_batches import ClipSource, TargetScale, points, target_scale
 from longtake.evaluation.judge.rated_clips import RatedClips, read_rated_clips, with_paths_from
 from longtake.evaluation.judge.regression import JudgeRegression
@@ -94,6 +94,7 @@ def plan_judge(config: JudgeTrainingConfig) -> JudgePlan:
                 expected="a reward directory" if name == "base" else "files of ratings",
                 remedy=f"pass it on the command line or with --set {name}=...",
             )
+    judge_tokens(config.dimensions)  # checks the names
     source = read_reward_directory(config.base)
     check_kind(source)
     data = config.data

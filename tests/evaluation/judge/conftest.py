@@ -1,6 +1,5 @@
 """A small rated study whose truth is in plain sight: the brightness of a clip is its quality."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ class Study:
     base: Path
 
 
-def make_study(folder: Path, num_prompts: int = 12, models: str = "ABC", seed: int = 0) -> Study:
+def make_study(folder: Path, num_prompts: int = 20, models: str = "ABC", seed: int = 0) -> Study:
     rng = np.random.default_rng(seed)
     samples, ratings = [], []
     for p in range(num_prompts):
@@ -65,9 +64,3 @@ def make_study(folder: Path, num_prompts: int = 12, models: str = "ABC", seed: i
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Study:
     return make_study(tmp_path_factory.mktemp("study"))
-
-
-def write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *rows])
-    return path

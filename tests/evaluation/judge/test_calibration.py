@@ -58,6 +58,10 @@ def test_isotonic_is_the_least_squares_rising_curve():
         for k in range(60)
     ]
     assert curve(np.arange(60.0)) == pytest.approx(solution)
+    slope = np.polyfit(scores, ratings, 1)[0]
+    assert curve(np.array([-2.0, 61.0])) == pytest.approx(
+        np.clip([solution[0] - 2 * slope, solution[-1] + 2 * slope], 1, 5)
+    )
 
 
 def test_weights_count_like_repetitions():

@@ -53,7 +53,7 @@ def test_csv_of_clips(tmp_path):
 
 def test_log_and_list(study, tmp_path):
     clips = read_rated_clips([study.ratings], study.samples)
-    assert clips.mean.shape == (36, 3) and (clips.count == 3).all() and not clips.findings
+    assert clips.mean.shape == (60, 3) and (clips.count == 3).all() and not clips.findings
     by_hand = [
         float(row["score"]) for row in clips.ratings.to_dict("records") if row["sample"] == "s004B"
         and row["dimension"] == "visual_quality"
