@@ -91,12 +91,10 @@ def test_scores_controls_and_report_card(run, study, tmp_path):
     for control in ("frozen", "reversed", "repeat"):
         assert found[control, "motion_quality"].spread == 0
     assert found["frozen", "motion_quality"].verdict == "not as expected"
-    # Blank clips are of one level: scores differ by caption only.
-    records, _ = read_log(tmp_path / "controls.jsonl")
-    blank = [r.score for r in records if r.rater.endswith("+blank") and r.dimension == JUDGED[1]]
-    assert np.ptp(blank) < np.ptp(
-        [r.score for r in read_log(tmp_path / "scores.jsonl")[0] if r.dimension == JUDGED[1]]
-    )
+    # The caption says nothing of the brightness: another one changes little.
+    raters = {item.rater for item in read_log(tmp_path / "controls.jsonl")[0]}
+    assert {name.partition("+")[2] for name in raters} == set(CONTROLS)
+    assert found["shuffled_prompt", "text_alignment"].spread < 0.5
 
 
 def test_unusable_clips_are_unscored_with_a_reason(run, tmp_path):
