@@ -60,11 +60,12 @@ def human_ceiling(
     if usable.any():
         own, who, sample = scores[shared], raters[shared], samples[shared]
         rest = (totals[sample] - own) / (given[sample] - 1)
-        weights = counts[:, clusters[shared]]  # a video drawn twice counts twice
+        cluster = clusters[shared]
         draws = np.stack(
             [
-                _weighted_pearson(own[who == i], rest[who == i], weights[:, who == i])
-                for i in np.flatnonzero(usable)
+                # A video drawn twice counts twice.
+                _weighted_pearson(own[mine], rest[mine], counts[:, cluster[mine]])
+                for mine in (who == i for i in np.flatnonzero(usable))
             ]
         )
         known = np.isfinite(draws)

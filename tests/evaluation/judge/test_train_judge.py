@@ -16,6 +16,7 @@ from longtake.evaluation.judge.report_tables import report_card_from_files
 from longtake.evaluation.judge.scorer import JudgeScorer, score_samples
 from longtake.evaluation.judge.train import train_judge
 from longtake.evaluation.judge.train_config import JudgeDataConfig, JudgeTrainingConfig
+from longtake.evaluation.mos_merge import check_judge
 from longtake.evaluation.records import read_log
 from longtake.evaluation.samples import read_samples
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
@@ -91,6 +92,8 @@ def test_scores_controls_and_report_card(run, study, tmp_path):
     for control in ("frozen", "reversed", "repeat"):
         assert found[control, "motion_quality"].spread == 0
     assert found["frozen", "motion_quality"].verdict == "not as expected"
+    # The log is what the merge with human scores asks for; the controls stay out of it.
+    assert check_judge(read_log(tmp_path / "scores.jsonl")[0]) == card.judge
     # The caption says nothing of the brightness: another one changes little.
     raters = {item.rater for item in read_log(tmp_path / "controls.jsonl")[0]}
     assert {name.partition("+")[2] for name in raters} == set(CONTROLS)
@@ -165,6 +168,29 @@ def test_micro_batches_do_not_change_the_update(study, tmp_path):
         found.append([json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()])
     for one, four in zip(*found, strict=True):
         assert one == pytest.approx(four, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "tolerance"),
+    [("full", "float32", 1e-4), ("lora", "float32", 1e-4), ("lora", "bfloat16", 0.05)],
+)
+def test_the_judge_scores_in_points_what_the_training_predicted(
+    study, tmp_path, monkeypatch, method, precision, tolerance
+):
+    """Export, merged LoRA, normalisation and the path from files, against the model in training."""
+    from longtake.evaluation.judge import train
+
+    seen = []
+    fit = train.fit_curves
+    monkeypatch.setattr(train, "fit_curves", lambda c, s, o: (seen.append((c, s)), fit(c, s, o))[1])
+    config = settings(study, method=method, precision=precision, updates=4, eval_every=4)
+    judge = read_judge(train_judge(config, output_dir=tmp_path / "run", device="cpu"))
+    ((clips, predicted),) = seen
+    scorer = JudgeScorer(judge, judge.load_model(CPU), calibrated=False)
+    for item, row in zip(clips.samples.samples, predicted, strict=True):
+        found = scorer.score(clips.samples.video_path(item), item.caption)
+        scores = [found[name][0] for name in judge.dimensions]
+        assert scores == pytest.approx(row.tolist(), abs=tolerance)
 
 
 def test_too_few_clips_leave_it_uncalibrated_and_say_so(study, tmp_path):
