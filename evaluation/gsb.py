@@ -218,7 +218,7 @@ def aggregate_gsb(
         raw = answers.table[answers.table["dimension"] == dimension]
         if part.empty:
             continue
-        for (reference, rival), rows in part.groupby(["reference", "rival"], sort=False):
+        for (reference, rival), rows in part.groupby(["reference", "rival"]):
             counts.append(_count(dimension, str(reference), str(rival), rows, settings))
         rankings[dimension] = rank_models(
             part["reference"].tolist(),

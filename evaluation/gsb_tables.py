@@ -1,5 +1,7 @@
 """The tables of a GSB study: for people, and with full precision for files."""
 
+import math
+
 from longtake.evaluation.gsb import GsbResult
 from longtake.evaluation.options import options_table
 from longtake.evaluation.tables import Table, findings_table, interval_text, table_of
@@ -9,6 +11,7 @@ def gsb_tables(result: GsbResult) -> tuple[Table, ...]:
     """Every table of the study; the first one is the overview."""
     return (
         _overview(result),
+        _tests(result),
         table_of("counts", "Counts", result.counts),
         _rankings(result),
         table_of(
@@ -27,38 +30,40 @@ def _overview(result: GsbResult) -> Table:
     return Table(
         name="overview",
         title="Good - same - bad",
-        columns=(
-            "comparison",
-            "dimension",
-            "G",
-            "S",
-            "B",
-            "net %",
-            "(G+S)/(B+S)",
-            "win share %",
-            "p",
-            "p Holm",
-            "verdict",
-        ),
+        columns=("comparison", "dimension", "G / S / B", "net %", "(G+S)/(B+S)", "verdict"),
         rows=tuple(
             (
                 f"{c.reference} vs {c.rival}",
                 c.dimension,
-                c.good,
-                c.same,
-                c.bad,
+                f"{c.good} / {c.same} / {c.bad}",
                 interval_text(100 * c.net, 100 * c.net_low, 100 * c.net_high, 1),
-                f"{c.ratio:.2f}" if c.ratio == c.ratio else "-",
-                interval_text(100 * c.win_share, 100 * c.share_low, 100 * c.share_high, 1),
-                c.p,
-                c.p_holm,
+                "-" if math.isnan(c.ratio) else f"{c.ratio:.2f}",
                 _verdict(c.different, c.net),
             )
             for c in result.counts
         ),
         note="G: pairs in which the first-named model is better. net = (G-B)/(G+S+B), interval by "
-        "bootstrap of prompts; win share = G/(G+B), Wilson interval; p: sign test. Per pair the "
-        "majority of its raters counts, no majority is S.",
+        "bootstrap of prompts. Per pair the majority of its raters counts, no majority is S.",
+    )
+
+
+def _tests(result: GsbResult) -> Table:
+    return Table(
+        name="tests",
+        title="Is it more than chance?",
+        columns=("comparison", "dimension", "win share %", "p", "test", "p Holm"),
+        rows=tuple(
+            (
+                f"{c.reference} vs {c.rival}",
+                c.dimension,
+                interval_text(100 * c.win_share, 100 * c.share_low, 100 * c.share_high, 1),
+                c.p,
+                c.test,
+                c.p_holm,
+            )
+            for c in result.counts
+        ),
+        note="win share = G/(G+B), Wilson interval; p Holm: corrected for all rows.",
     )
 
 

@@ -163,6 +163,11 @@ def aggregate_mos(
     table = ratings.table
     scores = video_scores(table)
     findings = Findings(ratings.findings)
+    findings.add(
+        "model without a rated video of a prompt",
+        "differences use the prompts that both models have",
+        _unbalanced(scores),
+    )
     comparison = compare_models(scores, settings.dimensions, settings.comparison)
     listed = samples.models if samples is not None else ()
     rated = set(scores["model"])
@@ -215,6 +220,13 @@ def aggregate_mos(
         n_ratings=len(table),
         set_aside=ratings.set_aside,
     )
+
+
+def _unbalanced(scores: pd.DataFrame) -> list[str]:
+    pairs = scores[["model", "prompt"]].drop_duplicates()
+    models, prompts = list(pairs["model"].unique()), list(pairs["prompt"].unique())
+    present = set(zip(pairs["model"], pairs["prompt"], strict=True))
+    return [f"{m}: {p}" for m in models for p in prompts if (m, p) not in present]
 
 
 def protocol_units(

@@ -21,6 +21,9 @@ from longtake.evaluation.model_comparison import ModelMean
 from longtake.evaluation.mos import MosResult
 from longtake.evaluation.mos_tables import tie_letter
 
+_MAX_WIDTH = 12.0
+"""Inches; panels that do not fit beside each other go below."""
+
 
 def write_mos_figure(result: MosResult, path: Path, title: str = "MOS") -> Path:
     """One panel for each dimension, one bar for each model, with intervals.
@@ -33,30 +36,34 @@ def write_mos_figure(result: MosResult, path: Path, title: str = "MOS") -> Path:
     """
     dimensions = [d for d in result.settings.dimensions if result.comparison.tie_groups[d]]
     models = result.models
-    width = max(1.1 + len(dimensions) * (0.5 + 0.52 * len(models)), 6.4)
-    rows = _legend_rows(models, width)
-    height = 3.5 + 0.22 * rows
+    panel = 0.5 + 0.52 * len(models)
+    per_row = min(max(int((_MAX_WIDTH - 0.75) / panel), 1), len(dimensions))
+    panel_rows = -(-len(dimensions) // per_row)
+    width = max(0.75 + per_row * panel, 6.4)
+    step = 0.5 + 0.085 * max(len(model) for model in models)
+    entries = min(max(int((width - 0.75) / step), 1), len(models))
+    legend = 0.22 * -(-len(models) // entries)
+    height = 1.24 + legend + 2.3 * panel_rows
     figure = new_figure(width, height)
     grid = figure.add_gridspec(
-        1,
-        len(dimensions),
+        panel_rows,
+        per_row,
         left=0.6 / width,
         right=1 - 0.15 / width,
-        bottom=(0.82 + 0.22 * rows) / height,
+        bottom=(0.72 + legend) / height,
         top=1 - 0.72 / height,
         wspace=0.12,
+        hspace=0.35,
     )
-    for column, dimension in enumerate(dimensions):
-        axes = figure.add_subplot(grid[0, column])
+    for index, dimension in enumerate(dimensions):
+        axes = figure.add_subplot(grid[index // per_row, index % per_row])
         cells = [result.comparison.mean_of(dimension, model) for model in models]
         _mos_panel(axes, cells, result.comparison.tie_groups[dimension])
         axes.set_title(title_of(dimension), fontsize=9.5, color=INK, pad=8)
-        if column:
-            axes.tick_params(labelleft=False)
+        axes.tick_params(labelleft=index % per_row == 0)
     for index, model in enumerate(models):
-        per_row = -(-len(models) // rows)
-        x = 0.6 / width + (index % per_row) * (1 - 0.75 / width) / per_row
-        y = (0.5 + 0.22 * (rows - 1 - index // per_row)) / height
+        x = (0.6 + step * (index % entries)) / width
+        y = (0.34 + legend - 0.22 * (index // entries)) / height
         swatch(figure, x, y, series_colour(index), model)
     confidence = 100 * result.settings.comparison.confidence
     sizes = sorted({c.n_samples for c in result.comparison.means if c.n_samples})
@@ -66,12 +73,6 @@ def write_mos_figure(result: MosResult, path: Path, title: str = "MOS") -> Path:
     )
     headings(figure, title, note)
     return save_png(figure, path)
-
-
-def _legend_rows(models: Sequence[str], width: float) -> int:
-    longest = max(len(model) for model in models)
-    fitting = max(int((width - 0.75) / (0.35 + 0.078 * longest)), 1)
-    return -(-len(models) // fitting)
 
 
 def _mos_panel(axes: Axes, cells: Sequence[ModelMean], groups: Sequence[Sequence[str]]) -> None:

@@ -1,5 +1,7 @@
 """The tables of a MOS study: for people, and with full precision for files."""
 
+import math
+
 from longtake.evaluation.dimensions import title_of
 from longtake.evaluation.mos import MosResult
 from longtake.evaluation.options import options_table
@@ -11,6 +13,7 @@ def mos_tables(result: MosResult) -> tuple[Table, ...]:
     tables = [
         _overview(result),
         _means(result),
+        _comparisons(result),
         table_of("differences", "Differences, paired by prompt", result.comparison.differences),
         _agreement(result),
         table_of(
@@ -22,7 +25,7 @@ def mos_tables(result: MosResult) -> tuple[Table, ...]:
         _protocol(result),
     ]
     if result.merged:
-        tables.append(_merged(result))
+        tables += [_merged(result), table_of("merged", "Merged scores", result.merged)]
     return (*tables, options_table(result.options), findings_table(result.findings))
 
 
@@ -48,6 +51,26 @@ def _overview(result: MosResult) -> Table:
         note=f"Mean and {100 * comparison.settings.confidence:g} % interval (bootstrap, prompts "
         "drawn); n videos. Models with a common letter were not told apart (sign flips of prompts, "
         "Holm over all pairs and dimensions).",
+    )
+
+
+def _comparisons(result: MosResult) -> Table:
+    """The differences, short enough for a terminal."""
+    return Table(
+        name="comparisons",
+        title="Differences, paired by prompt",
+        columns=("dimension", "models", "difference", "prompts", "p Holm", "result"),
+        rows=tuple(
+            (
+                d.dimension,
+                f"{d.better} - {d.worse}",
+                interval_text(d.diff, d.ci_low, d.ci_high),
+                d.n_prompts,
+                d.p_holm,
+                f"{d.better} is better" if d.different else "not told apart",
+            )
+            for d in result.comparison.differences
+        ),
     )
 
 
@@ -107,10 +130,24 @@ def _protocol(result: MosResult) -> Table:
 
 
 def _merged(result: MosResult) -> Table:
+    """The merged scores, short enough for a terminal."""
     weights = result.settings.weights
-    return table_of(
-        "merged",
-        f"Human and automatic, {weights.human:g}:{weights.automatic:g}",
-        result.merged,
+    return Table(
+        name="merged_overview",
+        title=f"Human and automatic, {weights.human:g}:{weights.automatic:g}",
+        columns=("dimension", "model", "human", "n", "automatic", "n auto", "merged", "remark"),
+        rows=tuple(
+            (
+                m.dimension,
+                m.model,
+                f"{m.human:.2f}",
+                m.n_human,
+                "-" if math.isnan(m.automatic) else f"{m.automatic:.2f}",
+                m.n_automatic,
+                interval_text(m.merged, m.ci_low, m.ci_high),
+                m.refused,
+            )
+            for m in result.merged
+        ),
         note="Report section 5.1. No merged score where there is no judge.",
     )

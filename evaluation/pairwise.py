@@ -149,19 +149,27 @@ def _fit(cells: IntArray, weights: FloatArray, num_models: int) -> tuple[FloatAr
         return None
     evalica = load_evalica()
     winner = {1: evalica.Winner.X, -1: evalica.Winner.Y, 0: evalica.Winner.Draw}
-    found = evalica.newman(
-        cells[:, 0].tolist(),
-        cells[:, 1].tolist(),
-        [winner[int(result)] for result in cells[:, 2]],
-        index=pd.Index(range(num_models)),
-        weights=weights.tolist(),
-        tolerance=_TOLERANCE,
-        limit=_LIMIT,
-    )
+    data = {
+        "xs": cells[:, 0].tolist(),
+        "ys": cells[:, 1].tolist(),
+        "winners": [winner[int(result)] for result in cells[:, 2]],
+        "weights": weights.tolist(),
+        "index": pd.Index(range(num_models)),
+        "tolerance": _TOLERANCE,
+        "limit": _LIMIT,
+    }
+    ties = float(weights[cells[:, 2] == 0].sum())
+    if ties == 0.0:  # Newman's iteration swings for ever without a tie
+        found, tie_parameter = evalica.bradley_terry(**data), 0.0
+    else:
+        # The iteration ends when the strengths settle, whether nu has or not; this start is right
+        # for equal models, whose strengths settle at once.
+        found = evalica.newman(**data, v_init=ties / (weights.sum() - ties))
+        tie_parameter = float(found.v)
     log_strength = np.log(found.scores.sort_index().to_numpy(dtype=np.float64))
     if found.iterations >= _LIMIT or not np.isfinite(log_strength).all():
         return None
-    return log_strength - log_strength.mean(), float(found.v)
+    return log_strength - log_strength.mean(), tie_parameter
 
 
 def _solvable(cells: IntArray, num_models: int) -> bool:

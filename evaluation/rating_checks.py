@@ -125,14 +125,10 @@ def check_ratings(
             expected=f"scores of {', '.join(settings.dimensions)}",
         )
     rows = sieve.rows.drop(columns="reason").reset_index(drop=True)
-    silent = [model for model in known if model not in set(rows["model"])]
+    rated = set(rows["model"].unique())
+    silent = [model for model in known if model not in rated]
     findings.add("model without a rating", "no result", silent)
     findings.add("rater with one answer only", "used; look at this rater", _constant(rows))
-    findings.add(
-        "model without a rated video of a prompt",
-        "differences use the prompts that both models have",
-        _unbalanced(rows),
-    )
     if samples is not None:
         findings.add("sample without a rating", "unscored", _unrated(rows, samples, settings))
     return RatingTable(table=rows, read=len(ratings), findings=findings.all())
@@ -204,8 +200,10 @@ def _look_up(sieve: _Sieve, samples: SampleList) -> None:
     unknown = ~sieve.rows["sample"].isin(by_id.keys())
     sieve.remove(unknown, "sample that is not in the list", _SET_ASIDE, _words)
     rows = sieve.rows
-    names = {name: rows["sample"].map({k: getattr(v, name) for k, v in by_id.items()})
-             for name in ("model", "prompt", "cluster")}  # fmt: skip
+    names = {
+        name: rows["sample"].map({k: getattr(v, name) for k, v in by_id.items()}).astype("object")
+        for name in ("model", "prompt", "cluster")
+    }
     wrong = (rows["model"] != "") & (rows["model"] != names["model"])
     sieve.remove(
         wrong,
@@ -264,13 +262,6 @@ def _constant(rows: pd.DataFrame) -> list[str]:
             constant.index, constant["size"], constant["min"], strict=True
         )
     ]
-
-
-def _unbalanced(rows: pd.DataFrame) -> list[str]:
-    pairs = rows[["model", "prompt"]].drop_duplicates()
-    models, prompts = list(pairs["model"].unique()), list(pairs["prompt"].unique())
-    present = set(zip(pairs["model"], pairs["prompt"], strict=True))
-    return [f"{m}: {p}" for m in models for p in prompts if (m, p) not in present]
 
 
 def _unrated(rows: pd.DataFrame, samples: SampleList, settings: CheckSettings) -> list[str]:

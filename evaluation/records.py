@@ -79,10 +79,14 @@ def rating_from_record(record: Mapping[str, Any]) -> Rating:
     """
     texts: dict[str, str] = {}
     for name, value in record.items():
-        if name in _TEXTS and value is not None:
-            if isinstance(value, bool) or not isinstance(value, str | int):
-                raise ValueError(f"`{name}` is {value!r}, expected a text")
-            texts[name] = str(value).strip()
+        if name not in _TEXTS or value is None:
+            continue
+        if isinstance(value, str):
+            texts[name] = value.strip()
+        elif isinstance(value, int) and not isinstance(value, bool):
+            texts[name] = str(value)
+        else:
+            raise ValueError(f"`{name}` is {value!r}, expected a text")
     for name in _REQUIRED:
         if not texts.get(name):
             raise ValueError(f"`{name}` is {record.get(name)!r}, expected a non-empty text")
@@ -109,7 +113,7 @@ def read_score(value: object) -> tuple[float | None, str]:
         return None, "no score given"
     if isinstance(value, str) and value.strip().lower() in UNSCORED_WORDS:
         return None, f"rater wrote {value.strip()}"
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError(f"`score` is {value!r}, expected a number or null")
     try:
         number = float(value)

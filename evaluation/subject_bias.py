@@ -52,27 +52,25 @@ def alternating_projection(
     def rater_mean(values: FloatArray) -> FloatArray:
         return np.asarray(np.bincount(raters, weights=values) / per_rater)
 
-    def bias_around(quality: FloatArray) -> FloatArray:
-        bias = rater_mean(scores - quality[samples])
-        return np.asarray(bias - bias.mean())
-
     quality = np.bincount(samples, weights=scores) / per_sample
-    bias = bias_around(quality)
-    inconsistency = np.zeros_like(bias)
+    deviation = scores - quality[samples]
+    inconsistency = np.zeros(len(per_rater))
     converged, iteration = False, 0
     while not converged and iteration < max_iterations:
         iteration += 1
-        before = quality
-        residual = scores - quality[samples] - bias[raters]
-        # Standard deviation with ddof 0 around the rater's mean residual.
-        variance = rater_mean(residual**2) - rater_mean(residual) ** 2
-        inconsistency = np.sqrt(np.maximum(variance, 0.0))
+        mean = rater_mean(deviation)
+        # Standard deviation with ddof 0; the mean deviation of a rater is taken out exactly.
+        inconsistency = np.sqrt(rater_mean((deviation - mean[raters]) ** 2))
         weight = (1.0 / (inconsistency**2 + _FLOOR))[raters]
-        quality = np.bincount(samples, weights=weight * (scores - bias[raters])) / np.bincount(
-            samples, weights=weight
+        unbiased = scores - (mean - mean.mean())[raters]
+        before, quality = (
+            quality,
+            np.bincount(samples, weights=weight * unbiased) / np.bincount(samples, weights=weight),
         )
-        bias = bias_around(quality)
+        deviation = scores - quality[samples]
         converged = bool(np.linalg.norm(quality - before) < _TOLERANCE)
+    mean = rater_mean(deviation)
+    bias = mean - mean.mean()
     return SubjectBias(
         quality=quality,
         bias=bias,

@@ -8,11 +8,14 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from longtake.evaluation.findings import Finding
+from longtake.runtime.progress import format_value
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 Cell = str | float | int | None
+_LONG = 30
+"""Texts longer than this may be wrapped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,10 +43,30 @@ class Table:
         return text.getvalue()
 
     def as_rich(self) -> "RichTable":
-        """For a terminal; numbers with four significant digits, ``-`` for a missing value."""
-        from longtake.runtime.progress import result_table
+        """For a terminal: numbers to the right with four significant digits, ``-`` for missing."""
+        from rich.table import Table as RichTable
+        from rich.text import Text
 
-        return result_table(self.title, self.columns, self.rows)
+        table = RichTable(title=self.title, title_justify="left")
+        for index, name in enumerate(self.columns):
+            cells = [row[index] for row in self.rows]
+            is_text = all(isinstance(cell, str) or cell is None for cell in cells)
+            is_long = any(len(cell) > _LONG for cell in cells if isinstance(cell, str))
+            table.add_column(
+                name,
+                justify="left" if is_text else "right",
+                no_wrap=not is_long,
+                overflow="fold",
+            )
+        for row in self.rows:
+            table.add_row(*(Text(_shown(cell)) for cell in row))
+        return table
+
+
+def _shown(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return cell
+    return str(cell) if isinstance(cell, int) else format_value(cell)
 
 
 def _missing(cell: Cell) -> bool:

@@ -177,16 +177,6 @@ def test_a_rater_who_always_answers_three_is_reported_and_kept():
     assert finding.items == ("bob: 3 in all 12 ratings of overall",)
 
 
-def test_an_unbalanced_design_is_reported():
-    ratings = [
-        rating("s1", prompt="p1"), rating("s2", prompt="p2"),
-        rating("s3", model="B", prompt="p1"),
-    ]  # fmt: skip
-    (finding,) = check_ratings(ratings, SETTINGS).findings
-    assert finding.kind == "model without a rated video of a prompt"
-    assert finding.items == ("B: p2",)
-
-
 def test_nothing_left_is_an_error_that_says_why():
     with pytest.raises(UserError, match="rating without a score"):
         check_ratings([rating(score=None, reason="broken")], SETTINGS)
@@ -214,8 +204,7 @@ def test_used_and_set_aside_add_up_for_a_random_mess():
     assert table.set_aside + len(table.table) == 600
     one_by_one = [
         f.count for f in table.findings
-        if f.kind not in ("contradictory ratings", "rater with one answer only",
-                          "model without a rated video of a prompt")
+        if f.kind not in ("contradictory ratings", "rater with one answer only")
     ]  # fmt: skip
     repeats = sum(
         len(item.split(": ")[1].split(", ")) - 1
