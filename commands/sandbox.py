@@ -112,6 +112,33 @@ def sandbox_heads(
     Console().print(result_table("held-out pairs, without ties", columns, rows))
 
 
+@sandbox.command("judge")
+def sandbox_judge(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Run directory.")],
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    device: Device = "auto",
+) -> None:
+    """Train the tiny judge of checkpoints/tiny on simulated ratings and make its report card.
+
+    Example: python cli.py sandbox judge --out runs/judge --set workers=8 --dry-run
+    """
+    from rich import print_json
+    from rich.console import Console
+
+    from longtake.runtime.progress import result_table
+    from longtake.training.tiny_judge import summary_rows, train_tiny_judge
+
+    record = train_tiny_judge(out, overrides or [], resume=resume, dry_run=dry_run, device=device)
+    if dry_run:
+        print_json(data=record)
+        return
+    columns = ["dimension", "clips", "judge", "PLCC", "95 % interval", "SRCC", "n"]
+    rows = summary_rows(record)
+    Console().print(result_table(f"{record['judge']} over videos", columns, rows))
+
+
 @sandbox.command("oracles")
 def sandbox_oracles(
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A clip: mp4 or gif.")],

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from longtake.rewards.preference_labels import A_WINS, B_WINS, SWAPPED, UNLABELLED
 from longtake.rewards.reward_spec import DIMENSIONS
+from longtake.rewards.template import prompt_key
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import derive_key
 
@@ -62,11 +63,6 @@ class PreferencePair:
             mos_a=self.mos_b,
             mos_b=self.mos_a,
         )
-
-
-def prompt_key(prompt: str) -> str:
-    """The prompt without case and extra spaces: what tells two prompts apart."""
-    return " ".join(prompt.casefold().split())
 
 
 def split_by_prompt(

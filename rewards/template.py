@@ -62,6 +62,11 @@ class PromptTemplate:
         return self.text.replace(PLACEHOLDER, caption)
 
 
+def prompt_key(prompt: str) -> str:
+    """The prompt without case and extra spaces: what tells two prompts apart."""
+    return " ".join(prompt.casefold().split())
+
+
 def text_digest(text: str) -> str:
     """sha256 of the UTF-8 bytes of a text, in hexadecimal."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -62,7 +62,13 @@ class TinySize:
 
 
 def write_tiny_base(
-    path: str | Path, kind: RewardKind, captions: Iterable[str], size: TinySize, seed: int
+    path: str | Path,
+    kind: RewardKind,
+    captions: Iterable[str],
+    size: TinySize,
+    seed: int,
+    *,
+    template: PromptTemplate | None = None,
 ) -> RewardDirectory:
     """A reward directory with random weights to train a tiny head from.
 
@@ -72,11 +78,12 @@ def write_tiny_base(
         captions: the tokenizer learns their words.
         size: of the model and its frames.
         seed: names the weights.
+        template: of the prompt; None is the tiny reward's of the kind.
 
     Raises:
         CheckpointError: the place is taken or cannot be written.
     """
-    template = TINY_TEMPLATES[kind]
+    template = template or TINY_TEMPLATES[kind]
     vision: Vision = "image" if kind == "hpsv3" else "video"
     tokenizer = byte_tokenizer(
         template.reward_tokens, _texts(template, vision, captions), VOCAB_SIZE

@@ -12,7 +12,6 @@ from longtake.rewards.preference_data import (
     OVERALL,
     PreferencePair,
     balance_order,
-    prompt_key,
     split_by_prompt,
 )
 from longtake.rewards.preference_files import read_hpsv3_json, read_preference_csv
@@ -21,6 +20,7 @@ from longtake.rewards.preference_labels import A_WINS, B_WINS, TIE, UNLABELLED
 from longtake.rewards.preference_trainer import PairLoss
 from longtake.rewards.reward_directory import RewardDirectory
 from longtake.rewards.reward_spec import ColorMode, RewardSpec
+from longtake.rewards.template import prompt_key
 from longtake.rewards.train_config import RewardTrainingConfig
 from longtake.rewards.videoalign import Dimension, reported_color_mode
 from longtake.runtime.errors import ConfigError, UserError

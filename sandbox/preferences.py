@@ -126,6 +126,25 @@ def preference_prompts(split: Split, start: int, count: int, seed: int) -> list[
     return [_prompt(_scene(seed, split, i), seed, split, i) for i in range(start, start + count)]
 
 
+def candidate_pools(
+    split: Split,
+    start: int,
+    count: int,
+    seed: int,
+    *,
+    config: PairConfig = DEFAULT_PAIRS,
+    samples: SampleSource | None = None,
+) -> Iterator[tuple[str, list[Candidate]]]:
+    """Prompts ``start`` to ``start + count - 1``, each with its pool of clips.
+
+    Arguments and errors as :func:`candidate_pairs`, which draws its pairs from these pools.
+    """
+    check_split(split)
+    for index in range(start, start + count):
+        prompt = _prompt(_scene(seed, split, index), seed, split, index)
+        yield prompt, _pool(split, index, seed, config, samples)
+
+
 def candidate_pairs(
     split: Split,
     start: int,
@@ -151,10 +170,8 @@ def candidate_pairs(
     Raises:
         UserError: unknown split, or samples that are no clips.
     """
-    check_split(split)
-    for index in range(start, start + count):
-        pool = _pool(split, index, seed, config, samples)
-        prompt = _prompt(_scene(seed, split, index), seed, split, index)
+    pools = candidate_pools(split, start, count, seed, config=config, samples=samples)
+    for index, (prompt, pool) in enumerate(pools, start):
         chosen = list(combinations(range(len(pool)), 2))
         draws = torch.rand(
             len(chosen), 2, generator=generator(seed, "pairs", split, index), dtype=torch.float64

@@ -1,0 +1,238 @@
+"""`eval judge`: train, calibrate, score with and report on the automatic judge."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longtake.commands.options import Device, DryRun, Overrides, Resume, group
+
+judge = group("The automatic judge: train on ratings, calibrate, score videos, report card.")
+
+JudgeDir = Annotated[Path, typer.Argument(metavar="DIR", help="Judge directory.")]
+Ratings = Annotated[
+    list[Path],
+    typer.Option(
+        metavar="FILE",
+        help="Log or sheet of ratings, repeatable; without --samples one CSV: path, prompt, "
+        "dimension, rating.",
+    ),
+]
+Samples = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="List of samples: sample, model, prompt, caption, video."),
+]
+Dimensions = Annotated[
+    list[str] | None,
+    typer.Option("--dimension", metavar="NAME", help="Repeatable. Default: those of a judge."),
+]
+
+
+@judge.command("train")
+def judge_train(
+    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="Run directory.")],
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Reward directory to start from.")
+    ] = None,
+    ratings: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Ratings to learn; repeatable.")
+    ] = None,
+    samples: Samples = None,
+    held_out_model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A model that is only tested; repeatable."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML of settings.")] = None,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    device: Device = "auto",
+) -> None:
+    """Learn the mean ratings and calibrate; prompts and models are held out for the report card.
+
+    Example: python cli.py eval judge train --base models/videoalign --ratings ratings.jsonl
+    --samples samples.csv --held-out-model B --output-dir runs/judge
+    """
+    import dataclasses
+
+    from longtake.evaluation.judge.train import train_judge
+    from longtake.evaluation.judge.train_config import JudgeTrainingConfig
+    from longtake.runtime.config import merge_config
+
+    settings = merge_config(JudgeTrainingConfig(), config, overrides or [])
+    data = settings.data
+    data = dataclasses.replace(
+        data,
+        ratings=tuple(map(str, ratings)) if ratings else data.ratings,
+        samples=str(samples) if samples else data.samples,
+        held_out_models=tuple(held_out_model) if held_out_model else data.held_out_models,
+    )
+    settings = dataclasses.replace(settings, data=data, base=str(base) if base else settings.base)
+    trained = train_judge(
+        settings, output_dir=output_dir, resume=resume, dry_run=dry_run, device=device
+    )
+    if trained is not None:
+        typer.echo(trained)
+
+
+@judge.command("calibrate")
+def judge_calibrate(
+    directory: JudgeDir,
+    ratings: Ratings,
+    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="For the raw scores; resumed.")],
+    samples: Samples = None,
+    method: Annotated[str, typer.Option(help="auto, isotonic or logistic.")] = "auto",
+    min_points: Annotated[int, typer.Option(help="Rated videos needed, >= 10.")] = 50,
+    device: Device = "auto",
+) -> None:
+    """Map the judge to the raters' scale on rated videos that the report card does not use.
+
+    Example: python cli.py eval judge calibrate runs/judge/judge --ratings ratings.jsonl
+    --samples runs/judge/calibration.csv --output-dir runs/raw
+    """
+    from longtake.evaluation.judge.calibrate import calibrate_judge
+    from longtake.evaluation.judge.calibration import CalibrationSettings
+    from longtake.evaluation.judge.judge_directory import read_judge
+    from longtake.evaluation.judge.rated_clips import read_rated_clips
+    from longtake.evaluation.result_files import print_findings
+    from longtake.evaluation.tables import Table
+    from longtake.runtime.device import pick_device
+    from longtake.runtime.progress import progress_bar
+
+    found = read_judge(directory)
+    settings = CalibrationSettings(method=method, min_points=min_points)
+    clips = read_rated_clips(ratings, samples, found.dimensions)
+    with progress_bar("raw scores", len(clips.samples.samples)) as bar:
+        calibrated = calibrate_judge(
+            found, clips, output_dir, settings, device=pick_device(device), on_progress=bar.update
+        )
+    assert calibrated.calibration is not None
+    table = Table(
+        name="calibration",
+        title=f"Calibration of {calibrated.name}",
+        columns=("dimension", "curve", "n", "prompts", "RMSE isotonic", "RMSE logistic"),
+        rows=tuple(
+            (name, c.method, c.n, c.n_prompts, c.errors["isotonic"], c.errors["logistic"])
+            for name, c in calibrated.calibration.curves.items()
+        ),
+    )
+    from rich.console import Console
+
+    Console().print(table.as_rich())
+    print_findings(clips.findings)
+
+
+@judge.command("score")
+def judge_score(
+    directory: JudgeDir,
+    samples: Annotated[
+        Path, typer.Option(metavar="FILE", help="List of samples with caption and video.")
+    ],
+    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="For the logs; resumed.")],
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="shuffled_prompt, blank, frozen, reversed, repeat, or all; repeatable.",
+        ),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Without calibration.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Score videos into scores.jsonl, and with inputs made wrong on purpose into controls.jsonl.
+
+    Example: python cli.py eval judge score runs/judge/judge --samples runs/judge/test.csv
+    --control all --output-dir runs/scores
+    """
+    from longtake.evaluation.judge.controls import CONTROLS
+    from longtake.evaluation.judge.judge_directory import read_judge
+    from longtake.evaluation.judge.scorer import score_samples
+    from longtake.evaluation.result_files import print_findings
+    from longtake.evaluation.samples import read_samples
+    from longtake.runtime.device import pick_device
+    from longtake.runtime.progress import progress_bar
+
+    listed = read_samples(samples)
+    names = list(CONTROLS) if control and "all" in control else list(control or ())
+    total = len(listed.samples)
+    order = ["scores", *names]
+    with progress_bar("scores", total * len(order)) as bar:
+        reports = score_samples(
+            listed,
+            read_judge(directory),
+            output_dir,
+            device=pick_device(device),
+            calibrated=not raw,
+            controls=names,
+            on_progress=lambda name, done: bar.update(total * order.index(name) + done),
+        )
+    for name, report in reports.items():
+        typer.echo(
+            f"{name}: {report.scored} scores, {report.unscored} without a score, "
+            f"{report.kept} were there already"
+        )
+    print_findings(listed.findings)
+
+
+@judge.command("report")
+def judge_report(
+    ratings: Ratings,
+    scores: Annotated[Path, typer.Option(metavar="FILE", help="scores.jsonl of the judge.")],
+    samples: Samples = None,
+    controls: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="controls.jsonl of the judge.")
+    ] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option("--judge", metavar="DIR", help="The judge, for the leakage check."),
+    ] = None,
+    judge_name: Annotated[str, typer.Option(help="Which judge of the log.")] = "",
+    dimension: Dimensions = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write JSON and CSV tables.")
+    ] = None,
+    tie_margin: Annotated[
+        float, typer.Option(help="Mean ratings of two videos this near are equal, points.")
+    ] = 0.25,
+    confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples, >= 100.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no tables.")] = False,
+) -> None:
+    """Report card: agreement at three levels, human ceiling, controls, failures, leakage.
+
+    Example: python cli.py eval judge report --ratings ratings.jsonl
+    --samples runs/judge/test.csv --scores runs/scores/scores.jsonl
+    --controls runs/scores/controls.jsonl --judge runs/judge/judge --output-dir runs/card
+    """
+    from longtake.evaluation.judge.levels import LevelSettings
+    from longtake.evaluation.judge.rated_clips import JUDGED
+    from longtake.evaluation.judge.report_tables import report_card_from_files, report_tables
+    from longtake.evaluation.result_files import (
+        print_json,
+        print_result,
+        with_provenance,
+        write_result,
+    )
+
+    card = report_card_from_files(
+        ratings,
+        samples,
+        scores,
+        controls=controls,
+        judge=directory,
+        judge_name=judge_name,
+        dimensions=dimension or JUDGED,
+        settings=LevelSettings(
+            tie_margin=tie_margin, confidence=confidence, resamples=resamples, seed=seed
+        ),
+    )
+    inputs = [path for path in (*ratings, samples, scores, controls) if path is not None]
+    record, tables = with_provenance(card.as_record(), inputs), report_tables(card)
+    if output_dir is not None:
+        write_result(output_dir, "judge_report", record, tables)
+    if as_json:
+        print_json(record)
+        return
+    shown = ("agreement", "coverage", "controls", "leakage")
+    print_result(tables, card.findings, shown=shown)

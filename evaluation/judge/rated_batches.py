@@ -1,0 +1,164 @@
+"""Rated clips as training batches: decoded once, ahead of the model, in a reproducible order."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longtake.core.video import read_video
+from longtake.evaluation.bootstrap import FloatArray
+from longtake.evaluation.judge.clip_inputs import ModelInputs, model_frames, model_inputs
+from longtake.evaluation.judge.rated_clips import RatedClips
+from longtake.rewards.reward_directory import RewardDirectory
+from longtake.runtime.errors import UserError
+from longtake.runtime.rng import generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetScale:
+    """Standardisation of the ratings of each dimension: what the head learns has unit scale."""
+
+    mean: tuple[float, ...]
+    """[D] points."""
+    std: tuple[float, ...]
+    """[D] points, > 0."""
+
+
+def target_scale(clips: RatedClips) -> TargetScale:
+    """Mean and deviation of the mean ratings, weighted by their number of ratings.
+
+    Raises:
+        UserError: a dimension without ratings, or with one rating only.
+    """
+    means, deviations = [], []
+    for column, name in enumerate(clips.dimensions):
+        rated = clips.count[:, column] > 0
+        values, weights = clips.mean[rated, column], clips.count[rated, column]
+        if len(np.unique(values)) < 2:
+            raise UserError(
+                f"the ratings of {name} cannot be learned",
+                received=f"{len(values)} rated clips, {len(np.unique(values))} different means",
+                expected="training clips with different ratings",
+                remedy="add ratings, or leave the dimension out",
+            )
+        mean = float(np.average(values, weights=weights))
+        means.append(mean)
+        deviations.append(float(np.sqrt(np.average((values - mean) ** 2, weights=weights))))
+    return TargetScale(mean=tuple(means), std=tuple(deviations))
+
+
+class ClipSource:
+    """Decoded clips of a part of the data, kept in memory as far as it reaches.
+
+    Args:
+        clips: the part.
+        directory: of the base: spec and prompt.
+        scale: of the targets.
+        cache_bytes: memory for frames; later clips are decoded each time.
+
+    Raises:
+        UserError: missing files, or captions that cannot be used.
+    """
+
+    def __init__(
+        self, clips: RatedClips, directory: RewardDirectory, scale: TargetScale, cache_bytes: int
+    ) -> None:
+        self.clips, self._spec, self._encoder = clips, directory.spec, directory.encoder()
+        missing = clips.samples.missing_videos()
+        if missing:
+            raise UserError(
+                "videos of rated samples are missing",
+                received=f"{len(missing)}: {'; '.join(missing[:3])}",
+                expected="paths relative to the list of samples",
+            )
+        for item in clips.samples.samples:
+            problem = self._encoder.problem(item.caption)
+            if problem:
+                raise UserError(
+                    "a caption of the rated samples cannot be used",
+                    received=f"{item.sample}: {problem}",
+                    remedy="rewrite the caption or remove the sample",
+                )
+        self._targets = torch.from_numpy((clips.mean - scale.mean) / np.array(scale.std)).float()
+        self._weights = torch.from_numpy(clips.count).float()
+        self._frames: dict[int, Tensor] = {}
+        self._left = cache_bytes
+
+    def __len__(self) -> int:
+        return len(self.clips.samples.samples)
+
+    def frames(self, row: int) -> Tensor:
+        """Frames of a clip as :func:`model_frames` gives them; threads may call it at once."""
+        known = self._frames.get(row)
+        if known is not None:
+            return known
+        item = self.clips.samples.samples[row]
+        path = self.clips.samples.video_path(item)
+        assert path is not None
+        video, fps = read_video(path)
+        try:
+            found = model_frames(video, fps, self._spec)
+        except UserError as error:
+            raise UserError(
+                f"a rated clip cannot be used: {error.what}",
+                received=str(path),
+                remedy="remove the sample from the list",
+            ) from error
+        if found.nbytes <= self._left:
+            self._left -= found.nbytes
+            self._frames[row] = found
+        return found
+
+    def inputs(self, row: int, frames: Tensor) -> ModelInputs:
+        """Model inputs of a clip; its patches are made on the device of ``frames``."""
+        caption = self.clips.samples.samples[row].caption
+        return model_inputs(frames, caption, self._spec, self._encoder)
+
+    def targets(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Standardised mean ratings and numbers of ratings, each float32 [B, D]; 0 ratings: 0."""
+        chosen = list(rows)
+        return self._targets[chosen].nan_to_num(), self._weights[chosen]
+
+
+def update_rows(num_clips: int, batch: int, update: int, seed: int) -> list[int]:
+    """Rows of an update: epochs of a drawn order, cut into batches; a rest waits for the next.
+
+    The rows follow from the arguments alone, so that a resumed run sees what it would have seen.
+    """
+    per_epoch = max(1, num_clips // batch)
+    epoch, place = divmod(update, per_epoch)
+    order = torch.randperm(num_clips, generator=generator(seed, "order of clips", epoch))
+    rows: list[int] = order[place * batch : (place + 1) * batch].tolist()
+    return rows
+
+
+def prefetched(
+    source: ClipSource, batches: Iterator[list[int]], workers: int
+) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Batches with their frames; the next batch is decoded while the model works on this one."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: tuple[list[int], list[Future[Tensor]]] | None = None
+        for rows in batches:
+            following = (rows, [pool.submit(source.frames, row) for row in rows])
+            if waiting is not None:
+                yield waiting[0], [future.result() for future in waiting[1]]
+            waiting = following
+        if waiting is not None:
+            yield waiting[0], [future.result() for future in waiting[1]]
+
+
+def weighted_error(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Sum of squared errors [B, D], each weighted by its number of ratings.
+
+    The variance of a mean of k ratings is 1 / k of that of one, so this is, up to a constant, the
+    likelihood of the ratings under Gaussian noise.
+    """
+    return (weights * (scores - targets) ** 2).sum()
+
+
+def points(scores: FloatArray, scale: TargetScale) -> FloatArray:
+    """Standardised scores [n, D] in points."""
+    return np.asarray(scores * np.array(scale.std) + np.array(scale.mean), dtype=np.float64)

@@ -1,0 +1,197 @@
+"""The regression of mean ratings: model, optimiser and best weights of one training.
+
+    loss = sum_{b,d} k_bd (s_bd - y_bd)^2 / sum_{b,d} k_bd
+
+over the clips b of an update and the dimensions d, with the score s, the standardised mean rating y
+and its number of ratings k; an unrated dimension has k = 0.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longtake.evaluation.bootstrap import FloatArray
+from longtake.evaluation.judge.clip_inputs import as_batch
+from longtake.evaluation.judge.qwen2vl_judge import judge_tokens
+from longtake.evaluation.judge.rated_batches import (
+    ClipSource,
+    prefetched,
+    update_rows,
+    weighted_error,
+)
+from longtake.evaluation.judge.train_config import JudgeTrainingConfig
+from longtake.rewards.preference_trainer import trained_state
+from longtake.rewards.reward_directory import RewardDirectory
+from longtake.rewards.train import make_trainable
+from longtake.rewards.train_config import RewardTrainingConfig
+from longtake.runtime.errors import UserError
+from longtake.runtime.rng import derive_key
+
+
+class JudgeRegression:
+    """One training in memory.
+
+    Args:
+        source: the base.
+        config: of the training.
+        device: of the model.
+
+    Attributes:
+        reward: the model.
+        best_update: number of the update with the lowest error so far, -1: before the first.
+    """
+
+    def __init__(
+        self, source: RewardDirectory, config: JudgeTrainingConfig, device: torch.device
+    ) -> None:
+        self._config, self._device = config, device
+        self._tokens = judge_tokens(config.dimensions)
+        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        self.reward = source.load_model(device, dtype)
+        make_trainable(
+            self.reward,
+            RewardTrainingConfig(
+                method=config.method,
+                lora=config.lora,
+                train_vision=config.train_vision,
+                seed=config.seed,
+            ),
+        )
+        if config.gradient_checkpointing:
+            self.reward.gradient_checkpointing_enable({"use_reentrant": False})
+        self._trained = [p for p in self.reward.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            self._trained, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.best_update, self._best_error = -1, math.inf
+        self._best: dict[str, Tensor] = {}
+
+    def updates(self, source: ClipSource, start: int) -> Iterator[tuple[int, float, float]]:
+        """Train from update ``start`` to the last one; yields (update, loss, gradient norm).
+
+        Raises:
+            UserError: the loss is not finite; the weights are those before that update.
+        """
+        config = self._config
+        numbers = range(start, config.updates)
+        batches = (update_rows(len(source), config.batch_clips, u, config.seed) for u in numbers)
+        for update, (rows, frames) in zip(
+            numbers, prefetched(source, batches, config.workers), strict=True
+        ):
+            for group in self._optimizer.param_groups:
+                group["lr"] = config.learning_rate * _rate(update, config)
+            yield update, *self._update(source, rows, frames, update)
+
+    def _update(
+        self, source: ClipSource, rows: list[int], frames: list[Tensor], update: int
+    ) -> tuple[float, float]:
+        self.reward.train()
+        targets, weights = (part.to(self._device) for part in source.targets(rows))
+        total = weights.sum().clamp(min=1)
+        loss = 0.0
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # dropout follows from the number of the update
+            torch.manual_seed(derive_key(self._config.seed, "judge dropout", update))
+            for part in _parts(len(rows), self._config.micro_batch):
+                scores = self._scores(source, rows[part], frames[part])
+                error = weighted_error(scores, targets[part], weights[part]) / total
+                error.backward()
+                loss += float(error.detach())
+        norm = float(torch.nn.utils.clip_grad_norm_(self._trained, self._config.max_grad_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise UserError(
+                "the training of the judge diverged",
+                received=f"loss {loss}, gradient norm {norm} in update {update}",
+                expected="finite numbers",
+                remedy="lower learning_rate, or use precision=float32; checkpoints are intact",
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return loss, norm
+
+    def predict(self, source: ClipSource) -> FloatArray:
+        """Standardised scores [n, D] of all clips, in evaluation mode and without gradients."""
+        config = self._config
+        self.reward.eval()
+        parts = [list(range(len(source)))[p] for p in _parts(len(source), config.batch_clips)]
+        found = []
+        with torch.no_grad():
+            for rows, frames in prefetched(source, iter(parts), config.workers):
+                for part in _parts(len(rows), config.micro_batch):
+                    found.append(self._scores(source, rows[part], frames[part]).double().cpu())
+        return torch.cat(found).numpy()
+
+    def evaluate(self, source: ClipSource, update: int) -> float:
+        """Weighted error of the calibration part; the best weights so far are kept."""
+        scores = torch.from_numpy(self.predict(source))
+        targets, weights = source.targets(range(len(source)))
+        error = float(weighted_error(scores, targets, weights) / weights.sum().clamp(min=1))
+        if error < self._best_error:
+            self.best_update, self._best_error = update, error
+            self._best = _copied(trained_state(self.reward))
+        return error
+
+    def use_best(self) -> None:
+        """Put the best weights into the model."""
+        self._fill(self._best)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next update depends on."""
+        return {
+            "trained": trained_state(self.reward),
+            "optimizer": self._optimizer.state_dict(),
+            "best": self._best,
+            "best_update": self.best_update,
+            "best_error": self._best_error,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state`.
+
+        Raises:
+            KeyError, ValueError or RuntimeError: a state of another model.
+        """
+        self._fill(state["trained"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._best = dict(state["best"])
+        self.best_update, self._best_error = int(state["best_update"]), float(state["best_error"])
+
+    def _fill(self, weights: Mapping[str, Tensor]) -> None:
+        wanted = trained_state(self.reward)
+        if weights.keys() != wanted.keys():
+            raise ValueError("the parameters are not those that are trained")
+        with torch.no_grad():
+            for name, tensor in wanted.items():
+                tensor.copy_(weights[name])
+
+    def _scores(self, source: ClipSource, rows: list[int], frames: list[Tensor]) -> Tensor:
+        """Scores [B, D] float32."""
+        inputs = [
+            source.inputs(row, clip.to(self._device, non_blocking=True))
+            for row, clip in zip(rows, frames, strict=True)
+        ]
+        half = self._config.precision == "bfloat16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
+            scores: Tensor = self.reward(*as_batch(inputs), self._tokens)
+        return scores
+
+
+def _rate(update: int, config: JudgeTrainingConfig) -> float:
+    """Share of the learning rate: a linear rise, then constant or half a cosine down to 0."""
+    warmup = math.ceil(config.warmup_share * config.updates)
+    if update < warmup:
+        return (update + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (update - warmup) / max(1, config.updates - warmup)))
+
+
+def _parts(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}

@@ -1,0 +1,150 @@
+"""A judge as a scorer of video files: records for the log, on the raters' scale if calibrated."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from longtake.core.video import read_video
+from longtake.evaluation.judge.contract import JudgeClip, JudgeModel, Verdict
+from longtake.evaluation.judge.controls import CONTROLS, VIDEO_CONTROLS, shuffle_captions
+from longtake.evaluation.judge.judge_directory import JudgeDirectory
+from longtake.evaluation.judge.score_log import CONTROL_MARK
+from longtake.evaluation.rescore import RescoreReport, rescore
+from longtake.evaluation.samples import SampleList
+from longtake.runtime.errors import UserError
+
+MAX_FRAMES = 1000
+"""Longer clips are unscored instead of filling the memory."""
+
+
+class JudgeScorer:
+    """Implements :class:`longtake.evaluation.rescore.Scorer`.
+
+    Args:
+        judge: the directory.
+        model: loaded from it.
+        calibrated: apply its calibration; raw scores are for fitting one.
+        control: name of a control whose change of the frames is applied; empty: none.
+
+    Raises:
+        UserError: calibrated scores of a judge without calibration, or an unknown control.
+    """
+
+    def __init__(
+        self,
+        judge: JudgeDirectory,
+        model: JudgeModel,
+        *,
+        calibrated: bool = True,
+        control: str = "",
+    ) -> None:
+        if calibrated and judge.calibration is None:
+            raise UserError(
+                "the judge is not calibrated",
+                received=str(judge.path),
+                expected="a judge with calibration.json",
+                remedy="run `eval judge calibrate`, or ask for raw scores with --raw",
+            )
+        if control and control not in CONTROLS:
+            raise UserError("unknown control", received=control, expected=", ".join(CONTROLS))
+        self._model = model
+        self._curves = judge.calibration.curves if calibrated and judge.calibration else {}
+        self._change = VIDEO_CONTROLS.get(control)
+        self.dimensions = judge.dimensions
+        self.calibration = ""
+        self.name = judge.name
+        if calibrated and judge.calibration is not None:
+            self.calibration = judge.calibration.digest
+            self.name += f"/{self.calibration[:8]}"
+        if control:
+            self.name += f"{CONTROL_MARK}{control}"
+
+    def score(self, video: Path, caption: str) -> Mapping[str, tuple[float | None, str]]:
+        """Dimension -> (score, why there is none)."""
+        try:
+            frames, fps = read_video(video, MAX_FRAMES + 1)
+        except UserError as error:
+            return dict.fromkeys(self.dimensions, (None, str(error.what)))
+        if len(frames) > MAX_FRAMES:
+            return dict.fromkeys(self.dimensions, (None, f"longer than {MAX_FRAMES} frames"))
+        if self._change is not None:
+            frames = self._change(frames)
+        (verdict,) = self._model.judge([JudgeClip(frames=frames, fps=fps, caption=caption)])
+        found: dict[str, tuple[float | None, str]] = {}
+        for name, score in zip(self.dimensions, verdict.scores, strict=True):
+            if score is None or not math.isfinite(score):
+                found[name] = (None, verdict.reason or "the judge gives no finite score")
+                continue
+            curve = self._curves.get(name)
+            found[name] = (score if curve is None else float(curve(np.array([score]))[0]), "")
+        return found
+
+
+def score_samples(
+    samples: SampleList,
+    judge: JudgeDirectory,
+    folder: Path,
+    *,
+    device: torch.device,
+    calibrated: bool = True,
+    controls: Sequence[str] = (),
+    seed: int = 0,
+    on_progress: Callable[[str, int], None] = lambda name, done: None,
+) -> dict[str, RescoreReport]:
+    """Score a list of samples, and again under each control; what a log has is kept.
+
+    Args:
+        samples: with captions and videos.
+        judge: the directory.
+        folder: gets ``scores.jsonl`` and, with controls, ``controls.jsonl``.
+        device: of the model.
+        calibrated: scores on the raters' scale.
+        controls: names of :data:`longtake.evaluation.judge.controls.CONTROLS`.
+        seed: of the shuffled captions.
+        on_progress: called with the name of the pass and the number of finished samples.
+
+    Returns:
+        "scores" and the controls -> what was done.
+
+    Raises:
+        UserError: an uncalibrated judge, an unknown control, or a log that cannot be written.
+    """
+    # All arguments are checked before the weights are loaded.
+    names = ["", *dict.fromkeys(controls)]
+    model = _Lazy(judge, device)
+    scorers = {
+        name: JudgeScorer(judge, model, calibrated=calibrated, control=name) for name in names
+    }
+    reports = {}
+    for name, scorer in scorers.items():
+        listed = shuffle_captions(samples, seed) if name == "shuffled_prompt" else samples
+        label = name or "scores"
+        log = folder / ("controls.jsonl" if name else "scores.jsonl")
+        reports[label] = rescore(
+            listed,
+            scorer,
+            log,
+            lambda done, label=label: on_progress(label, done),  # type: ignore[misc]
+        )
+    return reports
+
+
+class _Lazy:
+    """A model that is loaded when the first clip needs it: a finished log costs no loading."""
+
+    def __init__(self, judge: JudgeDirectory, device: torch.device) -> None:
+        self._judge, self._device = judge, device
+        self._model: JudgeModel | None = None
+        self.dimensions = judge.dimensions
+
+    def judge(self, clips: Sequence[JudgeClip]) -> list[Verdict]:
+        if self._model is None:
+            self._model = self._judge.load_model(self._device)
+        return self._model.judge(clips)
+
+    def to(self, device: torch.device) -> "_Lazy":
+        self._device, self._model = device, None
+        return self

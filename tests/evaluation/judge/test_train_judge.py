@@ -1,0 +1,290 @@
+"""Training on a study whose truth is the brightness of a clip, up to the scores of files."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from longtake.evaluation.judge.calibration import CalibrationSettings
+from longtake.evaluation.judge.controls import CONTROLS, shuffle_captions
+from longtake.evaluation.judge.judge_directory import read_judge
+from longtake.evaluation.judge.rated_batches import target_scale, update_rows, weighted_error
+from longtake.evaluation.judge.rated_clips import JUDGED, read_rated_clips
+from longtake.evaluation.judge.report_tables import report_card_from_files
+from longtake.evaluation.judge.scorer import JudgeScorer, score_samples
+from longtake.evaluation.judge.train import train_judge
+from longtake.evaluation.judge.train_config import JudgeDataConfig, JudgeTrainingConfig
+from longtake.evaluation.mos_merge import check_judge
+from longtake.evaluation.records import read_log
+from longtake.evaluation.samples import read_samples
+from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
+from longtake.runtime.provenance import digest
+
+CPU = torch.device("cpu")
+
+
+def settings(study, **changes):
+    plain = JudgeTrainingConfig(
+        base=str(study.base),
+        data=JudgeDataConfig(
+            ratings=(str(study.ratings),),
+            samples=str(study.samples),
+            held_out_models=("C",),
+            test_share=0.3,
+            calibration_share=0.35,
+        ),
+        calibration=CalibrationSettings(min_points=10, min_prompts=2, folds=2),
+        method="full",
+        learning_rate=3e-3,
+        updates=60,
+        batch_clips=8,
+        micro_batch=8,
+        eval_every=20,
+        precision="float32",
+        seed=4,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+@pytest.fixture(scope="module")
+def run(study, tmp_path_factory):
+    out = tmp_path_factory.mktemp("judge") / "run"
+    train_judge(settings(study), output_dir=out, device="cpu")
+    return out
+
+
+def test_it_learns_brightness_and_is_calibrated(run):
+    summary = json.loads((run / "summary.json").read_text())
+    assert all(found["plcc"] > 0.8 for found in summary["calibration_part"].values()), summary
+    assert summary["calibrated"] and summary["not_calibrated"] == ""
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in metrics if "loss" in row]
+    assert len(losses) == 60 and np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
+    judge = read_judge(run / "judge")
+    assert judge.dimensions == JUDGED and set(judge.training.models) == {"A", "B"}
+    test = read_samples(run / "test.csv")
+    assert not test.missing_videos() and set(test.models) == {"A", "B"}
+    assert set(read_samples(run / "test_new_models.csv").models) == {"C"}
+    assert not {item.caption for item in test.samples} & set(judge.training.prompts)
+
+
+def test_scores_controls_and_report_card(run, study, tmp_path):
+    judge = read_judge(run / "judge")
+    listed = read_samples(run / "test_new_models.csv")
+    reports = score_samples(listed, judge, tmp_path, device=CPU, controls=CONTROLS)
+    n = len(listed.samples)
+    assert all(r.scored == 3 * n and r.unscored == 0 for r in reports.values())
+    again = score_samples(listed, judge, tmp_path, device=CPU, controls=["blank"])
+    assert all(report.kept == 3 * n and report.scored == 0 for report in again.values())
+    card = report_card_from_files(
+        [study.ratings],
+        run / "test_new_models.csv",
+        tmp_path / "scores.jsonl",
+        controls=tmp_path / "controls.jsonl",
+        judge=run / "judge",
+    )
+    assert card.calibrated and card.leakage.checked and not card.leakage.same_prompts
+    assert card.leakage.shared_models == ()
+    found = {(c.control, c.dimension): c for c in card.controls}
+    # A clip of one level is the same frozen, reversed or again; the verdict says so of `frozen`.
+    for control in ("frozen", "reversed", "repeat"):
+        assert found[control, "motion_quality"].spread == 0
+    assert found["frozen", "motion_quality"].verdict == "not as expected"
+    # The log is what the merge with human scores asks for; the controls stay out of it.
+    assert check_judge(read_log(tmp_path / "scores.jsonl")[0]) == card.judge
+    # The caption says nothing of the brightness: another one changes little.
+    raters = {item.rater for item in read_log(tmp_path / "controls.jsonl")[0]}
+    assert {name.partition("+")[2] for name in raters} == set(CONTROLS)
+    assert found["shuffled_prompt", "text_alignment"].spread < 0.5
+
+
+def test_unusable_clips_are_unscored_with_a_reason(run, tmp_path):
+    judge = read_judge(run / "judge")
+    scorer = JudgeScorer(judge, judge.load_model(CPU))
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"nothing")
+    video = read_samples(run / "test.csv")
+    good = video.video_path(video.samples[0])
+    for path, caption in ((broken, "a wall"), (good, ""), (good, "a <|MQ_reward|> wall")):
+        for score, reason in scorer.score(path, caption).values():
+            assert score is None and reason
+    assert all(1 <= s <= 5 for s, _ in scorer.score(good, "a gray wall").values())
+    with pytest.raises(UserError, match="control"):
+        JudgeScorer(judge, judge.load_model(CPU), control="upside_down")
+
+
+def test_calibrated_scores_are_the_curve_of_the_raw_ones(run):
+    judge = read_judge(run / "judge")
+    model = judge.load_model(CPU)
+    listed = read_samples(run / "test.csv")
+    raw, mapped = (JudgeScorer(judge, model, calibrated=c) for c in (False, True))
+    assert raw.calibration == "" and mapped.calibration == judge.calibration.digest
+    assert raw.name == judge.name and mapped.name.startswith(f"{judge.name}/")
+    for item in listed.samples[:3]:
+        path = listed.video_path(item)
+        before, after = raw.score(path, item.caption), mapped.score(path, item.caption)
+        for name, curve in judge.calibration.curves.items():
+            assert after[name][0] == pytest.approx(curve(np.array([before[name][0]]))[0])
+
+
+def test_a_stopped_run_continues_bit_by_bit(study, tmp_path, monkeypatch):
+    from longtake.evaluation.judge.regression import JudgeRegression
+
+    config = settings(study, updates=8, eval_every=4, batch_clips=4, micro_batch=2)
+    whole = train_judge(config, output_dir=tmp_path / "whole", device="cpu")
+    update = JudgeRegression._update
+
+    def stop(self, source, rows, frames, number):
+        if number == 6:
+            raise KeyboardInterrupt
+        return update(self, source, rows, frames, number)
+
+    monkeypatch.setattr(JudgeRegression, "_update", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_judge(config, output_dir=tmp_path / "cut", device="cpu")
+    monkeypatch.undo()
+    with pytest.raises(RunDirectoryError, match="already holds a run"):
+        train_judge(config, output_dir=tmp_path / "cut", device="cpu")
+    resumed = train_judge(config, output_dir=tmp_path / "cut", resume=True, device="cpu")
+    assert read_judge(resumed).digest == read_judge(whole).digest
+    assert (tmp_path / "cut/metrics.jsonl").read_text() == (
+        tmp_path / "whole/metrics.jsonl"
+    ).read_text()
+    # A torn state is named, and nothing is overwritten.
+    state = next((tmp_path / "cut/checkpoints").glob("step-*")) / "state.pt"
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="checkpoint of the judge"):
+        train_judge(config, output_dir=tmp_path / "cut", resume=True, device="cpu")
+
+
+def test_micro_batches_do_not_change_the_update(study, tmp_path):
+    found = []
+    for micro in (1, 4):
+        config = settings(study, updates=2, eval_every=2, batch_clips=4, micro_batch=micro)
+        out = tmp_path / str(micro)
+        train_judge(config, output_dir=out, device="cpu")
+        found.append([json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()])
+    for one, four in zip(*found, strict=True):
+        assert one == pytest.approx(four, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "tolerance"),
+    [("full", "float32", 1e-4), ("lora", "float32", 1e-4), ("lora", "bfloat16", 0.05)],
+)
+def test_the_judge_scores_in_points_what_the_training_predicted(
+    study, tmp_path, monkeypatch, method, precision, tolerance
+):
+    """Export, merged LoRA, normalisation and the path from files, against the model in training."""
+    from longtake.evaluation.judge import train
+
+    seen = []
+    fit = train.fit_curves
+    monkeypatch.setattr(train, "fit_curves", lambda c, s, o: (seen.append((c, s)), fit(c, s, o))[1])
+    config = settings(study, method=method, precision=precision, updates=4, eval_every=4)
+    judge = read_judge(train_judge(config, output_dir=tmp_path / "run", device="cpu"))
+    ((clips, predicted),) = seen
+    scorer = JudgeScorer(judge, judge.load_model(CPU), calibrated=False)
+    for item, row in zip(clips.samples.samples, predicted, strict=True):
+        found = scorer.score(clips.samples.video_path(item), item.caption)
+        scores = [found[name][0] for name in judge.dimensions]
+        assert scores == pytest.approx(row.tolist(), abs=tolerance)
+
+
+def test_too_few_clips_leave_it_uncalibrated_and_say_so(study, tmp_path):
+    config = settings(study, updates=1, eval_every=1, calibration=CalibrationSettings())
+    judge = read_judge(train_judge(config, output_dir=tmp_path / "run", device="cpu"))
+    assert judge.calibration is None
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert "too few rated videos" in summary["not_calibrated"]
+    with pytest.raises(UserError, match="not calibrated"):
+        score_samples(read_samples(study.samples), judge, tmp_path, device=CPU)
+
+
+def test_changed_judges_are_refused(run, tmp_path):
+    import shutil
+
+    for name, expected in (
+        ("training.json", "changed"),
+        ("model/template.txt", "damaged"),
+        ("judge.json", "cannot read"),
+        ("calibration.json", "calibration"),
+    ):
+        copy = tmp_path / name.replace("/", "_")
+        shutil.copytree(run / "judge", copy)
+        assert digest(copy) == digest(run / "judge")
+        text = (copy / name).read_text()
+        (copy / name).write_text(text[: len(text) // 2])
+        with pytest.raises(CheckpointError, match=expected):
+            read_judge(copy)
+    other = tmp_path / "other"
+    shutil.copytree(run / "judge", other)
+    record = json.loads((other / "calibration.json").read_text())
+    (other / "calibration.json").write_text(json.dumps({**record, "judge": "f" * 64}))
+    with pytest.raises(CheckpointError, match="does not belong"):
+        read_judge(other)
+    with pytest.raises(CheckpointError):
+        read_judge(tmp_path / "nowhere")
+
+
+def test_settings_that_cannot_work(study, tmp_path):
+    for wrong in ({"updates": 0}, {"batch_clips": 3, "micro_batch": 2}, {"method": "magic"}):
+        with pytest.raises(ConfigError):
+            settings(study, **wrong)
+    with pytest.raises(ConfigError, match="base is not set"):
+        train_judge(settings(study, base=""), output_dir=tmp_path / "x")
+    with pytest.raises(UserError, match="cannot score"):
+        train_judge(
+            settings(study, dimensions=("overall",)), output_dir=tmp_path / "x", dry_run=False
+        )
+    assert train_judge(settings(study), output_dir=tmp_path / "x", dry_run=True) is None
+
+
+def test_weighted_error_is_the_likelihood_of_the_single_ratings():
+    """Up to a constant, the sum over single ratings of the squared distance to the score."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 6, size=7)
+    ratings = [rng.normal(size=k) for k in counts]
+    means = torch.tensor([float(r.mean()) for r in ratings], dtype=torch.float64)[:, None]
+    weights = torch.from_numpy(counts).double()[:, None]
+    a, b = (torch.from_numpy(rng.normal(size=(7, 1))) for _ in range(2))
+
+    def single(scores):
+        pairs = zip(ratings, scores[:, 0].tolist(), strict=True)
+        return sum(((r - s) ** 2).sum() for r, s in pairs)
+
+    difference = weighted_error(a, means, weights) - weighted_error(b, means, weights)
+    assert float(difference) == pytest.approx(single(a) - single(b))
+
+
+def test_rows_of_updates_visit_every_clip_once_an_epoch():
+    rows = [update_rows(10, 3, u, 0) for u in range(6)]
+    first, second = [*rows[0], *rows[1], *rows[2]], [*rows[3], *rows[4], *rows[5]]
+    assert len(set(first)) == len(first) == 9 and first != second
+    assert update_rows(10, 3, 4, 0) == rows[4] and update_rows(10, 3, 4, 1) != rows[4]
+    assert sorted(update_rows(2, 8, 0, 0)) == [0, 1]
+
+
+def test_target_scale_is_weighted(study):
+    clips = read_rated_clips([study.ratings], study.samples)
+    scale = target_scale(clips)
+    scores = clips.ratings[clips.ratings["dimension"] == "visual_quality"]
+    assert scale.mean[1] == pytest.approx(scores["score"].mean())  # the mean of all single ratings
+    assert scale.std[1] == pytest.approx(clips.mean[:, 1].std())
+    flat = dataclasses.replace(clips, mean=np.full_like(clips.mean, 3.0))
+    with pytest.raises(UserError, match="cannot be learned"):
+        target_scale(flat)
+
+
+def test_shuffled_captions_are_those_of_other_prompts(study):
+    listed = read_samples(study.samples)
+    moved = shuffle_captions(listed)
+    pairs = {(a.caption, b.caption) for a, b in zip(listed.samples, moved.samples, strict=True)}
+    assert len(pairs) == 20 and all(a != b for a, b in pairs)
+    assert sorted(b for _, b in pairs) == sorted(a for a, _ in pairs)
+    assert shuffle_captions(listed).samples == moved.samples
+    one = dataclasses.replace(listed, samples=listed.samples[:2])
+    with pytest.raises(UserError, match="shuffled"):
+        shuffle_captions(one)

@@ -1,0 +1,123 @@
+"""The pipeline of the tiny judge in its smallest size, and the simulated ratings behind it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from longtake.evaluation.judge.judge_directory import read_judge
+from longtake.evaluation.records import read_log
+from longtake.evaluation.samples import read_samples
+from longtake.evaluation.simulated_raters import SimulatedRater
+from longtake.runtime.errors import ConfigError, RunDirectoryError
+from longtake.sandbox.preferences import Candidate
+from longtake.training import tiny_judge
+from longtake.training.judge_ratings import ORACLE_OF, RatingConfig, quality_name, rate_clip
+from longtake.training.quality_samples import QUALITIES, Quality
+from longtake.training.tiny_judge import PARTS, summary_rows, train_tiny_judge
+
+SMALL = (
+    "train_prompts=6",
+    "held_out_prompts=2",
+    "damaged=1",
+    "updates=2",
+    "batch_clips=4",
+    "eval_every=2",
+    "calibration_share=0.6",
+    "min_points=500",
+    "resamples=100",
+    "size.width=32",
+    "size.layers=1",
+    "size.vision_width=32",
+    "size.vision_layers=1",
+    "size.side=28",
+    "controls=[shuffled_prompt]",
+)
+
+
+def clip(name, **oracles):
+    return Candidate(
+        name=name,
+        video=torch.zeros(1, 3, 2, 2, dtype=torch.uint8),
+        origin="clean",
+        oracles=oracles,
+        colourfulness=0.0,
+    )
+
+
+def test_ratings_follow_the_truth_and_the_protocol():
+    quiet = tuple(SimulatedRater(name=f"r{i}", noise=0.0) for i in range(5))
+    config = RatingConfig(raters=quiet, damaged=0, seed=0)
+    found = rate_clip(clip("a", alignment=1.0, motion=0.5, visual=0.0), config)
+    scores = {(r.dimension, r.score) for r in found}
+    assert scores == {("text_alignment", 5.0), ("motion_quality", 3.0), ("visual_quality", 1.0)}
+    assert len(found) == 9  # three raters agree
+    # Two of three raters one apart from each other by 2 points or more: five rate.
+    biased = tuple(SimulatedRater(name=f"r{i}", noise=0.0, bias=2.0 * (i % 2)) for i in range(5))
+    config = RatingConfig(raters=biased, damaged=0, seed=1)
+    counts = {
+        len(rate_clip(clip(str(i), alignment=0.5, motion=0.5, visual=0.5), config))
+        for i in range(30)
+    }
+    assert counts == {9, 15}
+
+
+def test_the_mean_of_many_clips_is_the_truth():
+    raters = tuple(SimulatedRater(name=f"r{i}", noise=0.6) for i in range(6))
+    config = RatingConfig(raters=raters, damaged=0, seed=0)
+    truth = 0.45
+    scores = [
+        r.score
+        for i in range(400)
+        for r in rate_clip(clip(str(i), alignment=truth, motion=truth, visual=truth), config)
+    ]
+    # Rounding of a normal value is nearly unbiased inside the scale.
+    assert np.mean(scores) == pytest.approx(1 + 4 * truth, abs=0.05)
+    again = rate_clip(clip("7", alignment=0.2, motion=0.2, visual=0.2), config)
+    assert again == rate_clip(clip("7", alignment=0.2, motion=0.2, visual=0.2), config)
+
+
+def test_pipeline(tmp_path, monkeypatch):
+    quick = tuple(Quality(num_steps=1, guidance_scale=1.0) for _ in QUALITIES)
+    sample = tiny_judge.sample_qualities
+    monkeypatch.setattr(
+        tiny_judge, "sample_qualities", lambda *a, **k: sample(*a, **k, qualities=quick)
+    )
+    out = tmp_path / "run"
+    record = train_tiny_judge(out, SMALL, device="cpu")
+    listed = read_samples(out / "data" / "samples.csv")
+    assert len(listed.samples) == 8 * 8 and not listed.missing_videos()
+    assert set(listed.models) == {
+        "render", "still", "other-scene", "damaged", *map(quality_name, range(4))
+    }  # fmt: skip
+    judge = read_judge(out / "judge")
+    held_out = (out / "data" / "test_prompts.txt").read_text().splitlines()
+    assert len(held_out) == 2 and not set(held_out) & set(judge.training.prompts)
+    assert quality_name(2) not in judge.training.models and judge.calibration is None
+    tested = read_samples(out / "training" / "test_new_models.csv")
+    assert tested.models == (quality_name(2),) and len(tested.samples) == 2
+    rows = summary_rows(record)
+    assert len(rows) == len(PARTS) * 2 * len(ORACLE_OF)
+    # The truth itself is the best judge of honest raters.
+    assert all(row[3] > 0.9 for row in rows if row[1:3] == ["test", "truth"])
+    assert json.loads((out / "agreement.json").read_text())["judge"] == judge.name
+    card = json.loads((out / "report/test/judge_report.json").read_text())
+    assert {c["control"] for c in card["controls"]} == {"shuffled_prompt"}
+    assert card["leakage"]["checked"] and not card["leakage"]["same_prompts"]
+    ratings, damage = read_log(out / "data" / "ratings.jsonl")
+    assert not damage and {r.rater for r in ratings} <= {f"rater{i}" for i in range(1, 13)}
+    with pytest.raises(RunDirectoryError):
+        train_tiny_judge(out, SMALL, device="cpu")
+    before = (out / "judge" / "judge.json").stat().st_mtime_ns
+    again = train_tiny_judge(out, SMALL, resume=True, device="cpu")
+    assert again == record
+    assert (out / "judge" / "judge.json").stat().st_mtime_ns == before
+
+
+def test_wrong_settings_are_refused_before_anything_is_made(tmp_path):
+    for wrong in ("updatez=3", "held_out_quality=9", "raters=2", "rater_noise=[0.5,0.1]"):
+        with pytest.raises(ConfigError):
+            train_tiny_judge(tmp_path / "run", [wrong])
+    plan = train_tiny_judge(tmp_path / "run", dry_run=True)
+    assert plan["clips"] == 5300 * 12 and not (tmp_path / "run").exists()

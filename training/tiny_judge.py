@@ -1,0 +1,338 @@
+"""Train and measure the tiny judge: ``python cli.py sandbox judge``.
+
+Clips of the sandbox (renders, damaged renders, samples of the tiny model at several qualities) are
+rated by simulated people, a small Qwen2-VL learns the ratings with the trainer of ``eval judge
+train``, and a report card measures it on held-out prompts, on a generator it has never seen, and
+under the controls; beside it stands the truth itself, the best that any judge could be with these
+raters. Every stage that is finished is kept; ``--resume`` goes on from there.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longtake.core.checkpoint import load_checkpoint
+from longtake.core.generation import TINY_CHECKPOINT
+from longtake.evaluation.judge.calibration import CalibrationSettings
+from longtake.evaluation.judge.controls import CONTROLS
+from longtake.evaluation.judge.judge_directory import JudgeDirectory, read_judge
+from longtake.evaluation.judge.levels import LevelSettings
+from longtake.evaluation.judge.report_card import ReportCard
+from longtake.evaluation.judge.report_tables import report_card_from_files, report_tables
+from longtake.evaluation.judge.scorer import score_samples
+from longtake.evaluation.judge.train import JUDGE_FOLDER, train_judge
+from longtake.evaluation.judge.train_config import JudgeDataConfig, JudgeTrainingConfig
+from longtake.evaluation.result_files import write_result
+from longtake.evaluation.samples import SampleList, read_samples
+from longtake.evaluation.simulated_raters import SimulatedRater
+from longtake.rewards.template import PromptTemplate
+from longtake.rewards.tiny_base import TinySize, write_tiny_base
+from longtake.runtime.config import config_to_yaml, merge_config
+from longtake.runtime.device import pick_device
+from longtake.runtime.errors import ConfigError
+from longtake.runtime.progress import progress_bar
+from longtake.runtime.run_directory import RunDirectory, to_plain
+from longtake.sandbox.facts import NUM_FRAMES
+from longtake.sandbox.preferences import preference_prompts
+from longtake.training.judge_ratings import (
+    RATINGS,
+    SAMPLES,
+    TEST_PROMPTS,
+    TRUTH,
+    RatingConfig,
+    make_ratings,
+    quality_name,
+)
+from longtake.training.quality_samples import QUALITIES, sample_qualities
+
+TEMPLATE = PromptTemplate(
+    text="\n{text_prompt}\nSharp? <|VQ_reward|>\nMoving? <|MQ_reward|>\nAs told? <|TA_reward|>\n",
+    reward_tokens=("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>"),
+)
+"""The caption stands first: whether a thing should move is said there, so motion needs it too."""
+PARTS = ("test", "test_new_models")
+"""Held-out prompts of known generators, and of one that was never trained on."""
+SIDE = 64
+"""Height and width of the sandbox's clips, pixels."""
+
+
+def _size() -> TinySize:
+    # Every frame: two a second, the published rate, miss what flickers and jumps.
+    return TinySize(width=128, layers=4, vision_width=96, vision_layers=3, frames_per_second=8.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TinyJudgeConfig:
+    """Everything that the tiny judge follows from."""
+
+    seed: int = 0
+    """Names every draw."""
+    checkpoint: str = str(TINY_CHECKPOINT)
+    """The model whose samples are rated beside the renders."""
+    train_prompts: int = 5000
+    """Prompts of the train split."""
+    held_out_prompts: int = 300
+    """Prompts of the held-out split; nothing is chosen by them."""
+    damaged: int = 5
+    """Damaged renders of a prompt, beside a clean, a still and a wrong one."""
+    held_out_quality: int = 2
+    """Number of the sampler quality (training/quality_samples.py) that is only tested."""
+    raters: int = 12
+    """Simulated raters."""
+    rater_noise: tuple[float, float] = (0.3, 0.6)
+    """Least and largest standard deviation of a rater's impression, points."""
+    rater_bias: float = 0.2
+    """Standard deviation of the raters' biases, points."""
+    calibration_share: float = 0.06
+    """Share of the training prompts that choose the best update and calibrate."""
+    min_points: int = 50
+    """Rated clips that a calibration needs."""
+    sample_batch: int = 8
+    """Clips sampled at a time; some 250 fill a GPU."""
+    workers: int = 0
+    """Processes that render and rate."""
+    loaders: int = 2
+    """Threads that decode clips in training."""
+    cache_mib: int = 32768
+    """Memory for resized frames: 0.34 MiB a clip at the default size."""
+    data: str | None = None
+    """Folder of another run's ratings (``OUT/data``); null makes them."""
+    size: TinySize = dataclasses.field(default_factory=_size)
+    """Of the model and its frames."""
+    updates: int = 8000
+    """Optimiser steps."""
+    learning_rate: float = 1e-3
+    """AdamW, cosine to 0."""
+    batch_clips: int = 64
+    """Clips per update."""
+    eval_every: int = 500
+    """Updates between evaluations on the calibration part."""
+    precision: str = "float32"
+    """float32 | bfloat16."""
+    controls: tuple[str, ...] = CONTROLS
+    """Controls that are run on the held-out prompts."""
+    resamples: int = 1000
+    """Of the report's bootstrap."""
+
+    def __post_init__(self) -> None:
+        """Reject values that no stage could use."""
+        if self.held_out_quality not in range(len(QUALITIES)):
+            raise ConfigError(
+                "held_out_quality is no quality of the sampler",
+                received=self.held_out_quality,
+                expected=f"0 to {len(QUALITIES) - 1}",
+            )
+        low, high = self.rater_noise
+        if not (0 <= low <= high and self.rater_bias >= 0 and self.raters >= 5):
+            raise ConfigError(
+                "the simulated raters cannot be used",
+                received=f"{self.raters} raters, noise {low:g} to {high:g}, bias {self.rater_bias}",
+                expected="at least 5 raters, 0 <= least <= largest noise, bias >= 0",
+            )
+
+
+def train_tiny_judge(
+    out: Path,
+    overrides: Sequence[str] = (),
+    *,
+    config_file: Path | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Make ratings, train, score held-out clips and write the report cards.
+
+    Args:
+        out: run directory; the judge is ``out/judge``, the report cards are ``out/report``.
+        overrides: ``key=value`` of :class:`TinyJudgeConfig`.
+        config_file: YAML with the same keys.
+        resume: continue the run in ``out``.
+        dry_run: only return the plan.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        The plan, or the record written to ``out/agreement.json``.
+
+    Raises:
+        ConfigError: unusable settings.
+        RunDirectoryError: ``out`` is taken, or cannot be written.
+    """
+    config = merge_config(TinyJudgeConfig(), config_file, overrides)
+    if dry_run:
+        clips = config.damaged + 3 + len(QUALITIES)
+        prompts = config.train_prompts + config.held_out_prompts
+        return {"clips": clips * prompts, "config": dataclasses.asdict(config)}
+    with RunDirectory.create(out, config_to_yaml(config), resume=resume) as run:
+        data = run.path / "data" if config.data is None else Path(config.data)
+        if not (data / SAMPLES).is_file():
+            _make_data(data, config, device)
+        if not (run.path / JUDGE_FOLDER).is_dir():
+            _train(run, data, config, device)
+        judge = read_judge(run.path / JUDGE_FOLDER)
+        record: dict[str, Any] = {"judge": judge.name}
+        for part in PARTS:
+            record[part] = _measure(run, data, part, judge, config, device)
+        run.write_json("agreement.json", to_plain(record))
+    return record
+
+
+def _make_data(data: Path, config: TinyJudgeConfig, device: str) -> None:
+    counts = {"train": config.train_prompts, "held_out": config.held_out_prompts}
+    prompts = [
+        *preference_prompts("train", 0, config.train_prompts, config.seed),
+        *preference_prompts("held_out", 0, config.held_out_prompts, config.seed),
+    ]
+    model = load_checkpoint(config.checkpoint, pick_device(device))
+    with progress_bar("samples", len(set(prompts)) * len(QUALITIES)) as bar:
+        samples = sample_qualities(
+            model,
+            prompts,
+            NUM_FRAMES,
+            SIDE,
+            config.seed,
+            batch_size=config.sample_batch,
+            on_progress=bar.update,
+        )
+    ratings = RatingConfig(raters=raters(config), damaged=config.damaged, seed=config.seed)
+    make_ratings(
+        data,
+        {"train": counts["train"], "held_out": counts["held_out"]},
+        ratings,
+        samples,
+        config.workers,
+    )
+
+
+def raters(config: TinyJudgeConfig) -> tuple[SimulatedRater, ...]:
+    """The pool: biases and noise levels named by the seed."""
+    rng = np.random.default_rng([config.seed, 11])
+    return tuple(
+        SimulatedRater(
+            name=f"rater{i + 1}",
+            bias=float(rng.normal(0.0, config.rater_bias)),
+            noise=float(rng.uniform(*config.rater_noise)),
+        )
+        for i in range(config.raters)
+    )
+
+
+def _train(run: RunDirectory, data: Path, config: TinyJudgeConfig, device: str) -> None:
+    base, work = run.path / "base", run.path / "training"
+    if not base.is_dir():
+        captions = preference_prompts("train", 0, config.train_prompts, config.seed)
+        write_tiny_base(base, "videoreward", captions, config.size, config.seed, template=TEMPLATE)
+    settings = JudgeTrainingConfig(
+        base=str(base),
+        data=JudgeDataConfig(
+            ratings=(str(data / RATINGS),),
+            samples=str(data / SAMPLES),
+            held_out_models=(quality_name(config.held_out_quality),),
+            test_prompts=str(data / TEST_PROMPTS),
+            test_share=0.0,
+            calibration_share=config.calibration_share,
+            cache_mib=config.cache_mib,
+        ),
+        calibration=CalibrationSettings(min_points=config.min_points, min_prompts=5),
+        method="full",
+        learning_rate=config.learning_rate,
+        updates=config.updates,
+        batch_clips=config.batch_clips,
+        micro_batch=config.batch_clips,
+        eval_every=min(config.eval_every, config.updates),
+        precision=config.precision,
+        workers=config.loaders,
+        seed=config.seed,
+    )
+    trained = train_judge(settings, output_dir=work, resume=work.is_dir(), device=device)
+    assert trained is not None
+    with run.writing(JUDGE_FOLDER):
+        shutil.copytree(trained, run.path / f".tmp-{JUDGE_FOLDER}", dirs_exist_ok=True)
+        (run.path / f".tmp-{JUDGE_FOLDER}").rename(run.path / JUDGE_FOLDER)
+
+
+def _measure(
+    run: RunDirectory,
+    data: Path,
+    part: str,
+    judge: JudgeDirectory,
+    config: TinyJudgeConfig,
+    device: str,
+) -> dict[str, Any]:
+    """Score a part, write its report cards, and return their correlations over videos."""
+    listed, folder = run.path / "training" / f"{part}.csv", run.path / "scores" / part
+    samples = read_samples(listed)
+    controls = config.controls if part == "test" else ()
+    _score(samples, judge, folder, controls, device)
+    settings = LevelSettings(resamples=config.resamples, seed=config.seed)
+    cards = {
+        "judge": report_card_from_files(
+            [data / RATINGS],
+            listed,
+            folder / "scores.jsonl",
+            controls=folder / "controls.jsonl" if controls else None,
+            judge=judge.path,
+            settings=settings,
+        ),
+        "truth": report_card_from_files([data / RATINGS], listed, data / TRUTH, settings=settings),
+    }
+    for name, card in cards.items():
+        write_result(
+            run.path / "report" / part, f"{name}_report", card.as_record(), report_tables(card)
+        )
+    return {name: over_videos(card) for name, card in cards.items()}
+
+
+def _score(
+    samples: SampleList,
+    judge: JudgeDirectory,
+    folder: Path,
+    controls: Sequence[str],
+    device: str,
+) -> None:
+    total = len(samples.samples)
+    with progress_bar(f"scores {folder.name}", total * (1 + len(controls))) as bar:
+        passes: list[str] = []
+
+        def show(name: str, done: int) -> None:
+            if name not in passes:
+                passes.append(name)
+            bar.update(total * (len(passes) - 1) + done)
+
+        score_samples(
+            samples,
+            judge,
+            folder,
+            device=pick_device(device),
+            calibrated=judge.calibration is not None,
+            controls=controls,
+            on_progress=show,
+        )
+
+
+def over_videos(card: ReportCard) -> dict[str, dict[str, Any]]:
+    """PLCC and SRCC of each dimension over videos, with intervals and n."""
+    return {
+        item.dimension: {
+            name: {"value": found.value, "ci95": [found.ci_low, found.ci_high], "n": found.n}
+            for name in ("plcc", "srcc")
+            for found in [card.value(item.dimension, "sample", name)]
+        }
+        for item in card.coverage
+    }
+
+
+def summary_rows(record: dict[str, Any]) -> list[list[str | float | int | None]]:
+    """Rows (dimension, clips, judge, PLCC, interval, SRCC, n) of the record of a run."""
+    rows: list[list[str | float | int | None]] = []
+    for part in PARTS:
+        for who, dimensions in record[part].items():
+            for name, found in dimensions.items():
+                plcc, srcc = found["plcc"], found["srcc"]
+                low, high = plcc["ci95"]
+                interval = f"{low:.3f} to {high:.3f}"
+                rows.append([name, part, who, plcc["value"], interval, srcc["value"], plcc["n"]])
+    return rows
