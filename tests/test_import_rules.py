@@ -31,12 +31,17 @@ BELOW = {
     },
 }
 # The data of checkpoints/tiny are the sandbox's clips and pairs; these files bring them to the
-# trainers of the model and of its reward heads.
+# trainers of the model, of its reward heads and of the judge.
 EXCEPTIONS = {
     ("training/sandbox_data.py", "sandbox"),
     ("training/tiny_heads.py", "sandbox"),
     ("training/tiny_heads.py", "rewards"),
     ("training/tiny_heads.py", "evaluation"),
+    ("training/tiny_judge.py", "sandbox"),
+    ("training/tiny_judge.py", "rewards"),
+    ("training/tiny_judge.py", "evaluation"),
+    ("training/judge_ratings.py", "sandbox"),
+    ("training/judge_ratings.py", "evaluation"),
 }
 NOT_PACKAGES = {"tests", "docs", "notebooks", "bench", "benchmarks_data", "checkpoints", "runs"}
 MAX_LINES = 450
