@@ -23,15 +23,17 @@ def check_golden(
     """
     from rich.console import Console
 
+    from longtake.core.block_sparse_golden import BLOCK_SPARSE_CHECKS
     from longtake.core.golden import CHECKS, check_file
     from longtake.rewards.golden import REWARD_CHECKS
     from longtake.runtime.progress import result_table
 
+    checks = {**CHECKS, **BLOCK_SPARSE_CHECKS, **REWARD_CHECKS}
     columns = ["output", "max abs error", "tolerance", "result"]
     failed = 0
     for file in files:
         rows: list[tuple[str, float, str, str]] = []
-        for result in check_file(file, tolerance, {**CHECKS, **REWARD_CHECKS}):
+        for result in check_file(file, tolerance, checks):
             bound = f"{'>' if result.is_control else '<='} {result.tolerance:g}"
             verdict = "ok" if result.passed else "FAILED"
             rows.append((result.name, result.max_abs_error, bound, verdict))

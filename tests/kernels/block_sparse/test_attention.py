@@ -1,0 +1,285 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from longtake.kernels.block_sparse import (
+    BlockIndex,
+    BlockLayout,
+    attention_from_index,
+    block_sparse_attention,
+    first_frames,
+    local_window,
+    select_blocks,
+)
+from longtake.kernels.block_sparse.layout import Size3
+from longtake.runtime.errors import UserError
+
+GRID, BLOCK = (5, 6, 7), (2, 4, 4)
+N = 5 * 6 * 7
+
+
+def tensors(
+    dtype: torch.dtype = torch.float64, heads: tuple[int, int] = (4, 2), seed: int = 0, n: int = N
+) -> list[Tensor]:
+    """Queries [2, Hq, N, 8], keys and values [2, Hk, N, 8]."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = [(2, h, n, 8) for h in (heads[0], heads[1], heads[1])]
+    return [torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in shapes]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
+    options = {"grid_q": GRID, "block_q": BLOCK, "block_k": BLOCK, **options}
+    return block_sparse_attention(q, k, v, **options)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    "rule", [{"topk": 3}, {"sparsity": 0.7}, {"cdf_p": 0.4}, {"topk": 2, "cdf_p": 0.3}]
+)
+def test_against_selection_and_attention_by_hand(
+    rule: dict[str, Any],
+    seed: int,
+    dense_attention: Callable[..., tuple[Tensor, Tensor]],
+    tokens_to_blocks: Callable[[Size3, Size3], Tensor],
+) -> None:
+    q, k, v = (x.requires_grad_() for x in tensors(seed=seed))
+    of_token = tokens_to_blocks(GRID, BLOCK)
+    num = int(of_token.max()) + 1
+    q_mean, k_mean = (
+        torch.stack([x.detach()[:, :, of_token == i].mean(2) for i in range(num)], dim=2)
+        for x in (q, k)
+    )
+    scores = q_mean @ k_mean.repeat_interleave(2, 1).mT
+    order = scores.argsort(dim=-1, descending=True)
+    mass = (scores * 8**-0.5).softmax(-1).gather(-1, order).cumsum(-1)
+    count = torch.full(scores.shape[:-1], rule.get("topk", 1))
+    if "sparsity" in rule:
+        count = torch.full(scores.shape[:-1], int(0.3 * num + 1e-6))
+    if "cdf_p" in rule:
+        count = torch.maximum(count, (mass < rule["cdf_p"]).sum(-1) + 1)
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    mask.scatter_(-1, order, torch.arange(num) < count[..., None])
+    expected, lse = dense_attention(q, k, v, mask, of_token, of_token, 8**-0.5)
+    out, our_lse = attend(q, k, v, return_lse=True, **rule)
+    assert torch.allclose(out, expected, rtol=0, atol=1e-13)
+    assert torch.allclose(our_lse, lse, rtol=0, atol=1e-13)
+    cotangent, of_lse = torch.randn_like(out), torch.randn_like(lse)
+    found = torch.autograd.grad((out, our_lse), (q, k, v), (cotangent, of_lse))
+    exact = torch.autograd.grad((expected, lse), (q, k, v), (cotangent, of_lse))
+    for a, b in zip(found, exact, strict=True):
+        assert torch.allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("heads_first", [True, False])
+def test_token_orders_and_axis_orders_agree_bitwise(heads_first: bool) -> None:
+    q, k, v = tensors()
+    plain = attend(q, k, v, topk=3, return_lse=True)
+    layout = BlockLayout(GRID, BLOCK)
+    moved = [layout.to_block(x, 2) for x in (q, k, v)]
+    if not heads_first:
+        moved = [x.transpose(1, 2).contiguous() for x in moved]
+    out, lse = attend(*moved, topk=3, layout="block", heads_first=heads_first, return_lse=True)
+    assert out.shape == moved[0].shape and out.stride() == moved[0].stride()
+    out = out if heads_first else out.transpose(1, 2)
+    assert torch.equal(layout.from_block(out, 2), plain[0])
+    assert torch.equal(layout.from_block(lse, 2), plain[1])
+    if not heads_first:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        again, lse = attend(q, k, v, topk=3, heads_first=False, return_lse=True)
+        assert torch.equal(again.transpose(1, 2), plain[0]) and torch.equal(lse, plain[1])
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("rule", [{"topk": 10**6}, {"sparsity": 0.0}, {"cdf_p": 1.0}])
+def test_all_blocks_is_dense_attention(rule: dict[str, Any], backend: str) -> None:
+    q, k, v = (x.requires_grad_() for x in tensors())
+    cotangent = torch.randn(q.shape, dtype=torch.float64)
+    out = attend(q, k, v, backend=backend, **rule)
+    dense = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    assert torch.allclose(out, dense, rtol=0, atol=1e-13)
+    for a, b in zip(
+        torch.autograd.grad(out, (q, k, v), cotangent),
+        torch.autograd.grad(dense, (q, k, v), cotangent),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, rtol=0, atol=1e-12)
+    swapped = attend(*(x.transpose(1, 2) for x in (q, k, v)), heads_first=False, **rule)
+    assert torch.allclose(swapped.transpose(1, 2), dense, rtol=0, atol=1e-13)
+
+
+def test_condition_tokens_and_a_cache_of_keys() -> None:
+    # Noisy queries read condition and noisy keys; blocks do not cross the border, so the keys of
+    # the condition can come from a cache in block order.
+    q, k, v = tensors()
+    noisy, whole = BlockLayout((3, 6, 7), BLOCK), BlockLayout(GRID, BLOCK, segments=(2, 3))
+    condition = BlockLayout((2, 6, 7), BLOCK)
+    blocked = [whole.to_block(x, 2) for x in (k, v)]
+    cached = [
+        torch.cat((condition.to_block(x[:, :, :84], 2), noisy.to_block(x[:, :, 84:], 2)), dim=2)
+        for x in (k, v)
+    ]
+    query = noisy.to_block(q[:, :, 84:], 2)
+    index = select_blocks(query, blocked[0], noisy, whole, topk=4)
+    fresh, from_cache = (
+        attention_from_index(query, *keys, index, noisy, whole, layout="block")
+        for keys in (blocked, cached)
+    )
+    assert torch.equal(fresh, from_cache)
+    plain = attention_from_index(q[:, :, 84:], k, v, index, noisy, whole)
+    assert torch.equal(noisy.to_block(plain, 2), fresh)
+    # Blocks of two frames: the border of the condition frames is a block border anyway.
+    flat = block_sparse_attention(
+        q[:, :, 84:], k, v, grid_q=(3, 6, 7), grid_k=GRID, block_q=BLOCK, block_k=BLOCK, topk=4
+    )
+    assert torch.equal(flat, plain)
+
+
+def test_blocks_to_keep_and_a_shared_mask() -> None:
+    layout = BlockLayout(GRID, BLOCK)
+    q, k, v = tensors()
+    window = local_window(layout, layout, (0, 0, 0)) | first_frames(layout, layout)
+    kept = attend(q, k, v, topk=1, must_keep=window)
+    lists = BlockIndex.from_dense_mask(window)
+    shared = attention_from_index(q, k, v, lists, layout, layout)
+    assert torch.equal(kept, shared)
+    wide = attention_from_index(q, k, v, lists.expand(2, 4), layout, layout)
+    assert torch.equal(wide, shared)
+
+
+def test_selection_carries_no_gradient() -> None:
+    layout = BlockLayout(GRID, BLOCK)
+    q, k, v = (x.requires_grad_() for x in tensors())
+    found = torch.autograd.grad(attend(q, k, v, topk=3).sin().sum(), (q, k, v))
+    index = select_blocks(*(layout.to_block(x.detach(), 2) for x in (q, k)), layout, layout, topk=3)
+    out = attention_from_index(q, k, v, index, layout, layout)
+    fixed = torch.autograd.grad(out.sin().sum(), (q, k, v))
+    assert all(torch.equal(a, b) for a, b in zip(found, fixed, strict=True))
+
+
+def test_views_of_one_projection_and_strided_features() -> None:
+    packed = torch.randn(2, N, 3, 4, 8, dtype=torch.float64, requires_grad=True)
+    q, k, v = packed.unbind(2)
+    out = attend(q, k, v, topk=3, heads_first=False)
+    (gradient,) = torch.autograd.grad(out.square().sum(), packed)
+    copies = [x.detach().contiguous().requires_grad_() for x in (q, k, v)]
+    alone = attend(*copies, topk=3, heads_first=False)
+    assert torch.equal(out, alone)
+    singles = torch.autograd.grad(alone.square().sum(), copies)
+    assert torch.equal(gradient, torch.stack(singles, dim=2))
+    wide = torch.randn(2, 4, N, 16, dtype=torch.float64)
+    every_other = wide[..., ::2]
+    for order in ("thw", "block"):
+        a = attend(every_other, every_other, every_other, topk=3, layout=order)
+        b = attend(*[every_other.contiguous()] * 3, topk=3, layout=order)
+        assert torch.equal(a, b)
+
+
+def test_activation_checkpointing_repeats_the_selection() -> None:
+    q, k, v = (x.requires_grad_() for x in tensors(torch.float32))
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = attend(q, k, v, cdf_p=0.5)
+        return out.sin().sum()
+
+    plain = torch.autograd.grad(run(q, k, v), (q, k, v))
+    again = torch.autograd.grad(checkpoint(run, q, k, v, use_reentrant=False), (q, k, v))
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_types_of_the_results(dtype: torch.dtype) -> None:
+    q, k, v = tensors(dtype)
+    out, lse = attend(q, k, v, topk=4, return_lse=True)
+    assert out.dtype == dtype and lse.dtype == torch.float32
+    exact = attend(*(x.double() for x in (q, k, v)), topk=4)
+    assert (out.double() - exact).norm() <= 4 * torch.finfo(dtype).eps * exact.norm()
+
+
+def test_autocast_casts_like_dense_attention() -> None:
+    q, k, v = tensors(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attend(q, k, v, topk=4).dtype == torch.bfloat16
+        assert attend(q, k.bfloat16(), v, topk=4).dtype == torch.bfloat16
+        assert attend(*tensors(), topk=4).dtype == torch.float64
+    layout = BlockLayout(GRID, BLOCK)
+    index = BlockIndex.from_dense_mask(torch.eye(layout.num_blocks, dtype=torch.bool))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attention_from_index(q, k, v, index, layout, layout)
+        assert isinstance(out, Tensor) and out.dtype == torch.bfloat16
+
+
+def both(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """All rules at once, and attention from an index that is made inside."""
+    layout = BlockLayout(GRID, BLOCK)
+    out, _ = attend(q, k, v, topk=2, cdf_p=0.3, heads_first=False, return_lse=True)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    keep = local_window(layout, layout, (0, 0, 1))
+    index = select_blocks(q, k, layout, layout, topk=3, must_keep=keep)
+    again = attention_from_index(q, k, v, index, layout, layout, layout="block")
+    assert isinstance(again, Tensor)
+    return out, again
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_without_a_graph_break(backend: str) -> None:
+    inputs = [x.transpose(1, 2).contiguous().requires_grad_() for x in tensors(torch.float32)]
+    eager = both(*inputs)
+    compiled = torch.compile(both, fullgraph=True, backend=backend)(*inputs)
+    for a, b in zip(eager, compiled, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+    cotangents = [torch.randn_like(x) for x in eager]
+    for a, b in zip(
+        torch.autograd.grad(eager, inputs, cotangents),
+        torch.autograd.grad(compiled, inputs, cotangents),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "word"),
+    [
+        ({}, {"grid_q": (5, 6, 8)}, "tokens of the grids"),
+        ({}, {"grid_k": (5, 6, 8)}, "tokens of the grids"),
+        ({}, {"heads_first": False}, "pass heads_first=True"),
+        ({"k": lambda k: k[:, :1].expand(-1, 3, -1, -1)}, {}, "do not fit together"),
+        ({"v": lambda v: v[..., :4]}, {}, "do not fit together"),
+        ({"q": lambda q: q[0]}, {}, "do not fit together"),
+        ({"k": lambda k: k[:1], "v": lambda v: v[:1]}, {}, "do not fit together"),
+        ({"k": lambda k: k.float()}, {}, "one float type"),
+        ({x: lambda x: x.int() for x in "qkv"}, {}, "one float type"),
+        ({"v": lambda v: v.to("meta")}, {}, "several devices"),
+        ({}, {"layout": "bhwt"}, "unknown token order"),
+        ({}, {"backend": "triton"}, "CUDA device"),
+        ({}, {"backend": "flash"}, "unknown backend"),
+        ({}, {"scale": -1.0}, "positive number"),
+        ({}, {"scale": float("nan")}, "positive number"),
+        ({}, {"topk": None}, "no rule"),
+        ({}, {"topk": 0}, "not a number of blocks"),
+        ({}, {"block_q": (4, 4)}, "block of a block layout"),
+    ],
+)
+def test_wrong_calls_are_explained(
+    change: dict[str, Callable[[Tensor], Tensor]], options: dict[str, Any], word: str
+) -> None:
+    named = dict(zip("qkv", tensors(heads=(4, 2)), strict=True))
+    named |= {name: edit(named[name]) for name, edit in change.items()}
+    with pytest.raises(UserError, match=word):
+        attend(**named, **{"topk": 3, **options})
+
+
+def test_an_index_of_other_layouts_is_refused() -> None:
+    layout, other = BlockLayout(GRID, BLOCK), BlockLayout(GRID, (4, 4, 4))
+    q, k, v = tensors()
+    index = BlockIndex.from_dense_mask(torch.ones(other.num_blocks, other.num_blocks).bool())
+    with pytest.raises(UserError, match="does not fit the layouts"):
+        attention_from_index(q, k, v, index, layout, layout)
+    with pytest.raises(UserError, match="does not fit the layouts"):
+        attention_from_index(q, k, v, index.to("meta"), other, other)
+    with pytest.raises(UserError, match="other batch entries"):
+        attention_from_index(q, k, v, index.expand(2, 3), other, other)

@@ -1,0 +1,154 @@
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from longtake.kernels.block_sparse.index import BlockIndex
+from longtake.kernels.block_sparse.layout import BlockLayout
+from longtake.kernels.block_sparse.operator import (
+    BACKENDS,
+    block_sparse_backward,
+    block_sparse_forward,
+    implementation,
+)
+from longtake.runtime.errors import UserError
+
+QUERIES, KEYS = BlockLayout((1, 3, 4), (1, 2, 2)), BlockLayout((3, 2, 3), (2, 2, 2))
+
+
+def arguments(
+    dtype: torch.dtype = torch.float64, tokens_first: bool = False, seed: int = 0
+) -> tuple[Any, ...]:
+    """Queries [1, 2, 12, 2], keys [1, 1, 18, 2], and the other arguments; one row is empty."""
+    g = torch.Generator().manual_seed(seed)
+
+    def leaf(heads: int, tokens: int) -> Tensor:
+        shape = (1, tokens, heads, 2) if tokens_first else (1, heads, tokens, 2)
+        x = torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
+        return (x.transpose(1, 2) if tokens_first else x).requires_grad_()
+
+    mask = torch.rand(1, 2, QUERIES.num_blocks, KEYS.num_blocks, generator=g) < 0.5
+    mask[0, 1, 2] = False
+    index = BlockIndex.from_dense_mask(mask)
+    lists = index.indices, index.counts, QUERIES.offsets(), KEYS.offsets()
+    return leaf(2, 12), leaf(1, 18), leaf(1, 18), *lists, 0.4, "auto", True
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gradients_of_both_results(seed: int) -> None:
+    q, k, v, *rest = arguments(seed=seed)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        o, lse = block_sparse_forward(q, k, v, *rest)
+        return o, lse.masked_fill(lse == -torch.inf, 0.0)
+
+    assert torch.autograd.gradcheck(run, (q, k, v))
+
+
+def test_merging_two_halves_is_the_whole() -> None:
+    # What ring attention does: attend to parts of the keys, merge by log-sum-exp, differentiate.
+    q, k, v, indices, counts, *rest = arguments()
+    mask = BlockIndex(indices, counts, KEYS.num_blocks).to_dense_mask()
+    whole = block_sparse_forward(q, k, v, indices, counts, *rest)[0]
+    left = torch.arange(KEYS.num_blocks) < 2
+    parts = []
+    for half in (mask & left, mask & ~left):
+        index = BlockIndex.from_dense_mask(half)
+        parts.append(block_sparse_forward(q, k, v, index.indices, index.counts, *rest))
+    top = torch.maximum(parts[0][1], parts[1][1]).detach()
+    top = top.masked_fill(top == -torch.inf, 0.0)
+    weights = [(lse - top).exp() for _, lse in parts]
+    total = (weights[0] + weights[1]).clamp(min=1e-300)
+    merged = sum((w / total)[..., None] * o for w, (o, _) in zip(weights, parts, strict=True))
+    assert torch.allclose(merged, whole, rtol=0, atol=1e-14)
+    cotangent = torch.randn_like(whole)
+    for a, b in zip(
+        torch.autograd.grad(merged, (q, k, v), cotangent),
+        torch.autograd.grad(whole, (q, k, v), cotangent),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("tokens_first", [False, True])
+def test_any_strides_of_the_upstream_gradient(tokens_first: bool) -> None:
+    q, k, v, *rest = arguments(tokens_first=tokens_first)
+    o, _ = block_sparse_forward(q, k, v, *rest)
+    base = torch.randn(1, 12, 2, 2, dtype=torch.float64)
+    for cotangent in (
+        base.transpose(1, 2),  # heads and tokens swapped
+        base.permute(0, 2, 1, 3).contiguous(),
+        base.mT.transpose(1, 2),  # the last axis is not contiguous
+        torch.ones((), dtype=torch.float64).expand(1, 2, 12, 2),
+    ):
+        found = torch.autograd.grad(o, (q, k, v), cotangent, retain_graph=True)
+        packed = torch.autograd.grad(o, (q, k, v), cotangent.contiguous(), retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(found, packed, strict=True))
+
+
+def test_gradient_of_one_result_alone() -> None:
+    q, k, v, *rest = arguments()
+    o, lse = block_sparse_forward(q, k, v, *rest)
+    dq, dk, dv = torch.autograd.grad(lse[lse.isfinite()].sum(), (q, k, v), retain_graph=True)
+    assert dq.abs().max() > 0 and dk.abs().max() > 0 and (dv == 0).all()
+    assert torch.autograd.grad(o.sum(), v)[0].abs().max() > 0
+
+
+def test_differentiating_twice_is_refused() -> None:
+    q, k, v, *rest = arguments()
+    o, _ = block_sparse_forward(q, k, v, *rest)
+    (dq,) = torch.autograd.grad(o.square().sum(), q, create_graph=True)
+    with pytest.raises(UserError, match="gradients of gradients"):
+        dq.sum().backward()
+
+
+@pytest.mark.parametrize("tokens_first", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_ops_are_registered_properly(dtype: torch.dtype, tokens_first: bool) -> None:
+    q, k, v, *rest = arguments(dtype, tokens_first)
+    torch.library.opcheck(block_sparse_forward, (q, k, v, *rest))
+    o, lse = (x.detach() for x in block_sparse_forward(q, k, v, *rest))
+    q, k, v = q.detach(), k.detach(), v.detach()
+    for dlse in (None, torch.randn_like(lse)):
+        args = (torch.randn_like(o), q, k, v, o, lse, dlse, *rest)
+        torch.library.opcheck(block_sparse_backward, args)
+
+
+def test_two_runs_are_bitwise_equal() -> None:
+    runs = []
+    for _ in range(2):
+        q, k, v, *rest = arguments(torch.float32, seed=3)
+        o, lse = block_sparse_forward(q, k, v, *rest)
+        runs.append((o, lse, *torch.autograd.grad(o.sin().sum(), (q, k, v))))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_unusable_backends_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"unknown backend[\s\S]*auto, reference, triton, gluon"):
+        implementation("cutlass", torch.device("cpu"))
+    for name in ("triton", "gluon"):
+        with pytest.raises(UserError, match="CUDA device"):
+            implementation(name, torch.device("cpu"))
+    # Without Triton, a GPU gets an explanation instead of an import error.
+    monkeypatch.setitem(sys.modules, "longtake.kernels.block_sparse.hopper", None)
+    with pytest.raises(UserError, match="need Triton"):
+        implementation("auto", torch.device("cuda"))
+    assert implementation("reference", torch.device("cuda")) is BACKENDS["reference"]()
+
+
+def test_triton_is_never_imported_on_a_cpu() -> None:
+    code = """
+import sys, torch
+import longtake.kernels.block_sparse as bsa
+x = torch.randn(1, 2, 128, 8, requires_grad=True)
+bsa.block_sparse_attention(x, x, x, grid_q=(4, 4, 8), topk=1).sum().backward()
+print([name for name in sys.modules if name.split(".")[0] == "triton" or "hopper" in name])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,324 @@
+"""Selection against rankings done one row at a time; the public rule against hand-made rows."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from longtake.kernels.block_sparse import index as index_module
+from longtake.kernels.block_sparse import selection
+from longtake.kernels.block_sparse.index import BlockIndex
+from longtake.kernels.block_sparse.layout import BlockLayout
+from longtake.kernels.block_sparse.selection import (
+    count_from_rule,
+    select_blocks,
+    select_from_pooled,
+    select_key_blocks,
+)
+from longtake.runtime.errors import UserError
+
+RULES: list[dict[str, Any]] = [
+    {"topk": 1},
+    {"topk": 5},
+    {"cdf_p": 0.5},
+    {"cdf_p": 0.95},
+    {"topk": 6, "cdf_p": 0.6},
+    {"cdf_p": 0.2, "min_blocks": 4},
+]
+
+
+def pooled(
+    seed: int, std: float = 1.0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """Means [2, 4, 9, 8] and [2, 2, 13, 8] whose scaled scores have about the deviation ``std``."""
+    g = torch.Generator().manual_seed(seed)
+    q = torch.randn(2, 4, 9, 8, generator=g, dtype=dtype) * std
+    return q, torch.randn(2, 2, 13, 8, generator=g, dtype=dtype)
+
+
+def rows(q: Tensor, k: Tensor) -> list[tuple[tuple[int, int, int], list[float]]]:
+    """(batch, head, query block) and its scores, for every row."""
+    group = q.shape[1] // k.shape[1]
+    return [
+        ((b, h, i), [float(q[b, h, i] @ key) for key in k[b, h // group]])
+        for b in range(q.shape[0])
+        for h in range(q.shape[1])
+        for i in range(q.shape[2])
+    ]
+
+
+def ranking(scores: list[float], first: set[int] = frozenset()) -> list[int]:  # type: ignore[assignment]
+    """Blocks to keep, then the others from the best score down, ties by number."""
+    return sorted(range(len(scores)), key=lambda j: (j not in first, -scores[j], j))
+
+
+def softmax(scores: list[float], scale: float) -> list[float]:
+    top = max(scores)
+    weights = [math.exp(scale * (s - top)) for s in scores]
+    return [w / sum(weights) for w in weights]
+
+
+def chosen(index: BlockIndex, row: tuple[int, int, int]) -> list[int]:
+    return index.indices[row][: int(index.counts[row])].tolist()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_row_by_row(rule: dict[str, Any], seed: int) -> None:
+    q, k = pooled(seed)
+    index = select_from_pooled(q, k, **rule)
+    index.validate()
+    assert index.num_key_blocks == 13 and not index.indices.requires_grad
+    for row, scores in rows(q, k):
+        order, weights = ranking(scores), softmax(scores, 8**-0.5)
+        count = max(rule.get("topk", 0), rule.get("min_blocks", 1))
+        if "cdf_p" in rule:
+            enough = next(
+                n for n in range(1, 14) if sum(weights[j] for j in order[:n]) >= rule["cdf_p"]
+            )
+            count = max(count, enough)
+        assert chosen(index, row) == sorted(order[:count]), row
+
+
+def test_lists_are_as_long_as_the_rule_needs() -> None:
+    q, k = pooled(0)
+    assert select_from_pooled(q, k, topk=5).indices.shape[-1] == 5
+    assert select_from_pooled(q, k, topk=2, min_blocks=3).indices.shape[-1] == 3
+    assert select_from_pooled(q, k, topk=99).indices.shape[-1] == 13
+    assert select_from_pooled(q, k, cdf_p=0.5).indices.shape[-1] == 13
+    assert select_from_pooled(q, k, cdf_p=0.5, max_blocks=7).indices.shape[-1] == 7
+
+
+@pytest.mark.parametrize("std", [1.0, 4.0, 16.0])
+@pytest.mark.parametrize("p", [0.3, 0.9, 0.999])
+def test_mass_is_reached_and_no_block_too_many(p: float, std: float) -> None:
+    q, k = pooled(5, std, torch.float32)
+    index = select_from_pooled(q, k, cdf_p=p)
+    mask = index.to_dense_mask()
+    weights = (q.double() @ k.double().repeat_interleave(2, 1).mT * 8**-0.5).softmax(-1)
+    mass = (weights * mask).sum(-1)
+    weakest = torch.where(mask, weights, torch.inf).amin(-1)
+    assert (mass >= p - 1e-6).all() and (mass - weakest < p + 1e-6).all()
+    assert (index.counts >= 1).all()
+
+
+def test_ties_go_to_the_lower_block() -> None:
+    q = torch.ones(1, 1, 1, 1)
+    k = torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0, 2.0, 3.0, 1.0]).view(1, 1, 8, 1)
+    for count, expected in [(1, [1]), (2, [1, 3]), (4, [1, 2, 3, 6]), (7, [0, 1, 2, 3, 4, 5, 6])]:
+        assert chosen(select_from_pooled(q, k, topk=count), (0, 0, 0)) == expected
+    equal = select_from_pooled(q.expand(1, 2, 3, 1), k[:, :, :1].expand(1, 1, 5, 1), topk=3)
+    assert equal.indices.flatten(0, 2).tolist() == [[0, 1, 2]] * 6
+    half = select_from_pooled(q, k[:, :, :1].expand(1, 1, 4, 1), cdf_p=0.5)
+    assert chosen(half, (0, 0, 0)) == [0, 1]
+
+
+@pytest.mark.parametrize("as_index", [True, False])
+@pytest.mark.parametrize("shape", [(9, 13), (4, 9, 13), (2, 1, 9, 13)])
+@pytest.mark.parametrize("rule", [{"topk": 4}, {"cdf_p": 0.6}])
+def test_blocks_to_keep_come_first_and_count(
+    rule: dict[str, Any], shape: tuple[int, ...], as_index: bool
+) -> None:
+    q, k = pooled(7)
+    keep = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.2
+    keep[..., 0, :6] = True  # more than topk
+    keep[..., 1, :] = False
+    wide = keep.reshape((1,) * (4 - keep.ndim) + shape).expand(2, 4, 9, 13)
+    must_keep = BlockIndex.from_dense_mask(keep) if as_index else keep
+    index = select_from_pooled(q, k, must_keep=must_keep, **rule)
+    index.validate()
+    for row, scores in rows(q, k):
+        first = set(wide[row].nonzero().flatten().tolist())
+        order, weights = ranking(scores, first), softmax(scores, 8**-0.5)
+        count = max(len(first), rule.get("topk", 1))
+        if "cdf_p" in rule:
+            mass = [sum(weights[j] for j in order[:n]) for n in range(14)]
+            count = max(count, next(n for n in range(1, 14) if mass[n] >= rule["cdf_p"]))
+        assert chosen(index, row) == sorted(order[:count]), row
+
+
+def test_lists_to_keep_bound_the_width_and_masks_do_not() -> None:
+    q, k = pooled(0)
+    keep = torch.eye(9, 13, dtype=torch.bool)
+    lists = BlockIndex.from_dense_mask(keep)
+    assert select_from_pooled(q, k, topk=3, must_keep=lists).indices.shape[-1] == 3
+    assert select_from_pooled(q, k, topk=3, must_keep=keep).indices.shape[-1] == 13
+    assert select_from_pooled(q, k, cdf_p=0.9, must_keep=lists, max_blocks=4).counts.max() <= 4
+    with pytest.raises(UserError, match="could cut blocks"):
+        select_from_pooled(q, k, topk=3, must_keep=keep, max_blocks=4)
+
+
+def test_max_blocks_keeps_the_best() -> None:
+    q, k = pooled(3)
+    index = select_from_pooled(q, k, cdf_p=1.0, max_blocks=4)
+    for row, scores in rows(q, k):
+        assert chosen(index, row) == sorted(ranking(scores)[:4])
+
+
+def test_scale_matters_to_mass_only() -> None:
+    q, k = pooled(2)
+    assert torch.equal(
+        select_from_pooled(q, k, topk=4, scale=9.0).indices,
+        select_from_pooled(q, k, topk=4).indices,
+    )
+    sharp, flat = (select_from_pooled(q, k, cdf_p=0.9, scale=s).counts for s in (3.0, 0.01))
+    assert (sharp < flat).all() and (flat >= 12).all()
+
+
+def test_a_nan_is_selected_not_hidden() -> None:
+    q, k = pooled(0)
+    k[0, 1, 6] = torch.nan
+    index = select_from_pooled(q, k, topk=2)
+    assert all(6 in chosen(index, row) for row, _ in rows(q, k) if row[0] == 0 and row[1] >= 2)
+    assert torch.equal(index.counts, torch.full_like(index.counts, 2))
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k = pooled(4)
+    whole = select_from_pooled(q, k, topk=3, cdf_p=0.5)
+    monkeypatch.setattr(index_module, "CHUNK_BYTES", 1)
+    rowwise = select_from_pooled(q, k, topk=3, cdf_p=0.5)
+    assert torch.equal(whole.indices, rowwise.indices)
+    assert torch.equal(whole.counts, rowwise.counts)
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_choice_never_waits_for_the_device(compat: bool) -> None:
+    scores = torch.zeros(5, 9, device="meta")
+    must = torch.zeros(5, 9, dtype=torch.bool, device="meta")
+    assert selection._choose(scores, must, 2, 0.5, 4, 1.0, compat).shape == (5, 9)
+
+
+def test_tokens_are_pooled_first_in_float32_and_without_gradient() -> None:
+    g = torch.Generator().manual_seed(0)
+    layout_q, layout_k = BlockLayout((3, 6, 5), (2, 4, 4)), BlockLayout((5, 9, 4), (2, 4, 4))
+    q = torch.randn(1, 4, 90, 16, generator=g).bfloat16().requires_grad_()
+    k = torch.randn(1, 2, 180, 16, generator=g).bfloat16().requires_grad_()
+    index = select_blocks(q, k, layout_q, layout_k, topk=4)
+    means = []
+    for x, layout in ((q, layout_q), (k, layout_k)):
+        blocks = x.detach().double().split(layout.block_sizes().tolist(), dim=2)
+        means.append(torch.stack([block.mean(2) for block in blocks], dim=2))
+    best = select_from_pooled(*means, topk=4)
+    assert torch.equal(index.indices, best.indices)
+    assert index.indices.shape == (1, 4, layout_q.num_blocks, 4)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_recall_of_float32_scores(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    layout = BlockLayout((8, 24, 24))
+    q, k = (torch.randn(1, 2, layout.num_tokens, 64, generator=g).bfloat16() for _ in range(2))
+    ours = select_blocks(q, k, layout, layout, sparsity=0.75).to_dense_mask()
+    exact = select_blocks(q.double(), k.double(), layout, layout, sparsity=0.75).to_dense_mask()
+    assert (ours & exact).sum() / exact.sum() >= 0.999
+
+
+@pytest.mark.parametrize(
+    ("num_keys", "sparsity", "count", "public"),
+    [
+        (1440, 0.9375, 90, 90),
+        (1320, 0.9375, 82, 82),
+        (1000, 0.9, 100, 99),  # 99.99999999999997 in binary
+        (8, 0.9375, 1, 0),  # half a block: the public rule selects nothing
+        (5, 0.0, 5, 5),
+    ],
+)
+def test_count_from_sparsity(num_keys: int, sparsity: float, count: int, public: int) -> None:
+    assert count_from_rule(num_keys, sparsity=sparsity) == count
+    assert count_from_rule(num_keys, sparsity=sparsity, compat=True) == public
+    assert count_from_rule(num_keys, topk=3) == 3 and count_from_rule(num_keys) is None
+
+
+def public_counts(weights: list[float], p: float, **options: Any) -> list[int]:
+    """Blocks that the public rule selects for one row with these softmax weights."""
+    q = torch.ones(1, 1, 1, 1)
+    k = torch.tensor(weights).log().view(1, 1, -1, 1)
+    options = {"compat": True, "min_blocks": 0, "scale": 1.0, **options}
+    return chosen(select_from_pooled(q, k, cdf_p=p, **options), (0, 0, 0))
+
+
+def test_the_public_mass_rule_stops_below_the_threshold() -> None:
+    weights = [0.125, 0.5, 0.125, 0.25]  # sums in order of weight: 0.5, 0.75, 0.875, 1
+    assert public_counts(weights, 0.4) == []  # the top weight exceeds p: nothing
+    assert public_counts(weights, 0.6) == [1]  # 0.5 <= 0.6 < 0.75
+    assert public_counts(weights, 0.8) == [1, 3]
+    assert public_counts(weights, 0.9) == [0, 1, 3]
+    assert public_counts(weights, 0.4, min_blocks=1) == [1]
+    # Ours goes on until the threshold is reached.
+    assert public_counts(weights, 0.4, compat=False) == [1]
+    assert public_counts(weights, 0.6, compat=False) == [1, 3]
+    assert public_counts(weights, 0.8, compat=False) == [0, 1, 3]
+
+
+def test_the_public_combination_takes_the_larger_count() -> None:
+    weights = [0.125, 0.5, 0.125, 0.25]
+    assert public_counts(weights, 0.6, sparsity=0.5) == [1, 3]  # 1 by mass, 2 by number
+    assert public_counts(weights, 0.9, sparsity=0.5) == [0, 1, 3]
+
+
+def test_the_public_number_may_be_none() -> None:
+    q, k = torch.ones(1, 1, 1, 1), torch.randn(1, 1, 8, 1)
+    public = select_from_pooled(q, k, sparsity=0.9375, compat=True, min_blocks=0)
+    assert public.counts.tolist() == [[[0]]] and public.indices.tolist() == [[[[-1]]]]
+    assert select_from_pooled(q, k, sparsity=0.9375).counts.tolist() == [[[1]]]
+
+
+def test_rounding_of_the_public_rule() -> None:
+    # bfloat16 steps above 1 are 2^-7. One by one, each 2^-8 is a tie that rounds back to 1. The
+    # scan adds neighbours first: 1 + 2^-8 -> 1 and 2^-8 + 2^-8 = 2^-7, then 1 + 2^-7.
+    x = torch.tensor([[1, 2**-8, 2**-8, 2**-8]], dtype=torch.bfloat16)
+    assert selection._scan(x).tolist() == [[1, 1, 1, 1 + 2**-7]]
+    values = torch.rand(3, 11, dtype=torch.float64)
+    assert torch.allclose(selection._scan(values), values.cumsum(-1), atol=1e-15)
+    # Means that differ below the bfloat16 step are tied, and the lower block wins.
+    layout = BlockLayout((1, 1, 4), (1, 1, 2))
+    q = torch.ones(1, 1, 4, 1).bfloat16()
+    k = torch.tensor([1.0, 1.0, 1.0, 1.0078125]).view(1, 1, 4, 1).bfloat16()
+    assert select_blocks(q, k, layout, layout, topk=1).indices.unique().tolist() == [1]
+    public = select_blocks(q, k, layout, layout, topk=1, compat=True)
+    assert public.indices.unique().tolist() == [0]
+
+
+def test_the_op_is_registered_properly() -> None:
+    q, k = pooled(0, dtype=torch.float32)
+    kept = BlockIndex.from_dense_mask(torch.eye(9, 13, dtype=torch.bool)).bits()
+    torch.library.opcheck(select_key_blocks, (q, k, kept, 3, 0.5, 8, 0.3, False, "auto"))
+    torch.library.opcheck(select_key_blocks, (q, k, None, 3, 0.0, 3, 0.3, False, "reference"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "word"),
+    [
+        ({}, "no rule"),
+        ({"topk": 3, "sparsity": 0.5}, "two numbers"),
+        ({"topk": 0}, "not a number of blocks"),
+        ({"topk": 2.0}, "not a number of blocks"),
+        ({"topk": True}, "not a number of blocks"),
+        ({"sparsity": 1.0}, "share of blocks"),
+        ({"sparsity": -0.1}, "share of blocks"),
+        ({"cdf_p": 0.0}, "share of mass"),
+        ({"cdf_p": 1.1}, "share of mass"),
+        ({"topk": 3, "max_blocks": 2}, "contradict"),
+        ({"topk": 3, "min_blocks": -1}, "contradict"),
+        ({"topk": 3, "must_keep": torch.ones(9, 12, dtype=torch.bool)}, "must_keep"),
+        ({"topk": 3, "must_keep": torch.ones(3, 9, 13, dtype=torch.bool)}, "must_keep"),
+        ({"topk": 3, "must_keep": torch.ones(9, 13)}, "must_keep"),
+        ({"topk": 3, "must_keep": [[True]]}, "must_keep"),
+        ({"topk": 3, "backend": "cuda"}, "unknown backend"),
+        ({"topk": 3, "scale": 0.0}, "positive"),
+    ],
+)
+def test_wrong_rules_are_explained(rule: dict[str, Any], word: str) -> None:
+    q, k = pooled(0)
+    with pytest.raises(UserError, match=word):
+        select_from_pooled(q, k, **rule)
+
+
+def test_means_that_do_not_fit_are_explained() -> None:
+    q, k = pooled(0)
+    for wrong in (k.float(), k[..., :4], k[:1], k[:, :1].expand(-1, 3, -1, -1), k[0]):
+        with pytest.raises(UserError, match="do not fit"):
+            select_from_pooled(q, wrong, topk=2)
