@@ -131,10 +131,7 @@ def forward_kernel(
             query = load_rows(q_start, size, q_stride_n, 64, Q_REGISTERS, factor_layout(64))
         else:
             query = 0
-        if RAGGED_K:
-            whole = gl.load(whole_counts + row)
-        else:
-            whole = count
+        whole = gl.load(whole_counts + row) if RAGGED_K else count
         top = gl.full([64], float("-inf"), gl.float32, rows)
         total = gl.zeros([64], gl.float32, rows)
         acc = gl.zeros([64, D], gl.float32, output)
@@ -185,7 +182,8 @@ def add_whole_tiles(
     """Attend to ``n`` >= 1 whole tiles of a list.
 
     Returns:
-        Weighted sum of values [64, D], largest score times ``scale_log2`` [64], sum of weights [64].
+        Weighted sum of values [64, D], largest score times ``scale_log2`` [64], sum of weights
+        [64].
     """
     dtype: gl.constexpr = k_box.dtype
     scores: gl.constexpr = product_layout(64)
@@ -295,8 +293,8 @@ def add_grains(
     zero = gl.zeros([64, 16], gl.float32, narrow)
     column = gl.expand_dims(gl.arange(0, 16, gl.SliceLayout(0, narrow)), 0)
     for first in range(begin, end, 16):
-        k_start = k_head + first.to(gl.int64) * k_stride_n
-        v_start = v_head + first.to(gl.int64) * v_stride_n
+        k_start = k_head + gl.cast(first, gl.int64) * k_stride_n
+        v_start = v_head + gl.cast(first, gl.int64) * v_stride_n
         stage_grain(k_tile, k_start, end - first, k_stride_n, D)
         stage_grain(v_tile, v_start, end - first, v_stride_n, D)
         publish()

@@ -303,8 +303,8 @@ def add_grains(
     zero = gl.zeros([64, 16], gl.float32, narrow)
     column = gl.arange(0, 16, gl.SliceLayout(0, narrow))
     for first in range(begin, end, 16):
-        q_start = q_head + first.to(gl.int64) * q_stride_n
-        do_start = do_head + first.to(gl.int64) * do_stride_n
+        q_start = q_head + gl.cast(first, gl.int64) * q_stride_n
+        do_start = do_head + gl.cast(first, gl.int64) * do_stride_n
         stage_grain(q_tile, q_start, end - first, q_stride_n, D)
         stage_grain(do_tile, do_start, end - first, do_stride_n, D)
         publish()

@@ -1,8 +1,8 @@
 """Gradient of the queries on Hopper in Gluon.
 
 A program holds 64 queries and their output gradients, in registers, and walks the key tiles:
-P = exp(scale Q K^T - lse), dS = P (dO V^T - delta), dQ = scale sum of dS K. Both first products of a
-tile are started together, and the last one runs under the first of the next tile.
+P = exp(scale Q K^T - lse), dS = P (dO V^T - delta), dQ = scale sum of dS K. The first two products
+of a tile are started together, and the last one runs under the first of the next tile.
 """
 
 from triton.experimental import gluon
@@ -119,10 +119,7 @@ def query_gradient_kernel(
         row_in = gl.arange(0, 64, rows)
         row_lse = gl.load(lse + at + row_in, mask=row_in < size, other=0.0) * 1.4426950408889634
         row_delta = gl.load(delta + at + row_in, mask=row_in < size, other=0.0)
-        if RAGGED_K:
-            whole = gl.load(whole_counts + row)
-        else:
-            whole = count
+        whole = gl.load(whole_counts + row) if RAGGED_K else count
         acc = gl.zeros([64, D], gl.float32, output)
         if whole > 0:
             acc = add_whole_tiles(
@@ -251,8 +248,8 @@ def add_grains(
     zero = gl.zeros([64, 16], gl.float32, narrow)
     column = gl.expand_dims(gl.arange(0, 16, gl.SliceLayout(0, narrow)), 0)
     for first in range(begin, end, 16):
-        k_start = k_head + first.to(gl.int64) * k_stride_n
-        v_start = v_head + first.to(gl.int64) * v_stride_n
+        k_start = k_head + gl.cast(first, gl.int64) * k_stride_n
+        v_start = v_head + gl.cast(first, gl.int64) * v_stride_n
         stage_grain(k_tile, k_start, end - first, k_stride_n, D)
         stage_grain(v_tile, v_start, end - first, v_stride_n, D)
         publish()

@@ -1,9 +1,9 @@
 """Tiles of the Gluon kernels: layouts, loads, stores, and the products that read them.
 
 A tile is 64 tokens of one head. Tensors are views [B, H, N, D]; a tensor memory access (TMA) box
-[1, 1, 64, D] reads a tile of any strides, and tokens past the end of the tensor read as zero. Tokens
-of the *next* block read as they are, so only whole tiles come this way. The rest of a block is read
-in grains of 16 tokens through masked pointers, which no foreign value, such as a NaN, can pass.
+[1, 1, 64, D] reads a tile of any strides, and tokens past the end of the tensor as zero. Tokens of
+the *next* block come as they are, so only whole tiles are read this way. The rest of a block is
+read in grains of 16 tokens through masked pointers, which no foreign value, such as a NaN, passes.
 """
 
 from triton.experimental import gluon
@@ -14,14 +14,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
 )
 
-#: Tokens of a grain: the smallest number of columns that suits both products of a tile.
-GRAIN = 16
-
 # Renamed in Triton 3.7.
-if hasattr(tma, "async_load"):
-    async_load = tma.async_load
-else:
-    async_load = tma.async_copy_global_to_shared
+async_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 
 
 @gluon.constexpr_function
@@ -85,15 +79,16 @@ def store_rows(
 
 @gluon.jit
 def stage_grain(tile, start, size, stride_n, D: gl.constexpr):
-    """Put up to 16 rows into the first rows of a tile in shared memory; the others are zero."""
+    """Put up to 16 rows into the first rows of a tile in shared memory, zeros for missing ones.
+
+    16 is the smallest size that suits both products of a grain, as columns and as the inner size.
+    """
     layout: gl.constexpr = memory_layout(D)
     tile.slice(0, 16).store(load_rows(start, size, stride_n, 16, D, layout))
 
 
 @gluon.jit
-def multiply_transposed(
-    left, left_tile, right, zero, REGISTERS: gl.constexpr, D: gl.constexpr
-):
+def multiply_transposed(left, left_tile, right, zero, REGISTERS: gl.constexpr, D: gl.constexpr):
     """Start ``left right^T`` over D columns and return its token.
 
     The first REGISTERS columns of the left factor are in registers, the others in shared memory:

@@ -33,7 +33,7 @@ def delta_kernel(
     D: tl.constexpr,
     HAS_DLSE: tl.constexpr,
 ):
-    """delta [B, Hq, N] of ROWS tokens of one head; the log-sum-exp's gradient is -delta's."""
+    """Row sums of dO o, less dlse, of ROWS tokens of one head."""
     head = tl.program_id(1) % num_heads
     batch = tl.program_id(1) // num_heads
     first = tl.program_id(0) * ROWS
@@ -110,7 +110,7 @@ def query_gradient_kernel(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """dQ of one tile of queries; arguments as in the forward kernel."""
+    """Gradient of one tile of queries; arguments as in the forward kernel."""
     tile = tl.program_id(0)
     row = tile // TILES_Q
     if ORDERED:
@@ -209,7 +209,7 @@ def key_gradient_kernel(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """dK and dV of one tile of keys, in the order of rows [B, Hk, Nk] given by ``order``.
+    """Gradients of one tile of keys, in the order of rows [B, Hk, Nk] given by ``order``.
 
     ``num_blocks`` is Nk, ``num_tokens`` the number of queries, ``list_size`` the room for the lists
     of one head in ``query_blocks``.

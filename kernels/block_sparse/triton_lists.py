@@ -221,9 +221,8 @@ def _fill_kernel(
                     mine = tl.where(size == whole_size, 0, mine)
             tl.store(out + place + tl.cumsum(mine, 0) - 1, at, mask=mine > 0)
             place += tl.sum(mine, 0)
-        if SPLIT:
-            if part == 0:
-                tl.store(wholes + row * num_keys + key, place - begin)
+        if SPLIT and part == 0:
+            tl.store(wholes + row * num_keys + key, place - begin)
 
 
 @triton.jit

@@ -78,9 +78,13 @@ def select(
     step = max(1, min(rows, SCORE_BYTES // (4 * num_queries * num_keys)))
     step = triton.cdiv(rows, triton.cdiv(rows, step))  # groups of equal size
     scores = q_pool.new_empty((step, num_queries, num_keys))
-    strides = (0, 0, 0) if kept is None else tuple(
-        0 if size == 1 else stride
-        for size, stride in zip(kept.shape[:3], kept.stride()[:3], strict=True)
+    strides = (
+        (0, 0, 0)
+        if kept is None
+        else tuple(
+            0 if size == 1 else stride
+            for size, stride in zip(kept.shape[:3], kept.stride()[:3], strict=True)
+        )
     )
     keys = triton.next_power_of_2(num_keys)
     for first in range(0, rows, step):
@@ -216,7 +220,9 @@ def _choose_kernel(
     start = scores + (here * num_queries + query) * num_keys
     score = tl.load(start + key, mask=valid, other=float("-inf"))
     # NaN ranks first: it must show in the result, not be hidden by being left out.
-    score = tl.where((score != score) | (score > 3.4028234663852886e38), 3.4028234663852886e38, score)
+    score = tl.where(
+        (score != score) | (score > 3.4028234663852886e38), 3.4028234663852886e38, score
+    )
     rank = _rank(score)
     count = tl.maximum(least, 0)
     if KEPT:

@@ -54,9 +54,7 @@ def store_tile(
 
 
 @triton.jit
-def locate(
-    offsets, block, part, TILE: tl.constexpr, TILES: tl.constexpr, RAGGED: tl.constexpr
-):
+def locate(offsets, block, part, TILE: tl.constexpr, TILES: tl.constexpr, RAGGED: tl.constexpr):
     """First token and number of tokens (<= 0 for none) of one tile of a block."""
     if RAGGED:
         first = tl.load(offsets + block) + part * TILE
