@@ -239,9 +239,10 @@ def add_whole_tiles(
         p = gl.exp2(s * scale_log2 - gl.expand_dims(new_top, 1))
         total = total * shrink + gl.sum(p, 1)
         top = new_top
-        # This wait also keeps the compiler from moving the softmax behind the next one, where no
-        # product would run beside it.
-        mbarrier.wait(k_ready.index(other), gl.minimum(i + 1, last) // 2 & 1)
+        # Keys of the next tile. This wait also keeps the compiler from moving the softmax behind the
+        # next one, where no product would run beside it.
+        following = gl.minimum(i + 1, last)
+        mbarrier.wait(k_ready.index(following % 2), following // 2 & 1)
         acc = warpgroup_mma_wait(0, deps=[adding])
         mbarrier.expect(k_ready.index(slot), size, pred=i + 2 < n)
         mbarrier.expect(v_ready.index(other), size, pred=i + 1 < n)

@@ -126,7 +126,8 @@ def key_gradient_kernel(
     dv_acc = gl.zeros([64, D], gl.float32, product_layout(D))
     done = row * 0  # tiles so far, which the barriers count
     group = num_heads // num_key_heads
-    for head in range(key_head * group, key_head * group + group):
+    for member in range(0, group):
+        head = key_head * group + member
         head_row = batch * num_heads + head
         pointer = row_pointers + (head_row.to(gl.int64) * (num_blocks + 1) + block)
         begin = gl.load(pointer)
@@ -148,7 +149,8 @@ def key_gradient_kernel(
         zero = 0
         q_tile = q_tiles.index(zero).reshape([64, D])
         do_tile = do_tiles.index(zero).reshape([64, D])
-        for head in range(key_head * group, key_head * group + group):
+        for member in range(0, group):
+            head = key_head * group + member
             head_row = batch * num_heads + head
             pointer = row_pointers + (head_row.to(gl.int64) * (num_blocks + 1) + block)
             begin = gl.load(pointer)

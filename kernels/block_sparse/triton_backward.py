@@ -230,7 +230,8 @@ def key_gradient_kernel(
     dv_acc = tl.zeros([TILE_K, D], tl.float32)
     at = tl.arange(0, TILE_Q)
     group = num_heads // num_key_heads
-    for head in range(key_head * group, key_head * group + group):
+    for member in range(0, group):
+        head = key_head * group + member
         head_row = (batch * num_heads + head).to(tl.int64)
         pointer = row_pointers + head_row * (num_blocks + 1) + block
         begin = tl.load(pointer)

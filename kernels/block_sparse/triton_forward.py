@@ -100,9 +100,9 @@ def forward_kernel(
         acc = tl.dot(p.to(value.dtype), value, acc, input_precision=PRECISION)
         top = new_top
     # A row without keys: output 0, log-sum-exp -inf.
-    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-    acc = tl.where(total[:, None] == 0, 0.0, acc)
-    natural = tl.where(total == 0, float("-inf"), (top + tl.log2(total)) * 0.6931471805599453)
+    divisor = tl.where(total == 0.0, 1.0, total)
+    acc = acc / divisor[:, None]
+    natural = (top + tl.log2(divisor)) * 0.6931471805599453
     at = tl.arange(0, TILE_Q)
     start = (batch * num_heads + head).to(tl.int64) * num_tokens + first
     tl.store(lse + start + at, natural, mask=at < size)
