@@ -37,9 +37,9 @@ LAUNCHES: dict[tuple[str, int], Launch] = {
     ("forward", 2): Launch(tile=64, warps=4, stages=2),
     ("query_gradient", 2): Launch(tile=64, warps=4, stages=2),
     ("key_gradient", 2): Launch(tile=64, warps=4, stages=2),
-    ("forward", 4): Launch(tile=32, warps=4, stages=1),
-    ("query_gradient", 4): Launch(tile=32, warps=4, stages=1),
-    ("key_gradient", 4): Launch(tile=32, warps=4, stages=1),
+    ("forward", 4): Launch(tile=32, warps=8, stages=1),
+    ("query_gradient", 4): Launch(tile=32, warps=8, stages=1),
+    ("key_gradient", 4): Launch(tile=32, warps=8, stages=1),
 }
 """Kernel and bytes per element -> launch."""
 
