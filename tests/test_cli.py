@@ -169,6 +169,12 @@ def test_golden_check_knows_reward_models(name: str) -> None:
     assert result.exit_code == 0 and "out.logits" in result.stdout
 
 
+def test_golden_check_knows_block_sparse_attention() -> None:
+    golden = str(ROOT / "tests" / "data" / "bsa.safetensors")
+    result = CliRunner().invoke(cli.app, ["check", "golden", golden])
+    assert result.exit_code == 0 and "topr_64.block_mask" in result.stdout
+
+
 def test_golden_check_passes_and_fails_by_exit_code() -> None:
     golden = str(ROOT / "tests" / "data" / "schedules.json")
     assert CliRunner().invoke(cli.app, ["check", "golden", golden]).exit_code == 0

@@ -105,9 +105,7 @@ def block_sparse_attention(
         scale=scale,
         backend=backend,
     )
-    offsets = layout_q.offsets(q.device), layout_k.offsets(q.device)
-    lists = index.indices, index.counts
-    o, lse = block_sparse_forward(q, k, v, *lists, *offsets, scale, backend, deterministic)
+    o, lse = _attend(q, k, v, index, layout_q, layout_k, scale, backend, deterministic)
     o, lse = _leave(o, lse, layout_q, layout, heads_first)
     return (o, lse) if return_lse else o
 
@@ -154,10 +152,8 @@ def attention_from_index(
     _check_tensors(q, k, v, layout_q, layout_k, heads_first)
     index = _fitting(index, q, layout_q, layout_k, heads_first)
     q, k, v = _enter(q, k, v, layout_q, layout_k, layout, heads_first)
-    offsets = layout_q.offsets(q.device), layout_k.offsets(q.device)
-    lists = index.indices, index.counts
     scale = score_scale(scale, q.shape[-1])
-    o, lse = block_sparse_forward(q, k, v, *lists, *offsets, scale, backend, deterministic)
+    o, lse = _attend(q, k, v, index, layout_q, layout_k, scale, backend, deterministic)
     o, lse = _leave(o, lse, layout_q, layout, heads_first)
     return (o, lse) if return_lse else o
 
@@ -190,6 +186,24 @@ def _enter(
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     return q, k, v
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: BlockIndex,
+    layout_q: BlockLayout,
+    layout_k: BlockLayout,
+    scale: float,
+    backend: str,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor]:
+    """The op on what :func:`_enter` returns."""
+    lists = index.indices, index.counts
+    offsets = layout_q.offsets(q.device), layout_k.offsets(q.device)
+    sizes = layout_q.max_block_size, layout_k.max_block_size
+    return block_sparse_forward(q, k, v, *lists, *offsets, *sizes, scale, backend, deterministic)
 
 
 def _leave(

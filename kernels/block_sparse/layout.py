@@ -43,6 +43,8 @@ class BlockLayout:
     )
 
     def __post_init__(self) -> None:
+        for name in ("grid", "block", "segments"):  # lists would make it unhashable
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, sizes in (("grid", self.grid), ("block", self.block)):
             if len(sizes) != 3 or not all(_is_count(size) for size in sizes):
                 raise UserError(

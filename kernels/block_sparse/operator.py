@@ -37,6 +37,8 @@ def block_sparse_forward(
     counts: Tensor,
     q_offsets: Tensor,
     k_offsets: Tensor,
+    block_q: int,
+    block_k: int,
     scale: float,
     backend: str,
     deterministic: bool,
@@ -51,6 +53,9 @@ def block_sparse_forward(
         counts: int32 [B, Hq, Nq].
         q_offsets: int32 [Nq + 1], first token of every query block, then N.
         k_offsets: int32 [Nk + 1].
+        block_q: tokens of a whole query block; none is larger. Kernels choose their tiles by it,
+            since reading the offsets would wait for the device.
+        block_k: tokens of a whole key block.
         scale: factor of the scores.
         backend: a key of :data:`BACKENDS`, or "auto" for the best one of the device.
         deterministic: whether gradients must be bitwise equal from run to run.
@@ -60,7 +65,8 @@ def block_sparse_forward(
         [B, Hq, N], float32 or, for float64, float64. A query without keys gets 0 and -inf.
     """
     run = implementation(backend, q.device)
-    o, lse = run.forward(q, k, v, indices, counts, q_offsets, k_offsets, scale, backend)
+    lists, sizes = (indices, counts, q_offsets, k_offsets), {"block_q": block_q, "block_k": block_k}
+    o, lse = run.forward(q, k, v, *lists, scale, backend, **sizes)
     return o, lse
 
 
@@ -77,6 +83,8 @@ def block_sparse_backward(
     counts: Tensor,
     q_offsets: Tensor,
     k_offsets: Tensor,
+    block_q: int,
+    block_k: int,
     scale: float,
     backend: str,
     deterministic: bool,
@@ -95,13 +103,17 @@ def block_sparse_backward(
         counts: their lengths.
         q_offsets: query blocks.
         k_offsets: key blocks.
+        block_q: tokens of a whole query block.
+        block_k: tokens of a whole key block.
         scale: factor of the scores.
         backend: as in the forward pass.
         deterministic: as in the forward pass.
     """
     run = implementation(backend, q.device)
-    lists = (indices, counts, q_offsets, k_offsets, k_offsets.numel() - 1)
-    dq, dk, dv = run.backward(do, q, k, v, o, lse, dlse, *lists, scale, deterministic)
+    saved, lists = (q, k, v, o, lse, dlse), (indices, counts, q_offsets, k_offsets)
+    options = (k_offsets.numel() - 1, scale, deterministic, backend)
+    sizes = {"block_q": block_q, "block_k": block_k}
+    dq, dk, dv = run.backward(do, *saved, *lists, *options, **sizes)
     return dq, dk, dv
 
 
@@ -153,9 +165,9 @@ BACKENDS: dict[str, Callable[[], ModuleType]] = {
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, indices, counts, q_offsets, k_offsets, scale, backend, deterministic = inputs
+    q, k, v, indices, counts, q_offsets, k_offsets, *options = inputs
     ctx.save_for_backward(q, k, v, *output, indices, counts, q_offsets, k_offsets)
-    ctx.options = (scale, backend, deterministic)
+    ctx.options = options
     ctx.set_materialize_grads(False)  # an unused log-sum-exp costs nothing
 
 
@@ -166,7 +178,7 @@ def _differentiate(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Te
     if do.stride(-1) != 1:  # for instance the expanded ones of a sum
         do = do.contiguous()
     gradients = block_sparse_backward(do, q, k, v, o, lse, dlse, *lists, *ctx.options)
-    return *gradients, *[None] * 7
+    return *gradients, *[None] * 9
 
 
 torch.library.register_autograd(

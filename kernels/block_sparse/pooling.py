@@ -1,16 +1,20 @@
 """Mean of every block of tokens, the first step of the block selection (Appendix A.2.1)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from longtake.kernels.block_sparse import reference
 from longtake.kernels.block_sparse.layout import BlockLayout
+from longtake.kernels.block_sparse.operator import implementation
+from longtake.kernels.block_sparse.registration import torch_op
 from longtake.runtime.errors import UserError
 
 
-def pool_blocks(x: Tensor, layout: BlockLayout) -> Tensor:
-    """Mean over the tokens of every block, however many it has.
+def pool_blocks(x: Tensor, layout: BlockLayout, backend: str = "auto") -> Tensor:
+    """Mean over the tokens of every block, however many it has; without gradient.
 
     Sums run in float32 (float64 for float64), in a fixed order, so the result is bitwise
     reproducible. Nothing but the result is allocated, and a block never sees its neighbours.
@@ -18,6 +22,7 @@ def pool_blocks(x: Tensor, layout: BlockLayout) -> Tensor:
     Args:
         x: [B, H, N, D] in block order, any strides.
         layout: the layout of its tokens.
+        backend: as for the attention.
 
     Returns:
         [B, H, Nblk, D], float32 or float64.
@@ -32,9 +37,43 @@ def pool_blocks(x: Tensor, layout: BlockLayout) -> Tensor:
             expected=f"[B, H, {layout.num_tokens}, D] for the grid {layout.grid}",
             remedy="transpose to [B, H, N, D], or build the layout for this grid",
         )
+    x = x.detach() if x.stride(-1) == 1 else x.detach().contiguous()
+    shape = list(layout.grid), list(layout.block), list(layout.segments)
+    return block_means(x, layout.offsets(x.device), *shape, backend)
+
+
+def _empty_means(x: Tensor, offsets: Tensor, *rest: Any) -> Tensor:
     batch, heads, _, dim = x.shape
     wide = torch.promote_types(x.dtype, torch.float32)
-    out = x.new_empty((batch, heads, *layout.block_grid, dim), dtype=wide)
+    return x.new_empty((batch, heads, offsets.shape[0] - 1, dim), dtype=wide)
+
+
+@torch_op(fake=_empty_means)
+def block_means(
+    x: Tensor,
+    offsets: Tensor,
+    grid: list[int],
+    block: list[int],
+    segments: list[int],
+    backend: str,
+) -> Tensor:
+    """Means of blocks, as :func:`pool_blocks`.
+
+    Args:
+        x: [B, H, N, D] with a contiguous last axis.
+        offsets: int32 [Nblk + 1] of the layout.
+        grid: tokens along each axis.
+        block: tokens of a block along each axis.
+        segments: stretches of frames, or none.
+        backend: as for the attention.
+    """
+    run = implementation(backend, x.device)
+    if run is not reference:
+        means: Tensor = run.pool(x, offsets)
+        return means
+    layout = BlockLayout(tuple(grid), tuple(block), tuple(segments))  # type: ignore[arg-type]
+    flat = _empty_means(x, offsets)
+    out = flat.unflatten(2, layout.block_grid)
     _, height, width = layout.grid
     _, h, w = layout.block
     # Blocks of one shape lie at regular distances: up to two runs per axis, whole and edge
@@ -48,9 +87,9 @@ def pool_blocks(x: Tensor, layout: BlockLayout) -> Tensor:
             for m, nw, bw in _runs(width, w):
                 blocks = rows.narrow(4, m * w * bt * bh, nw * bw * bt * bh)
                 blocks = blocks.unflatten(4, (nw, bt * bh * bw))
-                mean = blocks.mean(5, dtype=wide)
+                mean = blocks.mean(5, dtype=flat.dtype)
                 out[:, :, i : i + nt, j : j + nh, m : m + nw] = mean
-    return out.flatten(2, 4)
+    return flat
 
 
 def _slabs(layout: BlockLayout) -> Iterator[tuple[int, int, int, int]]:

@@ -28,6 +28,9 @@ def forward(
     k_offsets: Tensor,
     scale: float,
     backend: str = "reference",
+    *,
+    block_q: int | None = None,
+    block_k: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of every query to the keys of its block's list.
 
@@ -40,7 +43,9 @@ def forward(
         q_offsets: int32 [Nq + 1], first token of every query block.
         k_offsets: int32 [Nk + 1].
         scale: factor of the scores.
-        backend: part of the signature that all implementations share; not used.
+        backend: this and the following serve other implementations of the signature.
+        block_q: tokens of a whole query block.
+        block_k: tokens of a whole key block.
 
     Returns:
         Output [B, Hq, N, D] in the type and memory order of ``q``, and log-sum-exp [B, Hq, N] in
@@ -83,6 +88,10 @@ def backward(
     num_key_blocks: int,
     scale: float,
     deterministic: bool = True,
+    backend: str = "reference",
+    *,
+    block_q: int | None = None,
+    block_k: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`forward`.
 
@@ -103,7 +112,10 @@ def backward(
         k_offsets: key blocks.
         num_key_blocks: Nk.
         scale: factor of the scores.
-        deterministic: not used; on a CPU the gradients always are.
+        deterministic: on a CPU the gradients always are.
+        backend: as in :func:`forward`.
+        block_q: as in :func:`forward`.
+        block_k: as in :func:`forward`.
 
     Returns:
         ``dq``, ``dk``, ``dv`` in the types and memory orders of ``q``, ``k``, ``v``.

@@ -9,18 +9,10 @@ import math
 import torch
 from torch import Tensor
 
-from longtake.kernels.block_sparse import reference
-from longtake.kernels.block_sparse.index import (
-    BlockIndex,
-    compact,
-    pack_bits,
-    row_chunks,
-    unpack_bits,
-)
+from longtake.kernels.block_sparse.index import BlockIndex, pack_bits
 from longtake.kernels.block_sparse.layout import BlockLayout
-from longtake.kernels.block_sparse.operator import implementation
 from longtake.kernels.block_sparse.pooling import pool_blocks
-from longtake.kernels.block_sparse.registration import torch_op
+from longtake.kernels.block_sparse.ranking import select_key_blocks
 from longtake.runtime.errors import UserError
 
 
@@ -64,7 +56,7 @@ def select_blocks(
     Raises:
         UserError: wrong shapes or rules.
     """
-    q_pool, k_pool = pool_blocks(q, layout_q), pool_blocks(k, layout_k)
+    q_pool, k_pool = pool_blocks(q, layout_q, backend), pool_blocks(k, layout_k, backend)
     if compat:
         q_pool, k_pool = q_pool.to(q.dtype), k_pool.to(k.dtype)
     return select_from_pooled(
@@ -127,29 +119,12 @@ def select_from_pooled(
         UserError: wrong shapes or rules.
     """
     _check_pooled(q_pool, k_pool)
+    if not compat:
+        wide = torch.promote_types(q_pool.dtype, torch.float32)
+        q_pool, k_pool = q_pool.to(wide), k_pool.to(wide)
     num_keys = k_pool.shape[2]
     count = count_from_rule(num_keys, topk=topk, sparsity=sparsity, compat=compat)
-    if count is None and cdf_p is None:
-        raise UserError(
-            "no rule for the block selection",
-            received="topk, sparsity and cdf_p are None",
-            expected="topk or sparsity, or cdf_p, or both",
-            remedy="sparsity=0.9375 is the published setting",
-        )
-    if cdf_p is not None and not 0 < cdf_p <= 1:
-        raise UserError(
-            "cdf_p is not a share of mass",
-            received=cdf_p,
-            expected="a number in (0, 1]",
-            remedy="0.9 keeps the blocks with 90 % of the pooled softmax",
-        )
-    if min_blocks < 0 or (max_blocks is not None and max_blocks < max(min_blocks, count or 1)):
-        raise UserError(
-            "the bounds of the block selection contradict each other",
-            received=f"min_blocks {min_blocks}, max_blocks {max_blocks}, top-r {count}",
-            expected="0 <= min_blocks <= max_blocks and r <= max_blocks",
-            remedy="leave max_blocks out, or raise it",
-        )
+    _check_rule(count, cdf_p, min_blocks, max_blocks)
     least = min(max(count or 0, min_blocks), num_keys)
     width = num_keys if cdf_p is not None else least
     kept = None
@@ -227,118 +202,30 @@ def count_from_rule(
     return max(1, math.floor((1 - sparsity) * num_key_blocks + 1e-6))
 
 
-def _empty_lists(
-    q_pool: Tensor,
-    k_pool: Tensor,
-    kept: Tensor | None,
-    least: int,
-    cdf_p: float,
-    width: int,
-    *options: object,
-) -> tuple[Tensor, Tensor]:
-    shape = q_pool.shape[:3]
-    return (
-        q_pool.new_empty((*shape, width), dtype=torch.int32),
-        q_pool.new_empty(shape, dtype=torch.int32),
-    )
-
-
-@torch_op(fake=_empty_lists)
-def select_key_blocks(
-    q_pool: Tensor,
-    k_pool: Tensor,
-    kept: Tensor | None,
-    least: int,
-    cdf_p: float,
-    width: int,
-    scale: float,
-    compat: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Lists and counts of the selected key blocks.
-
-    Args:
-        q_pool: [B, Hq, Nq, D].
-        k_pool: [B, Hk, Nk, D].
-        kept: bit rows of blocks that are always selected, int32 [B or 1, Hq or 1, Nq, words].
-        least: blocks that every row gets at least: r, or the lower bound beside ``cdf_p``.
-        cdf_p: share of mass, 0 for none.
-        width: R.
-        scale: factor of the scores.
-        compat: see :func:`select_from_pooled`.
-        backend: see :func:`select_from_pooled`.
-
-    Returns:
-        int32 indices [B, Hq, Nq, R] and counts [B, Hq, Nq].
-    """
-    # Only PyTorch repeats the public rounding.
-    run = implementation("reference" if compat else backend, q_pool.device)
-    if run is not reference:
-        indices, counts = run.select(q_pool, k_pool, kept, least, cdf_p, width, scale)
-        return indices, counts
-    indices, counts = _empty_lists(q_pool, k_pool, kept, least, cdf_p, width)
-    group, num_keys = q_pool.shape[1] // k_pool.shape[1], k_pool.shape[2]
-    for b, h, rows in row_chunks(counts.shape, 40 * num_keys):
-        scores = q_pool[b, h, rows] @ k_pool[b, h // group].mT
-        must = None
-        if kept is not None:
-            bits = kept[b if kept.shape[0] > 1 else 0, h if kept.shape[1] > 1 else 0, rows]
-            must = unpack_bits(bits, num_keys)
-        chosen = _choose(scores, must, least, cdf_p, width, scale, compat)
-        indices[b, h, rows], counts[b, h, rows] = compact(chosen, width)
-    return indices, counts
-
-
-def _choose(
-    scores: Tensor,
-    must: Tensor | None,
-    least: int,
-    cdf_p: float,
-    width: int,
-    scale: float,
-    compat: bool,
-) -> Tensor:
-    """Bool [rows, Nk] of the selected blocks, for ``scores`` [rows, Nk]."""
-    weights = (scores * scale).softmax(-1) if cdf_p else scores
-    # The public code ranks by rounded weights. Without rounding, scores give the same order.
-    ranked = weights if compat else scores
-    # A NaN ranks first: it must show in the result, not be hidden by being left out.
-    largest = torch.finfo(scores.dtype).max
-    ranked = ranked.nan_to_num(nan=largest, posinf=largest, neginf=-math.inf)
-    if must is not None:
-        ranked = ranked.masked_fill(must, math.inf)
-    order = ranked.sort(dim=-1, descending=True, stable=True).indices
-    count = torch.full_like(order[:, 0], least)
-    if must is not None:
-        count = torch.maximum(count, must.sum(-1))
-    if cdf_p:
-        weights = weights.gather(-1, order)
-        if compat:
-            enough = (_scan(weights).float() <= cdf_p).sum(-1)
-        else:
-            enough = (weights.cumsum(-1) < cdf_p).sum(-1) + 1
-        count = torch.maximum(count, enough)
-    count = count.clamp(max=width)
-    rank = torch.arange(order.shape[-1], device=order.device)
-    taken = rank < count[:, None]
-    return torch.zeros_like(taken).scatter_(-1, order, taken)
-
-
-def _scan(x: Tensor) -> Tensor:
-    """Prefix sums [rows, n] in the order of a parallel scan, rounded to the type in each step.
-
-    In bfloat16 the order of additions decides which sums reach a threshold; this is the one of
-    the GPU that the public implementation ran on (recorded masks agree for n = 16).
-    """
-    n = x.shape[-1]
-    size = 1 << (n - 1).bit_length()
-    y = torch.nn.functional.pad(x, (0, size - n))
-    half = 1
-    while half < size:
-        pair = y.unflatten(-1, (-1, 2, half))
-        y = torch.stack((pair[..., 0, :], pair[..., 1, :] + pair[..., 0, -1:]), dim=-2).flatten(1)
-        half *= 2
-    return y[:, :n]
+def _check_rule(
+    count: int | None, cdf_p: float | None, min_blocks: int, max_blocks: int | None
+) -> None:
+    if count is None and cdf_p is None:
+        raise UserError(
+            "no rule for the block selection",
+            received="topk, sparsity and cdf_p are None",
+            expected="topk or sparsity, or cdf_p, or both",
+            remedy="sparsity=0.9375 is the published setting",
+        )
+    if cdf_p is not None and not 0 < cdf_p <= 1:
+        raise UserError(
+            "cdf_p is not a share of mass",
+            received=cdf_p,
+            expected="a number in (0, 1]",
+            remedy="0.9 keeps the blocks with 90 % of the pooled softmax",
+        )
+    if min_blocks < 0 or (max_blocks is not None and max_blocks < max(min_blocks, count or 1)):
+        raise UserError(
+            "the bounds of the block selection contradict each other",
+            received=f"min_blocks {min_blocks}, max_blocks {max_blocks}, top-r {count}",
+            expected="0 <= min_blocks <= max_blocks and r <= max_blocks",
+            remedy="leave max_blocks out, or raise it",
+        )
 
 
 def _check_pooled(q_pool: Tensor, k_pool: Tensor) -> None:
@@ -373,17 +260,21 @@ def _kept_bits(must_keep: Tensor | BlockIndex, q_pool: Tensor, num_keys: int) ->
         shape = (*must_keep.counts.shape, must_keep.num_key_blocks)
     elif isinstance(must_keep, Tensor) and must_keep.dtype == torch.bool:
         shape = (1,) * (4 - must_keep.ndim) + tuple(must_keep.shape)
-    if (
-        len(shape) != 4
-        or shape[2:] != (num_queries, num_keys)
-        or (shape[0] not in (1, batch) or shape[1] not in (1, heads))
-    ):
+    fits = len(shape) == 4 and shape[2:] == (num_queries, num_keys)
+    if not fits or shape[0] not in (1, batch) or shape[1] not in (1, heads):
         raise UserError(
             "must_keep does not fit the blocks",
             received=f"{type(must_keep).__name__} over {shape}, {getattr(must_keep, 'dtype', '')}",
             expected=f"bool or a BlockIndex over [{batch} or 1, {heads} or 1, "
             f"{num_queries}, {num_keys}]",
             remedy="build it for these two layouts",
+        )
+    if must_keep.device != q_pool.device:
+        raise UserError(
+            "must_keep lies on another device than the queries",
+            received=str(must_keep.device),
+            expected=str(q_pool.device),
+            remedy="move it once with .to(device), not in every call",
         )
     if isinstance(must_keep, BlockIndex):
         return must_keep.bits()

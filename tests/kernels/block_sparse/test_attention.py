@@ -201,16 +201,23 @@ def test_types_of_the_results(dtype: torch.dtype) -> None:
 
 
 def test_autocast_casts_like_dense_attention() -> None:
-    q, k, v = tensors(torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert attend(q, k, v, topk=4).dtype == torch.bfloat16
-        assert attend(q, k.bfloat16(), v, topk=4).dtype == torch.bfloat16
-        assert attend(*tensors(), topk=4).dtype == torch.float64
     layout = BlockLayout(GRID, BLOCK)
     index = BlockIndex.from_dense_mask(torch.eye(layout.num_blocks, dtype=torch.bool))
+    q, k, v = tensors(torch.float32)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        listed = attention_from_index(q, k, v, index, layout, layout)
+        return attend(q, k, v, cdf_p=0.5), listed, *attend(q, k, v, topk=4, return_lse=True)
+
+    rounded = run(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    exact = run(*tensors())
     with torch.autocast("cpu", torch.bfloat16):
-        out = attention_from_index(q, k, v, index, layout, layout)
-        assert isinstance(out, Tensor) and out.dtype == torch.bfloat16
+        cast, mixed, untouched = run(q, k, v), run(q, k.bfloat16(), v), run(*tensors())
+    # Only the inputs are rounded: what is computed inside stays in float32, and so does the rest.
+    for a, b, c in zip(cast, mixed, rounded, strict=True):
+        assert torch.equal(a, c) and torch.equal(b, c) and a.dtype == c.dtype
+    assert rounded[0].dtype == torch.bfloat16 and rounded[3].dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(untouched, exact, strict=True))
 
 
 def both(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,7 @@ def test_reordering_passes_gradcheck_twice() -> None:
 
 
 def test_index_tensors_are_kept_and_do_not_change_equality() -> None:
-    layout, other = BlockLayout((3, 4, 5)), BlockLayout((3, 4, 5), (4, 4, 4))
+    layout, other = BlockLayout((3, 4, 5)), BlockLayout([3, 4, 5], torch.Size([4, 4, 4]))  # type: ignore[arg-type]
     assert layout.permutation() is layout.permutation() and layout.offsets() is layout.offsets()
     assert layout == other and hash(layout) == hash(other) and "_kept" not in repr(layout)
     assert layout != BlockLayout((3, 4, 5), (4, 4, 2))

@@ -34,7 +34,7 @@ def arguments(
     mask[0, 1, 2] = False
     index = BlockIndex.from_dense_mask(mask)
     lists = index.indices, index.counts, QUERIES.offsets(), KEYS.offsets()
-    return leaf(2, 12), leaf(1, 18), leaf(1, 18), *lists, 0.4, "auto", True
+    return leaf(2, 12), leaf(1, 18), leaf(1, 18), *lists, 4, 8, 0.4, "auto", True
 
 
 @pytest.mark.parametrize("seed", [0, 1])

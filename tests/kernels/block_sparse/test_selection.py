@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from longtake.kernels.block_sparse import index as index_module
-from longtake.kernels.block_sparse import selection
+from longtake.kernels.block_sparse import ranking as ranking_module
 from longtake.kernels.block_sparse.index import BlockIndex
 from longtake.kernels.block_sparse.layout import BlockLayout
+from longtake.kernels.block_sparse.ranking import select_key_blocks
 from longtake.kernels.block_sparse.selection import (
     count_from_rule,
     select_blocks,
     select_from_pooled,
-    select_key_blocks,
 )
 from longtake.runtime.errors import UserError
 
@@ -188,7 +188,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_choice_never_waits_for_the_device(compat: bool) -> None:
     scores = torch.zeros(5, 9, device="meta")
     must = torch.zeros(5, 9, dtype=torch.bool, device="meta")
-    assert selection._choose(scores, must, 2, 0.5, 4, 1.0, compat).shape == (5, 9)
+    assert ranking_module._choose(scores, must, 2, 0.5, 4, 1.0, compat).shape == (5, 9)
 
 
 def test_tokens_are_pooled_first_in_float32_and_without_gradient() -> None:
@@ -204,6 +204,13 @@ def test_tokens_are_pooled_first_in_float32_and_without_gradient() -> None:
     best = select_from_pooled(*means, topk=4)
     assert torch.equal(index.indices, best.indices)
     assert index.indices.shape == (1, 4, layout_q.num_blocks, 4)
+
+
+def test_rounded_means_are_scored_in_float32() -> None:
+    q, k = (x.bfloat16() for x in pooled(9))
+    index = select_from_pooled(q, k, topk=4)
+    for row, scores in rows(q.double(), k.double()):
+        assert chosen(index, row) == sorted(ranking(scores)[:4])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -270,9 +277,9 @@ def test_rounding_of_the_public_rule() -> None:
     # bfloat16 steps above 1 are 2^-7. One by one, each 2^-8 is a tie that rounds back to 1. The
     # scan adds neighbours first: 1 + 2^-8 -> 1 and 2^-8 + 2^-8 = 2^-7, then 1 + 2^-7.
     x = torch.tensor([[1, 2**-8, 2**-8, 2**-8]], dtype=torch.bfloat16)
-    assert selection._scan(x).tolist() == [[1, 1, 1, 1 + 2**-7]]
+    assert ranking_module._scan(x).tolist() == [[1, 1, 1, 1 + 2**-7]]
     values = torch.rand(3, 11, dtype=torch.float64)
-    assert torch.allclose(selection._scan(values), values.cumsum(-1), atol=1e-15)
+    assert torch.allclose(ranking_module._scan(values), values.cumsum(-1), atol=1e-15)
     # Means that differ below the bfloat16 step are tied, and the lower block wins.
     layout = BlockLayout((1, 1, 4), (1, 1, 2))
     q = torch.ones(1, 1, 4, 1).bfloat16()
@@ -307,6 +314,7 @@ def test_the_op_is_registered_properly() -> None:
         ({"topk": 3, "must_keep": torch.ones(3, 9, 13, dtype=torch.bool)}, "must_keep"),
         ({"topk": 3, "must_keep": torch.ones(9, 13)}, "must_keep"),
         ({"topk": 3, "must_keep": [[True]]}, "must_keep"),
+        ({"topk": 3, "must_keep": torch.ones(9, 13, dtype=torch.bool, device="meta")}, "device"),
         ({"topk": 3, "backend": "cuda"}, "unknown backend"),
         ({"topk": 3, "scale": 0.0}, "positive"),
     ],
