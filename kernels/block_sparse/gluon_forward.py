@@ -239,8 +239,8 @@ def add_whole_tiles(
         p = gl.exp2(s * scale_log2 - gl.expand_dims(new_top, 1))
         total = total * shrink + gl.sum(p, 1)
         top = new_top
-        # Keys of the next tile. This wait also keeps the compiler from moving the softmax behind the
-        # next one, where no product would run beside it.
+        # Keys of the next tile. This wait also keeps the compiler from moving the softmax behind
+        # the next one, where no product would run beside it.
         following = gl.minimum(i + 1, last)
         mbarrier.wait(k_ready.index(following % 2), following // 2 & 1)
         acc = warpgroup_mma_wait(0, deps=[adding])

@@ -16,8 +16,15 @@ from longtake.kernels.block_sparse import (
     gluon_key_gradient,
     gluon_query_gradient,
 )
-from longtake.kernels.block_sparse.launch import BOX_ROWS, Call, box, key_order, strides
-from longtake.kernels.block_sparse.triton_lists import lists_per_key, wholes_first
+from longtake.kernels.block_sparse.launch import (
+    BOX_ROWS,
+    Call,
+    KeyLists,
+    box,
+    key_lists,
+    strides,
+)
+from longtake.kernels.block_sparse.triton_lists import wholes_first
 
 #: Columns of the queries that the forward kernel keeps in registers. With more, two programs would
 #: fit on a multiprocessor instead of three.
@@ -89,21 +96,18 @@ def query_gradient(call: Call, do: Tensor, lse: Tensor, delta: Tensor, dq: Tenso
     )
 
 
+def lists_for_keys(call: Call) -> KeyLists:
+    """Lists that :func:`key_gradient` reads."""
+    return key_lists(call, split=call.queries.ragged(BOX_ROWS))
+
+
 def key_gradient(
-    call: Call, do: Tensor, lse: Tensor, delta: Tensor, dk: Tensor, dv: Tensor
+    call: Call, lists: KeyLists, do: Tensor, lse: Tensor, delta: Tensor, dk: Tensor, dv: Tensor
 ) -> None:
     """Fill the gradients of the keys and values."""
     dim = call.q.shape[-1]
-    ragged = call.queries.ragged(BOX_ROWS)
-    pointers, query_blocks, wholes = lists_per_key(
-        call.lists.indices,
-        call.lists.counts,
-        call.keys.count,
-        call.queries.offsets if ragged else None,
-        call.queries.largest,
-    )
-    order = key_order(pointers, call.k.shape[1])
-    gluon_key_gradient.key_gradient_kernel[(order.numel() * call.keys.tiles(BOX_ROWS),)](
+    wholes = lists.row_pointers if lists.wholes is None else lists.wholes
+    gluon_key_gradient.key_gradient_kernel[(lists.order.numel() * call.keys.tiles(BOX_ROWS),)](
         call.q,
         _box(call.q, dim),
         do,
@@ -116,18 +120,18 @@ def key_gradient(
         _row_box(lse),
         delta,
         _row_box(delta),
-        pointers,
-        query_blocks,
-        pointers if wholes is None else wholes,
+        lists.row_pointers,
+        lists.query_blocks,
+        wholes,
         call.queries.offsets,
         call.keys.offsets,
-        order,
+        lists.order,
         call.scale,
         call.scale_log2,
         *call.heads,
         call.keys.count,
         call.queries.num_tokens,
-        query_blocks.shape[-1],
+        lists.query_blocks.shape[-1],
         *strides(call.q, do, dk, dv),
         **_constants(call),
         num_warps=WARPS,

@@ -15,11 +15,12 @@ from longtake.kernels.block_sparse import triton_launch
 from longtake.kernels.block_sparse.launch import BOX_ROWS, Blocks, Call, Lists, in_reach_of_tma
 from longtake.kernels.block_sparse.reference import empty_in_order_of, empty_outputs
 from longtake.kernels.block_sparse.triton_lists import lists_per_key
-from longtake.kernels.block_sparse.triton_selection import MAX_KEY_BLOCKS, pool
-from longtake.kernels.block_sparse.triton_selection import select as select_rows
+from longtake.kernels.block_sparse.triton_selection import MAX_KEY_BLOCKS, block_means, choose
 from longtake.runtime.errors import UserError
 
-__all__ = ["backward", "csr", "forward", "pool", "select"]
+#: Below this share of tokens in the room of their blocks, most blocks are not whole, and masked
+#: tiles are faster than whole ones with the rest in grains.
+MIN_FILL = 0.75
 
 
 def forward(
@@ -115,12 +116,31 @@ def backward(
     if do.stride(-1) != 1:
         do = do.contiguous()
     lse = lse.contiguous()
+    run = _kernels(backend, call, q, k, v, do)
+    # Before the gradients are allocated: the inversion needs some memory for a moment.
+    per_key = run.lists_for_keys(call)
     delta = triton_launch.delta(o, do, lse, dlse)
     dq, dk, dv = (empty_in_order_of(x) for x in (q, k, v))
-    run = _kernels(backend, call, q, k, v, do)
     run.query_gradient(call, do, lse, delta, dq)
-    run.key_gradient(call, do, lse, delta, dk, dv)
+    run.key_gradient(call, per_key, do, lse, delta, dk, dv)
     return dq, dk, dv
+
+
+def pool(x: Tensor, offsets: Tensor) -> Tensor:
+    """Mean of the tokens of every block, summed in float32.
+
+    Args:
+        x: [B, H, N, D] in block order with a contiguous last axis.
+        offsets: int32 [Nblk + 1], first token of every block.
+
+    Returns:
+        float32 [B, H, Nblk, D].
+
+    Raises:
+        UserError: a tensor that no kernel serves.
+    """
+    _check(x)
+    return block_means(x, offsets)
 
 
 def select(
@@ -132,10 +152,23 @@ def select(
     width: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Lists of selected key blocks; see :func:`longtake...triton_selection.select`.
+    """Lists of selected key blocks.
+
+    Args:
+        q_pool: float32 [B, Hq, Nq, D].
+        k_pool: float32 [B, Hk, Nk, D]; Hk divides Hq.
+        kept: bit rows of blocks that are always selected, int32 [B or 1, Hq or 1, Nq, words].
+        least: blocks that every row gets at least.
+        cdf_p: share of mass of softmax(scale * score) that the selected blocks have at least, 0 for
+            no such rule.
+        width: R, which bounds the number of blocks of a row.
+        scale: factor of the scores.
+
+    Returns:
+        int32 indices [B, Hq, Nq, R], ascending, then -1; and int32 counts [B, Hq, Nq].
 
     Raises:
-        UserError: too many key blocks.
+        UserError: means or a number of key blocks that the kernel does not serve.
     """
     if k_pool.shape[2] > MAX_KEY_BLOCKS:
         raise UserError(
@@ -144,8 +177,9 @@ def select(
             expected=f"at most {MAX_KEY_BLOCKS}",
             remedy='use larger key blocks, or backend="reference"',
         )
+    _check(q_pool, k_pool)
     q_pool, k_pool = q_pool.float().contiguous(), k_pool.float().contiguous()
-    return select_rows(q_pool, k_pool, kept, least, cdf_p, width, scale)
+    return choose(q_pool, k_pool, kept, least, cdf_p, width, scale)
 
 
 def csr(indices: Tensor, counts: Tensor, num_key_blocks: int) -> tuple[Tensor, Tensor]:
@@ -154,20 +188,20 @@ def csr(indices: Tensor, counts: Tensor, num_key_blocks: int) -> tuple[Tensor, T
     return row_pointers, query_blocks
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
-    dim = q.shape[-1]
-    typed = q.dtype in (torch.bfloat16, torch.float16, torch.float32)
+def _check(*tensors: Tensor) -> None:
+    dtype, dim = tensors[0].dtype, tensors[0].shape[-1]
+    typed = dtype in (torch.bfloat16, torch.float16, torch.float32)
     if not typed or dim & (dim - 1) or not 16 <= dim <= 256:
         raise UserError(
             "the GPU kernels do not serve these tensors",
-            received=f"{q.dtype}, head size {dim}",
+            received=f"{dtype}, head size {dim}",
             expected="bfloat16, float16 or float32, head size 16, 32, 64, 128 or 256",
             remedy='cast or pad them, or use backend="reference"',
         )
-    if any(x.stride(-1) != 1 for x in (q, k, v)):
+    if any(x.stride(-1) != 1 for x in tensors):
         raise UserError(
             "the GPU kernels read heads whose values are contiguous",
-            received=f"strides {q.stride()}, {k.stride()}, {v.stride()}",
+            received=", ".join(f"strides {x.stride()}" for x in tensors),
             expected="a last stride of 1",
             remedy="call .contiguous()",
         )
@@ -215,6 +249,8 @@ def _kernels(backend: str, call: Call, *tensors: Tensor) -> ModuleType:
             expected='"auto", "gluon" or "triton"',
             remedy="use auto",
         )
+    if backend == "triton":
+        return triton_launch
     reason = _against_gluon(call, *tensors)
     if backend == "gluon" and reason:
         raise UserError(
@@ -224,7 +260,8 @@ def _kernels(backend: str, call: Call, *tensors: Tensor) -> ModuleType:
             f"{BOX_ROWS} tokens, 16-byte aligned tensors and strides",
             remedy='use backend="auto"',
         )
-    if backend == "triton" or reason:
+    filled = min(blocks.fill for blocks in (call.queries, call.keys))
+    if reason or (backend == "auto" and filled < MIN_FILL):
         return triton_launch
     return importlib.import_module("longtake.kernels.block_sparse.gluon_launch")
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtake.kernels.block_sparse.triton_lists import longest_first
+from longtake.kernels.block_sparse.triton_lists import lists_per_key, longest_first
 
 LOG2_E = 1.4426950408889634
 
@@ -29,6 +29,11 @@ class Blocks:
     def count(self) -> int:
         """Nblk."""
         return self.offsets.numel() - 1
+
+    @property
+    def fill(self) -> float:
+        """Share of tokens in the room of blocks that are all as large as the largest."""
+        return self.num_tokens / (self.count * self.largest)
 
     def tiles(self, tile: int) -> int:
         """Tiles that the largest block needs."""
@@ -59,6 +64,20 @@ class Lists:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class KeyLists:
+    """Lists of query blocks per key block, and the order in which to work through them."""
+
+    row_pointers: Tensor
+    """int32 [B, Hq, Nk + 1]."""
+    query_blocks: Tensor
+    """int32 [B, Hq, Nq R]."""
+    wholes: Tensor | None
+    """int32 [B, Hq, Nk]: whole blocks, which come first in every list; None if all are whole."""
+    order: Tensor
+    """int32 [B Hk Nk]: rows [B, Hk, Nk]; the heads that read one key head are one row."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
     """One call of the attention."""
 
@@ -83,6 +102,29 @@ class Call:
     def scale_log2(self) -> float:
         """Factor of the scores in powers of two."""
         return self.scale * LOG2_E
+
+
+def key_lists(call: Call, *, split: bool) -> KeyLists:
+    """Invert the lists of a call.
+
+    Args:
+        call: the call.
+        split: whether every list is to start with its whole blocks.
+    """
+    pointers, query_blocks, wholes = lists_per_key(
+        call.lists.indices,
+        call.lists.counts,
+        call.keys.count,
+        call.queries.offsets if split else None,
+        call.queries.largest,
+    )
+    lengths = pointers.diff().unflatten(1, (call.k.shape[1], -1)).sum(2)
+    return KeyLists(
+        row_pointers=pointers,
+        query_blocks=query_blocks,
+        wholes=wholes,
+        order=longest_first(lengths),
+    )
 
 
 def strides(*tensors: Tensor) -> list[int]:
@@ -112,9 +154,3 @@ def box(kind: Any, x: Tensor, columns: int, *layout: Any) -> Any:
         for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)
     ]
     return kind(x, list(x.shape), [*steps, 1], [1, 1, BOX_ROWS, columns], *layout)
-
-
-def key_order(row_pointers: Tensor, key_heads: int) -> Tensor:
-    """Order of the rows [B, Hk, Nk] of lists per key block; heads of a group are one row."""
-    lengths = row_pointers.diff().unflatten(1, (key_heads, -1)).sum(2)
-    return longest_first(lengths)

@@ -12,13 +12,13 @@ from longtake.kernels.block_sparse import triton_backward, triton_forward
 from longtake.kernels.block_sparse.launch import (
     BOX_ROWS,
     Call,
+    KeyLists,
     box,
     has_tma,
     in_reach_of_tma,
-    key_order,
+    key_lists,
     strides,
 )
-from longtake.kernels.block_sparse.triton_lists import lists_per_key
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -116,32 +116,34 @@ def query_gradient(call: Call, do: Tensor, lse: Tensor, delta: Tensor, dq: Tenso
     )
 
 
+def lists_for_keys(call: Call) -> KeyLists:
+    """Lists that :func:`key_gradient` reads."""
+    return key_lists(call, split=False)
+
+
 def key_gradient(
-    call: Call, do: Tensor, lse: Tensor, delta: Tensor, dk: Tensor, dv: Tensor
+    call: Call, lists: KeyLists, do: Tensor, lse: Tensor, delta: Tensor, dk: Tensor, dv: Tensor
 ) -> None:
     """Fill the gradients of the keys and values."""
-    lists = call.lists
-    pointers, query_blocks, _ = lists_per_key(lists.indices, lists.counts, call.keys.count)
-    order = key_order(pointers, call.k.shape[1])
     tensors = call.q, do, call.k, call.v
     options, inputs = _options("key_gradient", call, *tensors)
-    triton_backward.key_gradient_kernel[(order.numel() * options["TILES_K"],)](
+    triton_backward.key_gradient_kernel[(lists.order.numel() * options["TILES_K"],)](
         *inputs,
         dk,
         dv,
         lse,
         delta,
-        pointers,
-        query_blocks,
+        lists.row_pointers,
+        lists.query_blocks,
         call.queries.offsets,
         call.keys.offsets,
-        order,
+        lists.order,
         call.scale,
         call.scale_log2,
         *call.heads,
         call.keys.count,
         call.queries.num_tokens,
-        query_blocks.shape[-1],
+        lists.query_blocks.shape[-1],
         *strides(*tensors, dk, dv),
         **options,
     )

@@ -24,7 +24,7 @@ TILE_Q, TILE_K, COLUMNS = 64, 64, 64
 MAX_KEY_BLOCKS = 1 << 15
 
 
-def pool(x: Tensor, offsets: Tensor) -> Tensor:
+def block_means(x: Tensor, offsets: Tensor) -> Tensor:
     """Mean of the tokens of every block.
 
     Args:
@@ -44,7 +44,7 @@ def pool(x: Tensor, offsets: Tensor) -> Tensor:
     return out
 
 
-def select(
+def choose(
     q_pool: Tensor,
     k_pool: Tensor,
     kept: Tensor | None,
@@ -236,7 +236,7 @@ def _choose_kernel(
         exponent = (score - tl.max(score, 0)) * scale_log2
         weight = tl.where(valid, tl.exp2(exponent), 0.0)
         count = tl.maximum(count, _count_for_mass(rank, valid, weight, cdf_p * tl.sum(weight, 0)))
-    count = tl.minimum(count, width)
+    count = tl.minimum(count, tl.minimum(width, num_keys))
     chosen = _best(rank, valid, count).to(tl.int32)
     line = row * num_queries + query
     out = indices + line * width

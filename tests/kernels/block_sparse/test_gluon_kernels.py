@@ -22,12 +22,13 @@ from longtake.kernels.block_sparse.layout import BlockLayout
 
 pytest.importorskip("triton", reason="Gluon is part of Triton")
 
-from longtake.kernels.block_sparse import (  # noqa: E402
+from longtake.kernels.block_sparse import (
     gluon_forward,
     gluon_key_gradient,
     gluon_launch,
     gluon_query_gradient,
     hopper,
+    launch,
     triton_launch,
 )
 
@@ -341,7 +342,7 @@ def on_the_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(module, name, Emulated(getattr(module, name)))
     monkeypatch.setattr(hopper, "is_hopper", lambda device: True)
     monkeypatch.setattr(triton_launch, "delta", _delta)
-    monkeypatch.setattr(gluon_launch, "lists_per_key", _lists_per_key)
+    monkeypatch.setattr(launch, "lists_per_key", _lists_per_key)
     monkeypatch.setattr(gluon_launch, "wholes_first", _wholes_first)
     yield
 
@@ -418,9 +419,7 @@ def test_values_of_other_blocks_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> 
     o, lse = hopper.forward(q, k, v, *run, 0.1, "gluon", **sizes)
     assert o[:, :, :96].isfinite().all() and lse[:, :, :96].isfinite().all()
     o = torch.where(o.isfinite(), o, 0)
-    gradients = hopper.backward(
-        do, q, k, v, o, lse, None, *run, 2, 0.1, True, "gluon", **sizes
-    )
+    gradients = hopper.backward(do, q, k, v, o, lse, None, *run, 2, 0.1, True, "gluon", **sizes)
     assert all(x[:, :, :96].isfinite().all() for x in gradients)
 
 
