@@ -52,13 +52,12 @@ class Case:
 
     def run(self, backend: str) -> tuple[Tensor, ...]:
         """Output, log-sum-exp and gradients of q, k and v from our kernels."""
-        inputs = [x.detach().requires_grad_() for x in (self.q, self.k, self.v)]
-        layouts = self.of_q, self.of_k
-        result = attention_from_index(
-            *inputs, self.index, *layouts, layout="block", return_lse=True, backend=backend
-        )
-        o, lse = result
-        return o.detach(), lse.detach(), *torch.autograd.grad(o, inputs, self.do)
+        q, k, v = (x.detach().requires_grad_() for x in (self.q, self.k, self.v))
+        o, lse = attention_from_index(
+            q, k, v, self.index, self.of_q, self.of_k, layout="block", return_lse=True,
+            backend=backend,
+        )  # fmt: skip
+        return o.detach(), lse.detach(), *torch.autograd.grad(o, (q, k, v), self.do)
 
     def mask(self) -> Tensor:
         """Which token attends to which: bool [B, H, N, M]."""
@@ -82,13 +81,13 @@ class Case:
 
     def dense(self) -> tuple[Tensor, ...]:
         """Output and gradients of PyTorch's dense attention in the type of the inputs."""
-        inputs = [x.detach().contiguous().requires_grad_() for x in (self.q, self.k, self.v)]
-        grouped = self.q.shape[1] != self.k.shape[1]
+        q, k, v = (x.detach().contiguous().requires_grad_() for x in (self.q, self.k, self.v))
+        grouped = q.shape[1] != k.shape[1]
         mask = self.mask()
         empty = ~mask.any(-1, keepdim=True)  # not defined there: attend to all, then drop it
-        o = F.scaled_dot_product_attention(*inputs, attn_mask=mask | empty, enable_gqa=grouped)
+        o = F.scaled_dot_product_attention(q, k, v, mask | empty, enable_gqa=grouped)
         o = o.masked_fill(empty, 0.0)
-        return o.detach(), *torch.autograd.grad(o, inputs, self.do)
+        return o.detach(), *torch.autograd.grad(o, (q, k, v), self.do)
 
 
 def check_accuracy(device: torch.device, backend: str) -> Iterator[Finding]:
@@ -164,8 +163,9 @@ def check_memory_orders(device: torch.device, backend: str) -> Iterator[Finding]
         q, k, v, case.index, case.of_q, case.of_k, layout="block", backend=backend
     )
     assert isinstance(o, Tensor)
-    gradients = torch.autograd.grad((o * 0.5).sum(), (q, k, v))
-    for name, a, b in zip(("output", *GRADIENTS), (o, *gradients), (expected[0], *expected[2:])):
+    results = o, *torch.autograd.grad((o * 0.5).sum(), (q, k, v))
+    names, wanted = ("output", *GRADIENTS), (expected[0], *expected[2:])
+    for name, a, b in zip(names, results, wanted, strict=True):
         yield Finding(f"unaligned tensors: {name}", _relative(a, b.double()), 1e-2)
 
 
@@ -192,9 +192,7 @@ def check_selection(device: torch.device, backend: str) -> Iterator[Finding]:
     equal = torch.ones((1, 1, layout.num_tokens, 64), device=device, dtype=torch.bfloat16)
     index = select_blocks(equal, equal, layout, layout, topk=7, backend=backend)
     first = torch.arange(7, device=device)
-    yield Finding(
-        "ties that do not go to the lower block", float((index.indices != first).sum()), 0
-    )
+    yield Finding("ties not taken from the lowest", float((index.indices != first).sum()), 0)
     again = run(topk=15).indices
     yield Finding("second selection", float((run(topk=15).indices != again).sum()), 0)
 
@@ -209,9 +207,9 @@ def check_from_plain_order(device: torch.device, backend: str) -> Iterator[Findi
     o = block_sparse_attention(
         q, k, v, grid_q=grid, topk=blocks, heads_first=False, return_lse=True, backend=backend
     )[0]
-    heads = [x.transpose(1, 2) for x in (q, k, v)]
-    exact = F.scaled_dot_product_attention(*(x.double() for x in heads)).transpose(1, 2)
-    dense = F.scaled_dot_product_attention(*heads).transpose(1, 2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double()).transpose(1, 2)
+    dense = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     bound = DENSE_ERRORS * max(_relative(dense, exact), 1e-3)
     yield Finding("all blocks against dense attention", _relative(o, exact), bound)
 
