@@ -260,7 +260,7 @@ def gpu_state() -> str | None:
 
 def without_gradients(
     forward: Callable[..., Any], sets: list[list[Tensor]]
-) -> Callable[[int], tuple[Tensor]]:
+) -> Callable[[int], tuple[Tensor, ...]]:
     """Forward alone as one call on a set of inputs."""
 
     def step(number: int) -> tuple[Tensor]:

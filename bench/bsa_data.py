@@ -53,7 +53,7 @@ def input_sets(
             liked = torch.randn(dim, generator=draw, device=device)
             every = (torch.arange(layout.num_blocks, device=device) % 64 == 0).float()
             share = every.repeat_interleave(layout.block_sizes(device))
-            q = q.add_((liked / 2).to(dtype))
+            q = q.add_(liked.to(dtype))
             k = k.add_((share[:, None] * liked).to(dtype))
         sets.append([q, k, v, do])
     return sets

@@ -37,8 +37,19 @@ def bench_bsa(
 
     Example: python cli.py bench bsa --grids 24x48x80 --lists random
     """
-    from longtake.bench.bench_bsa import main
+    from importlib import import_module
 
+    from longtake.runtime.errors import UserError
+
+    try:
+        module = import_module("longtake.bench.bench_bsa")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "the benchmarks are not installed",
+            received=str(error),
+            expected="a checkout of the repository",
+            remedy="clone it and run python cli.py bench bsa there",
+        ) from error
     given = {
         "--device": device,
         "--grids": grids,
@@ -48,4 +59,4 @@ def bench_bsa(
         "--output": output,
     }
     chosen = [str(x) for pair in given.items() if pair[1] is not None for x in pair]
-    raise typer.Exit(main([*(["--tiny"] if tiny else []), *chosen]))
+    raise typer.Exit(module.main([*(["--tiny"] if tiny else []), *chosen]))
