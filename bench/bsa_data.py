@@ -1,0 +1,144 @@
+"""Inputs of the block-sparse benchmark, what they are worth, and how wrong results on them are."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longtake.kernels.block_sparse import BlockIndex, BlockLayout
+
+#: Sets of inputs that calls take in turn, so that none finds its own in the cache.
+INPUT_SETS = 2
+
+
+def input_sets(
+    layout: BlockLayout,
+    kind: str,
+    *,
+    heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    draw: torch.Generator,
+    tokens_first: bool = False,
+) -> list[list[Tensor]]:
+    """Sets of q, k, v and output gradient in block order, [1, H, N, D].
+
+    Args:
+        layout: blocks of the tokens.
+        kind: "random" for independent values; "local" for queries and keys that suit each other
+            when they are near; "hub" for local ones and keys of every 64th block that suit all.
+        heads: H.
+        dim: D.
+        dtype: type of the tensors.
+        draw: source of randomness, which also names the device.
+        tokens_first: tokens before heads in memory.
+    """
+    device = draw.device
+    shape = (1, heads, layout.num_tokens, dim)
+
+    def normal() -> Tensor:
+        x = torch.randn(shape, generator=draw, device=device, dtype=dtype)
+        return x.transpose(1, 2).contiguous().transpose(1, 2) if tokens_first else x
+
+    sets = []
+    for _ in range(INPUT_SETS):
+        q, k, v, do = (normal() for _ in range(4))
+        if kind != "random":
+            field = smooth_field(layout, heads, dim, draw)
+            q, k = q.add_(field), k.add_(field)
+        if kind == "hub":
+            liked = torch.randn(dim, generator=draw, device=device)
+            every = (torch.arange(layout.num_blocks, device=device) % 64 == 0).float()
+            share = every.repeat_interleave(layout.block_sizes(device))
+            q = q.add_(liked.to(dtype))
+            k = k.add_((share[:, None] * liked).to(dtype))
+        sets.append([q, k, v, do])
+    return sets
+
+
+def smooth_field(layout: BlockLayout, heads: int, dim: int, draw: torch.Generator) -> Tensor:
+    """Features [1, H, N, D] whose products fall with the distance of two tokens in the grid."""
+    device = draw.device
+    axes = [torch.arange(n, device=device, dtype=torch.float32) for n in layout.grid]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
+    places = layout.to_block(places, 0)
+    waves = torch.randn((heads, 3, dim), generator=draw, device=device) / 8
+    shifts = torch.rand((heads, 1, dim), generator=draw, device=device) * 2 * math.pi
+    field = torch.empty((1, heads, len(places), dim), device=device, dtype=torch.bfloat16)
+    for head in range(heads):
+        field[0, head] = (places @ waves[head] + shifts[head]).cos() * math.sqrt(2)
+    return field
+
+
+def useful_flops(index: BlockIndex, layout: BlockLayout, dim: int) -> float:
+    """Floating point operations of the forward on the selected token pairs alone."""
+    sizes = layout.block_sizes(index.device).double()
+    listed = index.indices
+    keys = torch.where(listed >= 0, sizes[listed.clamp(min=0).long()], 0.0).sum(-1)
+    return float((keys * sizes).sum()) * 4 * dim
+
+
+def with_gradients(
+    forward: Callable[..., Any], sets: list[list[Tensor]]
+) -> Callable[[int], tuple[Tensor, ...]]:
+    """Forward and backward as one call on a set of inputs."""
+
+    def step(number: int) -> tuple[Tensor, ...]:
+        *inputs, do = sets[number]
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        o = forward(*inputs)
+        return o.detach(), *torch.autograd.grad(o, inputs, do)
+
+    return step
+
+
+def sampled_errors(
+    results: tuple[Tensor, ...], tensors: list[Tensor], index: BlockIndex, layout: BlockLayout
+) -> dict[str, float]:
+    """Relative errors against float64 on a sample: one key block and all that attend to it.
+
+    Args:
+        results: output, dq, dk, dv.
+        tensors: q, k, v and the gradient of the output.
+        index: the lists.
+        layout: the blocks of queries and keys.
+
+    Returns:
+        ``output`` and ``dq`` over the query blocks that attend to the key block, ``dk`` and ``dv``
+        over the key block, all in the last head.
+    """
+    head = tensors[0].shape[1] - 1
+    q, k, v, do = (x[0, head] for x in tensors)
+    tokens = [slice(*pair) for pair in itertools.pairwise(layout.offsets(q.device).tolist())]
+    lists = index.indices[0, head]
+    target = int(lists[0, 0])
+    wanted: dict[str, list[Tensor]] = {name: [] for name in ("output", "dq", "dk", "dv")}
+    attending = (lists == target).any(-1).nonzero()[:, 0].tolist()
+    for block in attending:
+        listed = [key for key in lists[block].tolist() if key >= 0]
+        keys = torch.cat([k[tokens[key]] for key in listed]).double()
+        values = torch.cat([v[tokens[key]] for key in listed]).double()
+        query, d_out = q[tokens[block]].double(), do[tokens[block]].double()
+        scale = query.shape[-1] ** -0.5
+        p = (query @ keys.T * scale).softmax(-1)
+        o = p @ values
+        ds = p * (d_out @ values.T - (d_out * o).sum(-1, keepdim=True)) * scale
+        place = listed.index(target)
+        start = sum(tokens[key].stop - tokens[key].start for key in listed[:place])
+        mine = slice(start, start + tokens[target].stop - tokens[target].start)
+        wanted["output"].append(o)
+        wanted["dq"].append(ds @ keys)
+        wanted["dk"].append(ds[:, mine].T @ query)
+        wanted["dv"].append(p[:, mine].T @ d_out)
+    errors = {}
+    for (name, parts), result in zip(wanted.items(), results, strict=True):
+        if name in ("output", "dq"):
+            exact = torch.cat(parts)
+            found = torch.cat([result[0, head, tokens[block]] for block in attending])
+        else:
+            exact, found = torch.stack(parts).sum(0), result[0, head, tokens[target]]
+        errors[name] = float((found.double() - exact).norm() / exact.norm())
+    return errors

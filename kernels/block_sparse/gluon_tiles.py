@@ -1,0 +1,111 @@
+"""Tiles of the Gluon kernels: layouts, loads, stores, and the products that read them.
+
+A tile is 64 tokens of one head. Tensors are views [B, H, N, D]; a tensor memory access (TMA) box
+[1, 1, 64, D] reads a tile of any strides, and tokens past the end of the tensor as zero. Tokens of
+the *next* block come as they are, so only whole tiles are read this way. The rest of a block is
+read in grains of 16 tokens through masked pointers, which no foreign value, such as a NaN, passes.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    tma,
+    warpgroup_mma,
+)
+
+# Renamed in Triton 3.7.
+async_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+
+
+@gluon.constexpr_function
+def product_layout(columns):
+    """Registers of a [64, columns] product of one warpgroup."""
+    return gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, columns, 16]
+    )
+
+
+@gluon.constexpr_function
+def factor_layout(columns):
+    """Registers of a left factor of a product with that many columns."""
+    return gl.DotOperandLayout(0, product_layout(columns), 2)
+
+
+@gluon.constexpr_function
+def memory_layout(dim):
+    """Registers of a tile that is read or written in 16-byte pieces, a row by neighbours."""
+    return gl.BlockedLayout([1, 8], [256 // dim, dim // 8], [4, 1], [1, 0])
+
+
+@gluon.jit
+def tile_start(blocks, tile, last, TILE: gl.constexpr, TILES: gl.constexpr):
+    """First token of a tile of a list of whole blocks; past ``last``, of the last one."""
+    tile = gl.minimum(tile, last)
+    if TILES == 1:
+        return gl.load(blocks + tile) * TILE
+    else:
+        return (gl.load(blocks + tile // TILES) * TILES + tile % TILES) * TILE
+
+
+@gluon.jit
+def head_start(tensor, batch, head, first, stride_b, stride_h, stride_n):
+    """Pointer to the token ``first`` of one head; 64-bit, tensors may have over 2^31 elements."""
+    at = batch.to(gl.int64) * stride_b + head.to(gl.int64) * stride_h
+    return tensor + (at + first.to(gl.int64) * stride_n)
+
+
+@gluon.jit
+def load_rows(
+    start, size, stride_n, ROWS: gl.constexpr, COLUMNS: gl.constexpr, LAYOUT: gl.constexpr
+):
+    """Rows [0, size) of a tile as [ROWS, COLUMNS]; the others are zero."""
+    row = gl.expand_dims(gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT)), 1)
+    column = gl.expand_dims(gl.arange(0, COLUMNS, gl.SliceLayout(0, LAYOUT)), 0)
+    return gl.load(start + (row * stride_n + column), mask=row < size, other=0.0)
+
+
+@gluon.jit
+def store_rows(
+    start, x, size, stride_n, ROWS: gl.constexpr, COLUMNS: gl.constexpr, LAYOUT: gl.constexpr
+):
+    """Write rows [0, size) of a tile."""
+    row = gl.expand_dims(gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT)), 1)
+    column = gl.expand_dims(gl.arange(0, COLUMNS, gl.SliceLayout(0, LAYOUT)), 0)
+    # Results are not read again soon: they should not displace keys and values in the L2 cache.
+    where = start + (row * stride_n + column)
+    gl.store(where, x, mask=row < size, eviction_policy="evict_first")
+
+
+@gluon.jit
+def stage_grain(tile, start, size, stride_n, D: gl.constexpr):
+    """Put up to 16 rows into the first rows of a tile in shared memory, zeros for missing ones.
+
+    16 is the smallest size that suits both products of a grain, as columns and as the inner size.
+    """
+    layout: gl.constexpr = memory_layout(D)
+    tile.slice(0, 16).store(load_rows(start, size, stride_n, 16, D, layout))
+
+
+@gluon.jit
+def multiply_transposed(left, left_tile, right, zero, REGISTERS: gl.constexpr, D: gl.constexpr):
+    """Start ``left right^T`` over D columns and return its token.
+
+    The first REGISTERS columns of the left factor are in registers, the others in shared memory:
+    registers spare the bandwidth of shared memory, which otherwise limits 64-row tiles.
+    """
+    if REGISTERS == D:
+        return warpgroup_mma(left, right.permute((1, 0)), zero, use_acc=False, is_async=True)
+    elif REGISTERS == 0:
+        return warpgroup_mma(left_tile, right.permute((1, 0)), zero, use_acc=False, is_async=True)
+    else:
+        near = right.slice(0, REGISTERS, 1).permute((1, 0))
+        far = right.slice(REGISTERS, D - REGISTERS, 1).permute((1, 0))
+        partial = warpgroup_mma(left, near, zero, use_acc=False, is_async=True)
+        return warpgroup_mma(left_tile, far, partial, is_async=True)
+
+
+@gluon.jit
+def publish():
+    """Make stores to shared memory visible to the tensor cores."""
+    fence_async_shared()

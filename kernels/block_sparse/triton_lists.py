@@ -1,0 +1,272 @@
+"""Lists per key block from lists per query block, and orders of work, in Triton.
+
+The lists are inverted through a bit matrix, a bit per pair of blocks, so that every list per key
+block comes out ascending without sorting and without atomics: bitwise the same in every run.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+#: List entries, query blocks and key blocks that a program looks at together.
+CHUNK = 128
+
+
+def lists_per_key(
+    indices: Tensor,
+    counts: Tensor,
+    num_key_blocks: int,
+    q_offsets: Tensor | None = None,
+    whole_size: int = 0,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Which query blocks attend to every key block.
+
+    Args:
+        indices: int32 [B, H, Nq, R] with a contiguous last axis; the first ``counts`` entries of a
+            row are distinct blocks.
+        counts: int32 [B, H, Nq].
+        num_key_blocks: Nk.
+        q_offsets: int32 [Nq + 1]. If given, every list starts with its blocks of ``whole_size``
+            tokens; both parts are ascending.
+        whole_size: tokens of a whole query block.
+
+    Returns:
+        ``row_pointers`` int32 [B, H, Nk + 1] and ``query_blocks`` int32 [B, H, Nq R]: the list of
+        key block j is ``query_blocks[row_pointers[j]:row_pointers[j + 1]]``, the rest is undefined;
+        and with ``q_offsets`` the number of whole blocks in each list, int32 [B, H, Nk].
+    """
+    batch, heads, num_queries, width = indices.shape
+    words = triton.cdiv(num_key_blocks, 32)
+    bits = counts.new_empty((batch, heads, words, num_queries))
+    _bits_kernel[(num_queries, batch * heads)](
+        indices,
+        counts,
+        bits,
+        heads,
+        num_queries,
+        words,
+        *indices.stride()[:3],
+        *counts.stride(),
+        CHUNK=min(CHUNK, triton.next_power_of_2(max(width, 1))),
+        WORDS=triton.next_power_of_2(words),
+        num_warps=1,
+    )
+    lengths = counts.new_empty((batch, heads, num_key_blocks))
+    grid = (words, batch * heads)
+    _lengths_kernel[grid](bits, lengths, num_queries, num_key_blocks, CHUNK=CHUNK, num_warps=4)
+    row_pointers = counts.new_zeros((batch, heads, num_key_blocks + 1))
+    torch.cumsum(lengths, -1, dtype=torch.int32, out=row_pointers[..., 1:])
+    query_blocks = counts.new_empty((batch, heads, num_queries * width))
+    wholes = None if q_offsets is None else torch.empty_like(lengths)
+    _fill_kernel[(num_key_blocks, batch * heads)](
+        bits,
+        row_pointers,
+        query_blocks,
+        q_offsets if q_offsets is not None else counts,
+        wholes if wholes is not None else lengths,
+        num_queries,
+        num_key_blocks,
+        words,
+        query_blocks.shape[-1],
+        whole_size,
+        CHUNK=min(1024, triton.next_power_of_2(num_queries)),
+        SPLIT=q_offsets is not None,
+        num_warps=1,
+    )
+    return row_pointers, query_blocks, wholes
+
+
+def wholes_first(
+    indices: Tensor, counts: Tensor, offsets: Tensor, whole_size: int
+) -> tuple[Tensor, Tensor]:
+    """Lists that start with their whole blocks; both parts keep their order.
+
+    Args:
+        indices: int32 [B, H, Nq, R] with a contiguous last axis.
+        counts: int32 [B, H, Nq].
+        offsets: int32 [Nk + 1], first token of every block.
+        whole_size: tokens of a whole block.
+
+    Returns:
+        int32 lists [B, H, Nq, R], undefined past their count, and numbers of whole blocks
+        [B, H, Nq].
+    """
+    batch, heads, num_queries, width = indices.shape
+    lists = counts.new_empty(indices.shape)
+    wholes = counts.new_empty(counts.shape)
+    _wholes_first_kernel[(num_queries, batch * heads)](
+        indices,
+        counts,
+        offsets,
+        lists,
+        wholes,
+        heads,
+        num_queries,
+        width,
+        whole_size,
+        *indices.stride()[:3],
+        *counts.stride(),
+        CHUNK=min(CHUNK, triton.next_power_of_2(max(width, 1))),
+        num_warps=1,
+    )
+    return lists, wholes
+
+
+def longest_first(lengths: Tensor) -> Tensor:
+    """Order of work in which long lists do not come last and keep the GPU waiting.
+
+    Lists of more than 2, 4, 8, ... times the mean length come first. Lists of one class keep their
+    order, because neighbours read the same keys from the cache.
+
+    Args:
+        lengths: int32, any shape.
+
+    Returns:
+        int32 [number of lists]: positions in ``lengths``.
+    """
+    lengths = lengths.flatten().float()
+    classes = (lengths / lengths.mean().clamp(min=1.0)).clamp(min=1.0).log2().to(torch.uint8)
+    return classes.sort(descending=True, stable=True).indices.int()
+
+
+@triton.jit
+def _bits_kernel(
+    indices,
+    counts,
+    bits,
+    heads,
+    num_queries,
+    words,
+    list_stride_b,
+    list_stride_h,
+    list_stride_q,
+    count_stride_b,
+    count_stride_h,
+    count_stride_q,
+    CHUNK: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    """Bits of one list, into column ``query`` of [B, H, words, Nq]."""
+    query = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(1).to(tl.int64)
+    batch = row // heads
+    head = row % heads
+    count = tl.load(
+        counts + batch * count_stride_b + head * count_stride_h + query * count_stride_q
+    )
+    listed = indices + batch * list_stride_b + head * list_stride_h + query * list_stride_q
+    word = tl.arange(0, WORDS)
+    found = tl.zeros([WORDS], tl.int32)
+    for first in range(0, count, CHUNK):
+        at = first + tl.arange(0, CHUNK)
+        key = tl.load(listed + at, mask=at < count, other=-1)
+        bit = tl.where(key >= 0, 1, 0) << (key & 31)
+        # Entries are distinct, so the sum of their bits is their union.
+        here = (key >> 5)[:, None] == word[None, :]
+        found += tl.sum(tl.where(here, bit[:, None], 0), 0)
+    tl.store(bits + (row * words + word) * num_queries + query, found, mask=word < words)
+
+
+@triton.jit
+def _lengths_kernel(bits, lengths, num_queries, num_keys, CHUNK: tl.constexpr):
+    """Lengths of the lists of 32 key blocks, one word of the bit matrix."""
+    word = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64)
+    column = bits + (row * tl.num_programs(0) + word) * num_queries
+    bit = tl.arange(0, 32)
+    total = tl.zeros([32], tl.int32)
+    for first in range(0, num_queries, CHUNK):
+        at = first + tl.arange(0, CHUNK)
+        value = tl.load(column + at, mask=at < num_queries, other=0)
+        total += tl.sum((value[:, None] >> bit[None, :]) & 1, 0)
+    key = word * 32 + bit
+    tl.store(lengths + row * num_keys + key, total, mask=key < num_keys)
+
+
+@triton.jit
+def _fill_kernel(
+    bits,
+    row_pointers,
+    query_blocks,
+    q_offsets,
+    wholes,
+    num_queries,
+    num_keys,
+    words,
+    list_size,
+    whole_size,
+    CHUNK: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """The list of one key block; with SPLIT whole query blocks first."""
+    key = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64)
+    column = bits + (row * words + key // 32) * num_queries
+    place = tl.load(row_pointers + row * (num_keys + 1) + key)
+    out = query_blocks + row * list_size
+    for part in tl.static_range(2 if SPLIT else 1):
+        begin = place
+        for first in range(0, num_queries, CHUNK):
+            at = first + tl.arange(0, CHUNK)
+            value = tl.load(column + at, mask=at < num_queries, other=0)
+            mine = (value >> (key % 32)) & 1
+            if SPLIT:
+                inside = at < num_queries
+                start = tl.load(q_offsets + at, mask=inside, other=0)
+                size = tl.load(q_offsets + at + 1, mask=inside, other=0) - start
+                if part == 0:
+                    mine = tl.where(size == whole_size, mine, 0)
+                else:
+                    mine = tl.where(size == whole_size, 0, mine)
+            tl.store(out + place + tl.cumsum(mine, 0) - 1, at, mask=mine > 0)
+            place += tl.sum(mine, 0)
+        if SPLIT and part == 0:
+            tl.store(wholes + row * num_keys + key, place - begin)
+
+
+@triton.jit
+def _wholes_first_kernel(
+    indices,
+    counts,
+    offsets,
+    lists,
+    wholes,
+    heads,
+    num_queries,
+    width,
+    whole_size,
+    list_stride_b,
+    list_stride_h,
+    list_stride_q,
+    count_stride_b,
+    count_stride_h,
+    count_stride_q,
+    CHUNK: tl.constexpr,
+):
+    """Reorder one list."""
+    query = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(1).to(tl.int64)
+    batch = row // heads
+    head = row % heads
+    count = tl.load(
+        counts + batch * count_stride_b + head * count_stride_h + query * count_stride_q
+    )
+    listed = indices + batch * list_stride_b + head * list_stride_h + query * list_stride_q
+    out = lists + (row * num_queries + query) * width
+    place = count * 0
+    for part in tl.static_range(2):
+        for first in range(0, count, CHUNK):
+            at = first + tl.arange(0, CHUNK)
+            inside = at < count
+            key = tl.load(listed + at, mask=inside, other=0)
+            size = tl.load(offsets + key + 1, mask=inside, other=0)
+            size -= tl.load(offsets + key, mask=inside, other=0)
+            if part == 0:
+                mine = tl.where(inside & (size == whole_size), 1, 0)
+            else:
+                mine = tl.where(inside & (size != whole_size), 1, 0)
+            tl.store(out + place + tl.cumsum(mine, 0) - 1, key, mask=mine > 0)
+            place += tl.sum(mine, 0)
+        if part == 0:
+            tl.store(wholes + row * num_queries + query, place)
