@@ -66,6 +66,8 @@ COMMANDS = [
     ("eval", "bench", "import"),
     ("eval", "bench", "sample"),
     ("eval", "bench", "render-images"),
+    ("bench",),
+    ("bench", "bsa"),
     ("generate",),
 ]
 
