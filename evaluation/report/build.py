@@ -27,20 +27,15 @@ from longtake.evaluation.report.score_sets import (
     one_line,
     rated_dimensions,
     read_score_sets,
-    study_files,
 )
 from longtake.evaluation.report.sources import SourceList
-from longtake.evaluation.report.stored_results import stored_section
+from longtake.evaluation.report.stored_results import SHOWN_AT_ONCE, stored_section
 from longtake.evaluation.report.vbench_sections import scores_section, vbench_section
 from longtake.evaluation.report.videos import VideoSettings, VideoShelf
 from longtake.evaluation.tables import Table, table_of
 from longtake.runtime.errors import UserError
 
 _P = ParamSpec("_P")
-_UNFOLDED = frozenset(
-    ("overview", "comparisons", "merged_overview", "tests", "ranking", "position", "agreement")
-    + ("protocol", "options", "means", "differences")
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,14 +205,17 @@ class _Builder:
         )
         return Section(
             title=f"Automatic scores by {scores.by}",
-            blocks=(*_tables(tables, where), *self._videos(scores, scores.models)),
+            blocks=(
+                *(TableBlock(table=table, sources=where) for table in tables),
+                *self._videos(scores, scores.models),
+            ),
         )
 
     def _videos(self, scores: ScoreSet, models: Sequence[str]) -> Sequence[Block]:
         if scores.samples is None:
             return ()
         lists = dict.fromkeys(models, scores.samples)
-        rows = self.shelf.rows(scores.table, lists, models)
+        rows = self.shelf.rows(scores.table, lists, {model: model for model in models})
         return (Text(text="Videos"), *rows) if rows else ()
 
     def _gsb(self, plan: Path, number: int) -> Section:
@@ -258,7 +256,7 @@ def drawn(draw: Callable[[Path], Path]) -> bytes:
 def _tables(tables: Sequence[Table], sources: tuple[int, ...]) -> list[TableBlock]:
     """Tables with rows; the findings have a place of their own."""
     return [
-        TableBlock(table=table, sources=sources, detail=table.name not in _UNFOLDED)
+        TableBlock(table=table, sources=sources, detail=table.name not in SHOWN_AT_ONCE)
         for table in tables
         if table.rows and table.name != "findings"
     ]

@@ -51,7 +51,8 @@ caption { text-align: left; font-weight: 600; padding-bottom: .25rem; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--rule);
   vertical-align: top; white-space: nowrap; }
 th { color: var(--faint); font-weight: 600; font-size: .82rem; vertical-align: bottom; }
-.num { text-align: right; } .wrap { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
+.num { text-align: right; }
+.wrap { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
 .hash { font: .78rem ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere;
   white-space: normal; min-width: 18rem; }
 figure { margin: .8rem 0 1.4rem; }

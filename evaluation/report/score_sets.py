@@ -18,10 +18,11 @@ from longtake.evaluation.study_files import read_all
 from longtake.runtime.errors import UserError
 
 PEOPLE = "people"
-_NOT_DIMENSIONS = frozenset(
-    ("sample", "rater", "reason", "kind", "model", "prompt", "cluster", "time", "dimension")
-    + ("score", "caption", "video", "image", "left", "right")
-)
+_NOT_DIMENSIONS = {
+    *("sample", "rater", "reason", "kind", "model", "prompt", "cluster", "time", "dimension"),
+    *("score", "caption", "video", "image", "left", "right"),
+}
+"""Columns of sheets that are no dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)

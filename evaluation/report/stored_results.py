@@ -13,8 +13,11 @@ from longtake.evaluation.report.sources import SourceList
 from longtake.evaluation.tables import Table
 from longtake.runtime.errors import UserError
 
-_FIRST = ("overview", "comparisons", "tests", "merged_overview")
-"""Tables that are shown unfolded."""
+SHOWN_AT_ONCE = (
+    *("overview", "comparisons", "tests", "ranking", "merged_overview", "position", "agreement"),
+    "protocol",
+)
+"""Tables of a result that a page does not fold, in the order of showing."""
 
 
 def stored_section(path: Path, sources: SourceList, findings: Findings, number: int) -> Section:
@@ -51,7 +54,9 @@ def stored_section(path: Path, sources: SourceList, findings: Findings, number: 
             rows=tuple(tuple(row[column] for column in columns) for _, row in rows),
         )
         block = TableBlock(
-            table=table, sources=(*where, *sources.numbers([file])), detail=name not in _FIRST
+            table=table,
+            sources=(*where, *sources.numbers([file])),
+            detail=name not in SHOWN_AT_ONCE,
         )
         blocks.append(block)
     if not tables:
@@ -63,8 +68,8 @@ def stored_section(path: Path, sources: SourceList, findings: Findings, number: 
 
 
 def _order(file: Path) -> tuple[int, str]:
-    place = [i for i, name in enumerate(_FIRST) if file.stem.endswith(f"_{name}")]
-    return (place[0] if place else len(_FIRST), file.stem)
+    place = [i for i, name in enumerate(SHOWN_AT_ONCE) if file.stem.endswith(f"_{name}")]
+    return (place[0] if place else len(SHOWN_AT_ONCE), file.stem)
 
 
 def _changed(path: Path, record: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ Small videos go into the page as data URIs. Larger ones are linked relative to t
 import base64
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -50,27 +50,31 @@ class VideoShelf:
         """Folders that the page links into."""
 
     def rows(
-        self, scores: pd.DataFrame, lists: Mapping[str, SampleList], models: Sequence[str]
+        self, scores: pd.DataFrame, lists: Mapping[str, SampleList], models: Mapping[str, str]
     ) -> tuple[VideoRow, ...]:
         """The videos of some prompts.
 
         Args:
             scores: one row for each video and dimension, see
-                :class:`longtake.evaluation.report.score_sets.ScoreSet`.
-            lists: for each model the list that names its videos.
-            models: in the order of showing.
+                :class:`longtake.evaluation.report.score_sets.ScoreSet`; models by their labels.
+            lists: for each label the list that names its videos.
+            models: name in its list for each label, in the order of showing.
         """
-        named = {model: _videos_by_prompt(samples, model) for model, samples in lists.items()}
+        named = {
+            label: _videos_by_prompt(lists[label], model)
+            for label, model in models.items()
+            if label in lists
+        }
         made = []
         for prompt, why in pick_prompts(scores, self.settings.prompts, self.settings.seed):
             videos, caption = [], prompt
-            for model in models:
-                samples = lists.get(model)
-                for item in named.get(model, {}).get(prompt, []):
-                    path = samples.video_path(item) if samples is not None else None
+            for label, by_prompt in named.items():
+                own = scores[(scores["model"] == label) & (scores["prompt"] == prompt)]
+                for item in by_prompt.get(prompt, ()):
+                    path = lists[label].video_path(item)
                     if path is not None:
                         caption = item.caption or caption
-                        videos.append(self._video(model, _label(scores, item), path))
+                        videos.append(self._video(label, _label(own, item), path))
             if videos:
                 made.append(VideoRow(caption=caption, why=why, videos=tuple(videos)))
         return tuple(made)

@@ -1,0 +1,193 @@
+"""Two models on one page: which is better, how sure, on what.
+
+Lines of people, judges and pairs are one family of tests, corrected by Holm; each VBench suite
+adds its total and its other lines as two families. Each of K families may err with (1 - c) / K,
+so all verdicts of a page hold together with confidence c.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from longtake.evaluation.findings import Findings
+from longtake.evaluation.report.build import ReportSettings, drawn, finish_report
+from longtake.evaluation.report.compare_figure import write_compare_figure
+from longtake.evaluation.report.compare_lines import (
+    PAIRS,
+    Line,
+    gsb_lines,
+    joint_scores,
+    models_left_out,
+    score_lines,
+    scored_by,
+)
+from longtake.evaluation.report.compare_sides import Sides, find_sides
+from longtake.evaluation.report.compare_vbench import SuiteSides, vbench_sides
+from longtake.evaluation.report.content import Block, Figure, Report, Section, TableBlock, Text
+from longtake.evaluation.report.sources import SourceList
+from longtake.evaluation.report.verdict import corrected, difference_text, verdict
+from longtake.evaluation.report.videos import VideoShelf
+from longtake.evaluation.significance import tie_groups
+from longtake.evaluation.tables import Table, table_of
+from longtake.runtime.errors import UserError
+
+
+def build_comparison(
+    first: str,
+    second: str,
+    page: Path,
+    settings: ReportSettings,
+    inputs: Sequence[Path] = (),
+) -> Report:
+    """Compare two models on everything that is known of both.
+
+    Args:
+        first: a path with the results of one model, a model of ``inputs``, or a published model.
+        second: the same.
+        page: where the page will be.
+        settings: intervals and videos.
+        inputs: files that hold both models, or plans of pairs between them.
+
+    Raises:
+        UserError: a model that cannot be found, or nothing that is known of both.
+    """
+    findings = Findings()
+    sides = find_sides(first, second, inputs, findings)
+    made = _Comparison(sides, settings, VideoShelf(page, settings.videos), findings)
+    sections = made.sections()
+    if not made.lines:
+        raise UserError(
+            "nothing is known of both models",
+            received=f"{sides.first.label} and {sides.second.label}"
+            + "".join(f"; {finding}" for finding in findings.all()),
+            expected="scores by the same kind of rater, blind pairs, or results in one suite",
+        )
+    report = finish_report(
+        f"{sides.first.label} or {sides.second.label}?",
+        sections,
+        made.sources,
+        findings.all(),
+        made.shelf,
+    )
+    confidence = settings.comparison.confidence
+    answer = verdict(made.lines, sides.first.label, sides.second.label, confidence)
+    return dataclasses.replace(report, verdict=answer)
+
+
+class _Comparison:
+    """Lines and sections of two models."""
+
+    def __init__(
+        self, sides: Sides, settings: ReportSettings, shelf: VideoShelf, findings: Findings
+    ) -> None:
+        self.sides, self.settings, self.shelf, self.findings = sides, settings, shelf, findings
+        self.sources = SourceList()
+        self.lines: list[Line] = []
+
+    def sections(self) -> list[Section]:
+        sides, settings = self.sides, self.settings.comparison
+        models_left_out((sides.first, sides.second), self.findings)
+        scores = {
+            by: joint_scores(sides, by, self.findings) for by in scored_by(sides, self.findings)
+        }
+        rated: list[Line] = []
+        for by, table in scores.items():
+            rated += score_lines(table, by, sides, settings, self.findings)
+        pairs, counts, pair_files = gsb_lines(sides, settings, self.findings)
+        suites = vbench_sides(sides, self.findings)
+        families = bool(rated or pairs) + 2 * len(suites)
+        level = (1 - settings.confidence) / max(families, 1)
+        self.lines = corrected([*rated, *pairs], level)
+        for suite in suites:
+            self.lines += suite.lines(1 - level, settings, self.findings)
+        made = [self._basis(by, self._score_files(by)) for by in scores]
+        if counts:
+            made.append(self._basis(PAIRS, pair_files, table_of("counts", "Counts", counts)))
+        made += [self._suite(suite) for suite in suites]
+        made += [section for by, table in scores.items() for section in self._videos(by, table)]
+        return [*self._overview(families), *made]
+
+    def _overview(self, families: int) -> list[Section]:
+        if all(line.diff != line.diff for line in self.lines):
+            return []
+        names = self.sides.first.label, self.sides.second.label
+        figure = Figure(
+            name="comparison.png",
+            png=drawn(lambda path: write_compare_figure(self.lines, *names, path)),
+            caption="Differences with their intervals",
+        )
+        text = (
+            f"Intervals of people, judges and pairs: {100 * self.settings.comparison.confidence:g} "
+            "% each, by bootstrap of prompts. Verdicts of these lines: Holm over all of them. "
+            "VBench: intervals that hold together (Bonferroni). "
+            f"{families} famil{'ies share' if families > 1 else 'y has'} the error rate."
+        )
+        return [Section(title="All differences", blocks=(figure, Text(text=text)))]
+
+    def _score_files(self, by: str) -> list[Path]:
+        both = (self.sides.first, self.sides.second)
+        return [path for side in both for item in side.scores_by(by) for path in item.files]
+
+    def _basis(self, basis: str, files: Sequence[Path], *details: Table) -> Section:
+        where = self.sources.numbers(files)
+        own = [line for line in self.lines if line.basis == basis]
+        blocks: list[Block] = [TableBlock(table=self._table(own), sources=where)]
+        blocks += [TableBlock(table=table, sources=where, detail=True) for table in details]
+        return Section(title=f"By {basis}" if basis != PAIRS else "Blind pairs", blocks=(*blocks,))
+
+    def _suite(self, suite: SuiteSides) -> Section:
+        return self._basis(suite.suite.title, suite.files)
+
+    def _table(self, lines: Sequence[Line]) -> Table:
+        first, second = self.sides.first.label, self.sides.second.label
+        has_p = any(line.p == line.p for line in lines)
+        unit = lines[0].unit if lines else ""
+        return Table(
+            name="differences",
+            title=f"{first} minus {second}, {unit}",
+            columns=(
+                *("dimension", first, second, f"difference, {unit}", "n"),
+                *(("p", "p Holm") if has_p else ()),
+                *("verdict", "tie groups", "remark"),
+            ),
+            rows=tuple(
+                (
+                    *(line.dimension, line.first, line.second, difference_text(line), line.n),
+                    *((line.p, line.p_holm) if has_p else ()),
+                    *(self._words(line), self._groups(line), line.remark),
+                )
+                for line in lines
+            ),
+            note="n: shared prompts (blind pairs: pairs). Models in one group were not told apart.",
+        )
+
+    def _words(self, line: Line) -> str:
+        better = {"first": self.sides.first.label, "second": self.sides.second.label}
+        if line.outcome in better:
+            return f"{better[line.outcome]} is better"
+        return "no difference shown" if line.outcome == "none" else "not known"
+
+    def _groups(self, line: Line) -> str:
+        if line.outcome == "unknown":
+            return ""
+        ranked = [self.sides.first.label, self.sides.second.label]
+        if line.diff < 0:
+            ranked.reverse()
+        apart = [] if line.outcome == "none" else [frozenset(ranked)]
+        return " ".join(f"({', '.join(group)})" for group in tie_groups(ranked, apart))
+
+    def _videos(self, by: str, table: pd.DataFrame) -> list[Section]:
+        both = {"first": self.sides.first, "second": self.sides.second}
+        labels = {name: side.label for name, side in both.items()}
+        lists = {
+            side.label: item.samples
+            for side in both.values()
+            for item in side.scores_by(by)
+            if item.samples is not None
+        }
+        renamed = table.assign(model=table["model"].map(labels))
+        models = {side.label: side.model for side in both.values()}
+        rows = self.shelf.rows(renamed, lists, models)
+        return [Section(title=f"Videos, scored by {by}", blocks=rows)] if rows else []
