@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from longtake.evaluation.findings import Findings
+from longtake.evaluation.mos_tables import tie_letter
 from longtake.evaluation.report.build import ReportSettings, drawn, finish_report
 from longtake.evaluation.report.compare_figure import write_compare_figure
 from longtake.evaluation.report.compare_lines import (
@@ -32,6 +33,11 @@ from longtake.evaluation.report.videos import VideoShelf
 from longtake.evaluation.significance import tie_groups
 from longtake.evaluation.tables import Table, table_of
 from longtake.runtime.errors import UserError
+
+_NOTE = (
+    "n: shared prompts (blind pairs: pairs). Models with a common letter were not told apart (groups "
+    "of ties). Corrected p-values count everything that this page compares."
+)
 
 
 def build_comparison(
@@ -97,11 +103,11 @@ class _Comparison:
             rated += score_lines(table, by, sides, settings, self.findings)
         pairs, counts, pair_files = gsb_lines(sides, settings, self.findings)
         suites = vbench_sides(sides, self.findings)
-        families = bool(rated or pairs) + 2 * len(suites)
-        level = (1 - settings.confidence) / max(families, 1)
-        self.lines = corrected([*rated, *pairs], level)
+        families = max(1, bool(rated or pairs) + 2 * len(suites))
+        self.lines = corrected([*rated, *pairs], settings.confidence, families)
         for suite in suites:
-            self.lines += suite.lines(1 - level, settings, self.findings)
+            confidence = 1 - (1 - settings.confidence) / families
+            self.lines += suite.lines(confidence, settings, self.findings)
         made = [self._basis(by, self._score_files(by)) for by in scores]
         if counts:
             made.append(self._basis(PAIRS, pair_files, table_of("counts", "Counts", counts)))
@@ -120,9 +126,9 @@ class _Comparison:
         )
         text = (
             f"Intervals of people, judges and pairs: {100 * self.settings.comparison.confidence:g} "
-            "% each, by bootstrap of prompts. Verdicts of these lines: Holm over all of them. "
-            "VBench: intervals that hold together (Bonferroni). "
-            f"{families} famil{'ies share' if families > 1 else 'y has'} the error rate."
+            "% each, by bootstrap of prompts; their verdicts: p-values after Holm's correction over "
+            "all of these lines. VBench: the total, and the other lines together, by intervals. "
+            f"Families that share the error rate of the page: {families}."
         )
         return [Section(title="All differences", blocks=(figure, Text(text=text)))]
 
@@ -149,18 +155,18 @@ class _Comparison:
             title=f"{first} minus {second}, {unit}",
             columns=(
                 *("dimension", first, second, f"difference, {unit}", "n"),
-                *(("p", "p Holm") if has_p else ()),
-                *("verdict", "tie groups", "remark"),
+                *(("p", "p corrected") if has_p else ()),
+                *("verdict", "remark"),
             ),
             rows=tuple(
                 (
-                    *(line.dimension, line.first, line.second, difference_text(line), line.n),
-                    *((line.p, line.p_holm) if has_p else ()),
-                    *(self._words(line), self._groups(line), line.remark),
+                    *(line.dimension, *self._cells(line), difference_text(line), line.n),
+                    *((line.p, line.p_corrected) if has_p else ()),
+                    *(self._words(line), line.remark),
                 )
                 for line in lines
             ),
-            note="n: shared prompts (blind pairs: pairs). Models in one group were not told apart.",
+            note=_NOTE,
         )
 
     def _words(self, line: Line) -> str:
@@ -169,14 +175,18 @@ class _Comparison:
             return f"{better[line.outcome]} is better"
         return "no difference shown" if line.outcome == "none" else "not known"
 
-    def _groups(self, line: Line) -> str:
+    def _cells(self, line: Line) -> tuple[str, str]:
+        """What is known of both models, with the letters of their groups of ties."""
         if line.outcome == "unknown":
-            return ""
-        ranked = [self.sides.first.label, self.sides.second.label]
-        if line.diff < 0:
-            ranked.reverse()
+            return line.first, line.second
+        ranked = ["first", "second"] if line.diff >= 0 else ["second", "first"]
         apart = [] if line.outcome == "none" else [frozenset(ranked)]
-        return " ".join(f"({', '.join(group)})" for group in tie_groups(ranked, apart))
+        letter = {
+            name: tie_letter(index)
+            for index, group in enumerate(tie_groups(ranked, apart))
+            for name in group
+        }
+        return f"{line.first} {letter['first']}", f"{line.second} {letter['second']}"
 
     def _videos(self, by: str, table: pd.DataFrame) -> list[Section]:
         both = {"first": self.sides.first, "second": self.sides.second}

@@ -49,8 +49,8 @@ class Line:
     """Shared prompts, or pairs."""
     p: float = math.nan
     """Before correction; NaN where only intervals are known."""
-    p_holm: float = math.nan
-    """Corrected for all lines of people, judges and pairs."""
+    p_corrected: float = math.nan
+    """Corrected for everything that the page compares."""
     outcome: Outcome = "unknown"
     remark: str = ""
     """What the interval stands on, or why there is none."""
@@ -151,8 +151,7 @@ def _score_line(result: ModelComparison, dimension: str, by: str) -> Line:
 def gsb_lines(
     sides: Sides, settings: ComparisonSettings, findings: Findings
 ) -> tuple[list[Line], list[GsbCount], list[Path]]:
-    """Lines of blind pairs, not corrected yet, their counts with the first model as reference,
-    and the files they come from.
+    """Lines of blind pairs (not corrected yet), their counts (reference first), and their files.
 
     Plans without pairs of the two models, and plans that cannot be used, become findings.
     """

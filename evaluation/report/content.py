@@ -129,6 +129,17 @@ class VideoRow:
         }
 
 
+def source_ranges(numbers: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Ascending numbers as (first, last) of each run without a gap."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
+
+
 Block = Text | TableBlock | Figure | VideoRow
 
 

@@ -182,8 +182,9 @@ class _Finder:
         for (root, suite), files in self.results.items():
             single = len(files) == 1 and root.is_dir() and len(list(root.rglob("*.json"))) > 1
             path = files[0] if single else root
+            name = root.stem if root.is_file() else root.name
             self.found.vbench.append(
-                VBenchInput(name=root.stem, suite=suite, path=path, files=tuple(files))
+                VBenchInput(name=name, suite=suite, path=path, files=tuple(files))
             )
         findings = Findings()
         findings.add("file that cannot be read", _UNUSED, self.broken)

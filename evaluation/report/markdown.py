@@ -11,6 +11,7 @@ from longtake.evaluation.report.content import (
     TableBlock,
     Text,
     VideoRow,
+    source_ranges,
 )
 from longtake.evaluation.tables import Cell, Table
 from longtake.runtime.progress import format_value
@@ -46,7 +47,10 @@ def _block(block: Block, figures: str) -> list[str]:
     if isinstance(block, Figure):
         return [f"![{_text(block.caption)}](<{figures}/{block.name}>)"]
     if isinstance(block, TableBlock):
-        numbers = " ".join(f"[{number}]" for number in block.sources)
+        numbers = ", ".join(
+            "-".join(f"[{number}]" for number in dict.fromkeys(run))
+            for run in source_ranges(block.sources)
+        )
         note = f"{_text(block.table.note)} Sources: {numbers}".strip()
         return [f"**{_text(block.table.title)}**", "", *_table(block.table), "", note]
     return _videos(block)

@@ -18,6 +18,7 @@ from longtake.evaluation.report.content import (
     Verdict,
     Video,
     VideoRow,
+    source_ranges,
 )
 from longtake.evaluation.tables import Cell, Table
 from longtake.runtime.progress import format_value
@@ -33,7 +34,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
-main { max-width: 66rem; margin: 0 auto; padding: 2.2rem 1.25rem 5rem; }
+main { max-width: 74rem; margin: 0 auto; padding: 2.2rem 1.25rem 5rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; padding-top: .8rem;
   border-top: 1px solid var(--rule); overflow-wrap: anywhere; }
@@ -138,7 +139,7 @@ def _table_block(block: TableBlock) -> str:
     )
 
 
-def table_html(table: Table, sources: Iterable[int]) -> str:
+def table_html(table: Table, sources: tuple[int, ...]) -> str:
     """A table with its note and the numbers of its sources."""
     classes = [_class(row[i] for row in table.rows) for i in range(len(table.columns))]
     head = "".join(
@@ -151,7 +152,10 @@ def table_html(table: Table, sources: Iterable[int]) -> str:
         + "</tr>"
         for row in table.rows
     )
-    links = " ".join(f'<a href="#f{number}">[{number}]</a>' for number in sources)
+    links = ", ".join(
+        "-".join(f'<a href="#f{number}">[{number}]</a>' for number in dict.fromkeys(run))
+        for run in source_ranges(sources)
+    )
     note = f'<p class="note">{_text(table.note)} Sources: {links}</p>'
     return (
         f'<div class="scroll"><table><caption>{_text(table.title)}</caption>'

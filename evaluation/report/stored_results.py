@@ -43,9 +43,12 @@ def stored_section(path: Path, sources: SourceList, findings: Findings, number: 
                 name=f"result-{number}.png", png=picture.read_bytes(), caption=f"Figure of {path}"
             )
         )
-    tables = sorted(path.parent.glob(f"{path.stem}_*.csv"), key=_order)
-    for file in tables:
-        name = file.stem.removeprefix(f"{path.stem}_")
+    tables = {
+        file.stem.removeprefix(f"{path.stem}_"): file
+        for file in path.parent.glob(f"{path.stem}_*.csv")
+    }
+    for name in sorted(tables, key=_order):
+        file = tables[name]
         columns, rows, _ = read_csv_rows(file, ())
         table = Table(
             name=name,
@@ -53,12 +56,8 @@ def stored_section(path: Path, sources: SourceList, findings: Findings, number: 
             columns=columns,
             rows=tuple(tuple(row[column] for column in columns) for _, row in rows),
         )
-        block = TableBlock(
-            table=table,
-            sources=(*where, *sources.numbers([file])),
-            detail=name not in SHOWN_AT_ONCE,
-        )
-        blocks.append(block)
+        own = (*where, *sources.numbers([file]))
+        blocks.append(TableBlock(table=table, sources=own, detail=name not in SHOWN_AT_ONCE))
     if not tables:
         blocks.append(Text(text="No tables lie beside it, so only the file is named here."))
     findings.add("input of a stored result", "the result is shown as it is", _changed(path, record))
@@ -67,9 +66,9 @@ def stored_section(path: Path, sources: SourceList, findings: Findings, number: 
     return Section(title=f"Stored result: {path.stem}", blocks=tuple(blocks))
 
 
-def _order(file: Path) -> tuple[int, str]:
-    place = [i for i, name in enumerate(SHOWN_AT_ONCE) if file.stem.endswith(f"_{name}")]
-    return (place[0] if place else len(SHOWN_AT_ONCE), file.stem)
+def _order(name: str) -> tuple[int, str]:
+    shown = SHOWN_AT_ONCE.index(name) if name in SHOWN_AT_ONCE else len(SHOWN_AT_ONCE)
+    return shown, name
 
 
 def _changed(path: Path, record: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from longtake.evaluation.report.compare_lines import PAIRS, Line
+from longtake.evaluation.report.compare_lines import PAIRS, Line, Outcome
 from longtake.evaluation.report.content import Verdict, Way
 from longtake.evaluation.report.score_sets import PEOPLE
 from longtake.evaluation.significance import holm
@@ -13,23 +13,24 @@ _HEADLINES = ("overall", "Total")
 _NAMED = 4
 
 
-def corrected(lines: Sequence[Line], level: float) -> list[Line]:
+def corrected(lines: Sequence[Line], confidence: float, families: int) -> list[Line]:
     """Lines with p-values judged together: Holm's correction over all of them.
 
     Args:
-        lines: of people, judges and blind pairs.
-        level: error rate of the family, in (0, 1).
+        lines: of people, judges and blind pairs: one family.
+        confidence: of the whole page, in (0, 1).
+        families: that share its error rate (Bonferroni), >= 1.
     """
     decided = []
-    for line, p in zip(lines, holm([line.p for line in lines]).tolist(), strict=True):
-        if math.isnan(p):
+    for line, adjusted in zip(lines, holm([line.p for line in lines]).tolist(), strict=True):
+        if math.isnan(adjusted):
             decided.append(line)
-        elif p < level and line.diff:
-            decided.append(
-                dataclasses.replace(line, p_holm=p, outcome="first" if line.diff > 0 else "second")
-            )
-        else:
-            decided.append(dataclasses.replace(line, p_holm=p, outcome="none"))
+            continue
+        p = min(1.0, families * adjusted)
+        outcome: Outcome = "none"
+        if p < 1 - confidence:
+            outcome = "first" if line.diff > 0 else "second"
+        decided.append(dataclasses.replace(line, p_corrected=p, outcome=outcome))
     return decided
 
 
@@ -117,6 +118,7 @@ def _count(number: int) -> str:
 
 
 def _named(lines: Sequence[Line]) -> str:
-    names = [f"{line.dimension} ({line.basis})" for line in lines[:_NAMED]]
+    ranked = sorted(lines, key=lambda line: line.dimension not in _HEADLINES)
+    names = [f"{line.dimension} ({line.basis})" for line in ranked[:_NAMED]]
     more = len(lines) - _NAMED
     return ", ".join(names) + (f" and {more} more" if more > 0 else "")
