@@ -31,7 +31,7 @@ from longtake.evaluation.report.score_sets import (
 from longtake.evaluation.report.sources import SourceList
 from longtake.evaluation.report.stored_results import SHOWN_AT_ONCE, stored_section
 from longtake.evaluation.report.vbench_sections import scores_section, vbench_section
-from longtake.evaluation.report.videos import VideoSettings, VideoShelf
+from longtake.evaluation.report.videos import VIDEO_NOTE, VideoSettings, VideoShelf
 from longtake.evaluation.tables import Table, table_of
 from longtake.runtime.errors import UserError
 
@@ -216,7 +216,7 @@ class _Builder:
             return ()
         lists = dict.fromkeys(models, scores.samples)
         rows = self.shelf.rows(scores.table, lists, {model: model for model in models})
-        return (Text(text="Videos"), *rows) if rows else ()
+        return (Text(text=f"Videos. {VIDEO_NOTE}"), *rows) if rows else ()
 
     def _gsb(self, plan: Path, number: int) -> Section:
         log = plan / ANSWER_LOG

@@ -6,6 +6,7 @@ so all verdicts of a page hold together with confidence c.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,14 +30,14 @@ from longtake.evaluation.report.compare_vbench import SuiteSides, vbench_sides
 from longtake.evaluation.report.content import Block, Figure, Report, Section, TableBlock, Text
 from longtake.evaluation.report.sources import SourceList
 from longtake.evaluation.report.verdict import corrected, difference_text, verdict
-from longtake.evaluation.report.videos import VideoShelf
+from longtake.evaluation.report.videos import VIDEO_NOTE, VideoShelf
 from longtake.evaluation.significance import tie_groups
 from longtake.evaluation.tables import Table, table_of
 from longtake.runtime.errors import UserError
 
 _NOTE = (
-    "n: shared prompts (blind pairs: pairs). Models with a common letter were not told apart (groups "
-    "of ties). Corrected p-values count everything that this page compares."
+    "n: shared prompts (blind pairs: pairs). Models with a common letter were not told apart "
+    "(groups of ties). Corrected p-values count everything that this page compares."
 )
 
 
@@ -116,7 +117,7 @@ class _Comparison:
         return [*self._overview(families), *made]
 
     def _overview(self, families: int) -> list[Section]:
-        if all(line.diff != line.diff for line in self.lines):
+        if all(math.isnan(line.diff) for line in self.lines):
             return []
         names = self.sides.first.label, self.sides.second.label
         figure = Figure(
@@ -126,9 +127,9 @@ class _Comparison:
         )
         text = (
             f"Intervals of people, judges and pairs: {100 * self.settings.comparison.confidence:g} "
-            "% each, by bootstrap of prompts; their verdicts: p-values after Holm's correction over "
-            "all of these lines. VBench: the total, and the other lines together, by intervals. "
-            f"Families that share the error rate of the page: {families}."
+            "% each, by bootstrap of prompts; their verdicts: p-values after Holm's correction "
+            "over all of these lines. VBench: the total, and the other lines together, by "
+            f"intervals. Families that share the error rate of the page: {families}."
         )
         return [Section(title="All differences", blocks=(figure, Text(text=text)))]
 
@@ -148,7 +149,8 @@ class _Comparison:
 
     def _table(self, lines: Sequence[Line]) -> Table:
         first, second = self.sides.first.label, self.sides.second.label
-        has_p = any(line.p == line.p for line in lines)
+        has_p = not all(math.isnan(line.p) for line in lines)
+        has_remark = any(line.remark for line in lines)
         unit = lines[0].unit if lines else ""
         return Table(
             name="differences",
@@ -156,13 +158,13 @@ class _Comparison:
             columns=(
                 *("dimension", first, second, f"difference, {unit}", "n"),
                 *(("p", "p corrected") if has_p else ()),
-                *("verdict", "remark"),
+                *(("verdict", "remark") if has_remark else ("verdict",)),
             ),
             rows=tuple(
                 (
                     *(line.dimension, *self._cells(line), difference_text(line), line.n),
                     *((line.p, line.p_corrected) if has_p else ()),
-                    *(self._words(line), line.remark),
+                    *((self._words(line), line.remark) if has_remark else (self._words(line),)),
                 )
                 for line in lines
             ),
@@ -200,4 +202,5 @@ class _Comparison:
         renamed = table.assign(model=table["model"].map(labels))
         models = {side.label: side.model for side in both.values()}
         rows = self.shelf.rows(renamed, lists, models)
-        return [Section(title=f"Videos, scored by {by}", blocks=rows)] if rows else []
+        blocks = (Text(text=VIDEO_NOTE), *rows)
+        return [Section(title=f"Videos, scored by {by}", blocks=blocks)] if rows else []

@@ -62,24 +62,31 @@ def scored_by(sides: Sides, findings: Findings) -> tuple[str, ...]:
         {item.by for item in side.evidence.scores if side.model in item.models}
         for side in (sides.first, sides.second)
     ]
+    alone = {sides.first.label: both[0] - both[1], sides.second.label: both[1] - both[0]}
     findings.add(
-        "rater kind with scores of one model only",
+        "scores of one model only",
         "not compared",
-        sorted(f"{by}: {side.label}" for by in both[0] ^ both[1]
-               for side, known in ((sides.first, both[0]), (sides.second, both[1])) if by in known),
-    )  # fmt: skip
+        [f"{label} by {by}" for label, kinds in alone.items() for by in sorted(kinds)],
+    )
     shared = both[0] & both[1]
     return (*([PEOPLE] if PEOPLE in shared else []), *sorted(shared - {PEOPLE}))
 
 
 def joint_scores(sides: Sides, by: str, findings: Findings) -> pd.DataFrame:
     """Scores of both models by people or a judge, with models ``first`` and ``second``."""
+    first, second = sides.first.scores_by(by), sides.second.scores_by(by)
     parts = []
-    raters: list[frozenset[str]] = []
-    for name, side in (("first", sides.first), ("second", sides.second)):
-        sets = side.scores_by(by)
-        raters.append(frozenset().union(*(item.raters for item in sets)))
-        parts += [item.table[item.table["model"] == side.model].assign(model=name) for item in sets]
+    if first == second and sides.first.model != sides.second.model:
+        # One study of both: its order of rows gives the draws, and so the numbers, of its report.
+        names = {sides.first.model: "first", sides.second.model: "second"}
+        for item in first:
+            named = item.table["model"].map(names)
+            parts.append(item.table.assign(model=named)[named.notna()])
+    else:
+        for name, side, sets in (("first", sides.first, first), ("second", sides.second, second)):
+            for item in sets:
+                parts.append(item.table[item.table["model"] == side.model].assign(model=name))
+    raters = [frozenset().union(*(item.raters for item in sets)) for sets in (first, second)]
     table = pd.concat(parts, ignore_index=True)
     if by == PEOPLE and not raters[0] & raters[1]:
         findings.add(
@@ -87,10 +94,10 @@ def joint_scores(sides: Sides, by: str, findings: Findings) -> pd.DataFrame:
             "compared all the same; strict raters cannot be told from a bad model",
             [f"{sides.first.label} and {sides.second.label}"],
         )
-    first = table.groupby("prompt")["cluster"].transform("first")
-    mixed = table.loc[table["cluster"] != first, "prompt"].unique()
+    cluster = table.groupby("prompt")["cluster"].transform("first")
+    mixed = table.loc[table["cluster"] != cluster, "prompt"].unique()
     findings.add("prompt in two clusters", "the first one is used", map(str, mixed))
-    return table.assign(cluster=first)
+    return table.assign(cluster=cluster)
 
 
 def score_lines(

@@ -8,7 +8,9 @@ from longtake.evaluation.report.compare_lines import Line, Outcome
 from longtake.evaluation.report.compare_sides import Side, Sides
 from longtake.evaluation.report.score_sets import one_line
 from longtake.evaluation.report.vbench_sections import planned
-from longtake.evaluation.vbench.bootstrap import prompt_of
+from longtake.evaluation.tables import interval_text
+from longtake.evaluation.vbench.aggregate import aggregate
+from longtake.evaluation.vbench.bootstrap import Spread, prompt_of
 from longtake.evaluation.vbench.compare import Comparison, Difference, compare
 from longtake.evaluation.vbench.plan import Plan
 from longtake.evaluation.vbench.published import PublishedModel
@@ -61,9 +63,13 @@ class SuiteSides:
             seed=settings.seed,
         )
         findings.add(self.suite.title, "see its lines", result.remarks)
-        return [self._line(line, result) for line in result.lines]
+        shown = [_shown(side, self.plan, settings) for side in (self.first, self.second)]
+        return [
+            self._line(line, result, *(texts.get(line.name, "-") for texts in shown))
+            for line in result.lines
+        ]
 
-    def _line(self, line: Difference, result: Comparison) -> Line:
+    def _line(self, line: Difference, result: Comparison, first: str, second: str) -> Line:
         missing = float("nan")
         has_ends = line.low is not None and line.high is not None
         family = 1 if line.name == "Total" else result.family
@@ -72,8 +78,8 @@ class SuiteSides:
         return Line(
             basis=self.suite.title,
             dimension=line.name,
-            first=_percent(line.first),
-            second=_percent(line.second),
+            first=first,
+            second=second,
             diff=missing if diff is None else 100 * diff,
             low=100 * line.low if line.low is not None else missing,
             high=100 * line.high if line.high is not None else missing,
@@ -100,8 +106,26 @@ def _prompts(side: Results, dimension: str) -> set[str]:
     return {prompt_of(video) for video in side.dimensions[dimension].applicable}
 
 
-def _percent(score: float | None) -> str:
-    return "-" if score is None else f"{100 * score:.2f}"
+def _shown(side: Results, plan: Plan | None, settings: ComparisonSettings) -> dict[str, str]:
+    """The scores of one model in percent, with their own 95 % intervals and videos."""
+    if isinstance(side, PublishedModel):
+        known = {**side.dimensions, **side.categories}
+        return {name: f"{100 * score:.2f} [published]" for name, score in known.items()}
+    scores = aggregate(
+        side, plan, allow_incomplete=True, resamples=settings.resamples, seed=settings.seed
+    )
+    return {
+        name: f"{_score_text(line.score, line.interval)} n={line.videos}"
+        for name, line in {**scores.dimensions, **scores.categories}.items()
+        if line.score is not None
+    }
+
+
+def _score_text(score: float, interval: Spread | None) -> str:
+    """A score in percent with its interval."""
+    missing = float("nan")
+    low, high = (missing, missing) if interval is None else (interval.low, interval.high)
+    return interval_text(100 * score, 100 * low, 100 * high)
 
 
 def vbench_sides(sides: Sides, findings: Findings) -> list[SuiteSides]:

@@ -25,7 +25,7 @@ _NOT_DIMENSIONS = {
 """Columns of sheets that are no dimension."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreSet:
     """Scores of videos by one kind of rater."""
 

@@ -20,6 +20,12 @@ MEDIA = {".mp4": "video/mp4", ".webm": "video/webm", ".gif": "image/gif"}
 """Endings that browsers play, with their types."""
 
 
+VIDEO_NOTE = (
+    "Beside each video: the mean of its n ratings, too few for an interval. The prompts with the "
+    "largest differences are extremes, not typical."
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoSettings:
     """How many videos, and how large."""
