@@ -202,5 +202,5 @@ class _Comparison:
         renamed = table.assign(model=table["model"].map(labels))
         models = {side.label: side.model for side in both.values()}
         rows = self.shelf.rows(renamed, lists, models)
-        blocks = (Text(text=VIDEO_NOTE), *rows)
+        blocks: tuple[Block, ...] = (Text(text=VIDEO_NOTE), *rows)
         return [Section(title=f"Videos, scored by {by}", blocks=blocks)] if rows else []

@@ -8,6 +8,7 @@ from longtake.evaluation.report.compare_lines import PAIRS, Line, Outcome
 from longtake.evaluation.report.content import Verdict, Way
 from longtake.evaluation.report.score_sets import PEOPLE
 from longtake.evaluation.significance import holm
+from longtake.evaluation.vbench.compare import ROUGH
 
 _HEADLINES = ("overall", "Total")
 _NAMED = 4
@@ -98,6 +99,11 @@ def _notes(lines: Sequence[Line], judged: Sequence[Line], confidence: float) -> 
     ]
     if opposed:
         notes.append(f"Scores and blind pairs contradict each other on {', '.join(opposed)}.")
+    if any(line.remark.startswith(ROUGH) for line in judged):
+        notes.append(
+            "Published scores come without results of videos: their intervals, and so how sure "
+            "those verdicts are, are rough."
+        )
     unknown = len(lines) - len(judged)
     if unknown:
         notes.append(f"Without a verdict for lack of data: {_count(unknown)}; see the tables.")
