@@ -57,6 +57,8 @@ COMMANDS = [
     ("eval", "vbench", "aggregate"),
     ("eval", "vbench", "compare"),
     ("eval", "vbench", "submit"),
+    ("eval", "report"),
+    ("eval", "compare"),
     ("eval", "rescore"),
     ("eval", "power"),
     ("eval", "validate"),
