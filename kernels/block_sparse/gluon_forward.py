@@ -9,6 +9,7 @@ with all operands in shared memory its bandwidth, not the tensor cores, is the l
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
     mbarrier,
     warpgroup_mma,
     warpgroup_mma_wait,
@@ -17,15 +18,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from longtake.kernels.block_sparse.gluon_tiles import (
     async_load,
     factor_layout,
-    head_start,
+    head_of,
     load_rows,
     memory_layout,
     multiply_transposed,
     product_layout,
-    publish,
     stage_grain,
     store_rows,
     tile_start,
+    token_of,
 )
 
 
@@ -76,7 +77,7 @@ def forward_kernel(
     ORDERED: gl.constexpr,
     Q_REGISTERS: gl.constexpr,
 ):
-    """One program per tile of 64 queries; see :func:`longtake...hopper.forward` for the tensors.
+    """One program per tile of 64 queries; ``hopper.forward`` explains the tensors.
 
     ``q_box``, ``k_box``, ``v_box`` are the TMA descriptors of ``q`` (columns from Q_REGISTERS on),
     ``k`` and ``v``. With RAGGED_K a list holds its whole blocks, ``whole_counts`` of them, before
@@ -107,7 +108,7 @@ def forward_kernel(
     else:
         first = (block * TILES_Q + tile % TILES_Q) * 64
         size = 64
-    out = head_start(o, batch, head, first, o_stride_b, o_stride_h, o_stride_n)
+    out = token_of(head_of(o, batch, head, o_stride_b, o_stride_h), first, o_stride_n)
     lse_out = lse + ((batch * num_heads + head).to(gl.int64) * num_tokens + first)
     lse_row = gl.arange(0, 64, rows)
     if count <= 0:
@@ -127,7 +128,7 @@ def forward_kernel(
         else:
             q_tile = 0
         if Q_REGISTERS > 0:
-            q_start = head_start(q, batch, head, first, q_stride_b, q_stride_h, q_stride_n)
+            q_start = token_of(head_of(q, batch, head, q_stride_b, q_stride_h), first, q_stride_n)
             query = load_rows(q_start, size, q_stride_n, 64, Q_REGISTERS, factor_layout(64))
         else:
             query = 0
@@ -143,11 +144,10 @@ def forward_kernel(
         if RAGGED_K:
             if Q_REGISTERS < D:
                 mbarrier.wait(q_ready, 0)
-            zero = 0
-            k_head = head_start(k, batch, key_head, row * 0, k_stride_b, k_stride_h, k_stride_n)
-            v_head = head_start(v, batch, key_head, row * 0, v_stride_b, v_stride_h, v_stride_n)
-            k_tile = k_tiles.index(zero).reshape([64, D])
-            v_tile = v_tiles.index(zero).reshape([64, D])
+            k_head = head_of(k, batch, key_head, k_stride_b, k_stride_h)
+            v_head = head_of(v, batch, key_head, v_stride_b, v_stride_h)
+            k_tile = k_tiles.index(0).reshape([64, D])
+            v_tile = v_tiles.index(0).reshape([64, D])
             for entry in range(whole, count):
                 acc, top, total = add_grains(
                     acc, top, total, query, q_tile, k_head, k_stride_n, k_tile, v_head, v_stride_n,
@@ -195,10 +195,10 @@ def add_whole_tiles(
         mbarrier.init(v_ready.index(buffer), count=1)
     size: gl.constexpr = k_box.block_type.nbytes
     last = n - 1
-    start_0 = tile_start(blocks, 0, last, 64, TILES_K)
-    start_1 = tile_start(blocks, 1, last, 64, TILES_K)
-    start_2 = tile_start(blocks, 2, last, 64, TILES_K)
-    start_3 = tile_start(blocks, 3, last, 64, TILES_K)
+    start_0 = tile_start(blocks, 0, last, TILES_K)
+    start_1 = tile_start(blocks, 1, last, TILES_K)
+    start_2 = tile_start(blocks, 2, last, TILES_K)
+    start_3 = tile_start(blocks, 3, last, TILES_K)
     mbarrier.expect(k_ready.index(0), size)
     mbarrier.expect(v_ready.index(0), size)
     mbarrier.expect(k_ready.index(1), size, pred=n > 1)
@@ -232,7 +232,7 @@ def add_whole_tiles(
         acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, output)), 1)
         mbarrier.wait(v_ready.index(other), (i - 1) // 2 & 1)
         adding = warpgroup_mma(weights, v_tiles.index(other).reshape([64, D]), acc, is_async=True)
-        start_4 = tile_start(blocks, i + 3, last, 64, TILES_K)
+        start_4 = tile_start(blocks, i + 3, last, TILES_K)
         s = warpgroup_mma_wait(1, deps=[pending])
         new_top = gl.maximum(top, gl.max(s, 1) * scale_log2)
         shrink = gl.exp2(top - new_top)
@@ -294,11 +294,11 @@ def add_grains(
     zero = gl.zeros([64, 16], gl.float32, narrow)
     column = gl.expand_dims(gl.arange(0, 16, gl.SliceLayout(0, narrow)), 0)
     for first in range(begin, end, 16):
-        k_start = k_head + gl.cast(first, gl.int64) * k_stride_n
-        v_start = v_head + gl.cast(first, gl.int64) * v_stride_n
+        k_start = token_of(k_head, first, k_stride_n)
+        v_start = token_of(v_head, first, v_stride_n)
         stage_grain(k_tile, k_start, end - first, k_stride_n, D)
         stage_grain(v_tile, v_start, end - first, v_stride_n, D)
-        publish()
+        fence_async_shared()  # the tensor cores see the stores
         key = k_tile.slice(0, 16)
         s = multiply_transposed(query, q_tile, key, zero, Q_REGISTERS, D)
         s = warpgroup_mma_wait(0, deps=[s])

@@ -9,6 +9,7 @@ arithmetic. Nothing is added atomically: results do not depend on the order of p
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
     mbarrier,
     warpgroup_mma,
     warpgroup_mma_init,
@@ -18,14 +19,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from longtake.kernels.block_sparse.gluon_tiles import (
     async_load,
     factor_layout,
-    head_start,
+    head_of,
     memory_layout,
     multiply_transposed,
     product_layout,
-    publish,
     stage_grain,
     store_rows,
     tile_start,
+    token_of,
 )
 
 
@@ -146,9 +147,8 @@ def key_gradient_kernel(
         done += whole * TILES_Q
     if RAGGED_Q:
         # A loop of its own, so that its addresses take no registers in the one above.
-        zero = 0
-        q_tile = q_tiles.index(zero).reshape([64, D])
-        do_tile = do_tiles.index(zero).reshape([64, D])
+        q_tile = q_tiles.index(0).reshape([64, D])
+        do_tile = do_tiles.index(0).reshape([64, D])
         for member in range(0, group):
             head = key_head * group + member
             head_row = batch * num_heads + head
@@ -159,8 +159,8 @@ def key_gradient_kernel(
             count = gl.load(pointer + 1) - begin
             if RAGGED_K:
                 count = gl.where(size > 0, count, 0)
-            q_head = head_start(q, batch, head, row * 0, q_stride_b, q_stride_h, q_stride_n)
-            do_head = head_start(do, batch, head, row * 0, do_stride_b, do_stride_h, do_stride_n)
+            q_head = head_of(q, batch, head, q_stride_b, q_stride_h)
+            do_head = head_of(do, batch, head, do_stride_b, do_stride_h)
             token = head_row.to(gl.int64) * num_tokens
             for entry in range(whole, count):
                 dk_acc, dv_acc = add_grains(
@@ -173,8 +173,8 @@ def key_gradient_kernel(
     dv_tile = do_tiles.index(0).reshape([64, D])
     dk_tile.store((dk_acc * scale).to(dtype))
     dv_tile.store(dv_acc.to(dtype))
-    dk_start = head_start(dk, batch, key_head, first, dk_stride_b, dk_stride_h, dk_stride_n)
-    dv_start = head_start(dv, batch, key_head, first, dv_stride_b, dv_stride_h, dv_stride_n)
+    dk_start = token_of(head_of(dk, batch, key_head, dk_stride_b, dk_stride_h), first, dk_stride_n)
+    dv_start = token_of(head_of(dv, batch, key_head, dv_stride_b, dv_stride_h), first, dv_stride_n)
     store_rows(dk_start, dk_tile.load(memory), size, dk_stride_n, 64, D, memory)
     store_rows(dv_start, dv_tile.load(memory), size, dv_stride_n, 64, D, memory)
 
@@ -212,7 +212,7 @@ def add_whole_tiles(
     scores: gl.constexpr = product_layout(64)
     columns: gl.constexpr = gl.SliceLayout(0, scores)
     last = gl.maximum(n - 1, 0)
-    start = tile_start(blocks, 0, last, 64, TILES_Q)
+    start = tile_start(blocks, 0, last, TILES_Q)
     slot = done % 2
     some = n > 0
     mbarrier.expect(q_ready.index(slot), q_box.block_type.nbytes, pred=some)
@@ -227,7 +227,7 @@ def add_whole_tiles(
     async_load(
         delta_box, [token + start], delta_ready.index(slot), delta_rows.index(slot), pred=some
     )
-    start = tile_start(blocks, 1, last, 64, TILES_Q)
+    start = tile_start(blocks, 1, last, TILES_Q)
     zero = gl.zeros([64, 64], gl.float32, scores)
     dk_acc = warpgroup_mma_init(dk_acc)
     dv_acc = warpgroup_mma_init(dv_acc)
@@ -265,7 +265,7 @@ def add_whole_tiles(
             delta_box, [token + start], delta_ready.index(other), delta_rows.index(other),
             pred=more,
         )  # fmt: skip
-        start = tile_start(blocks, i + 2, last, 64, TILES_Q)
+        start = tile_start(blocks, i + 2, last, TILES_Q)
         p = gl.exp2(s * scale_log2 - gl.expand_dims(lse, 0))
         weights = gl.convert_layout(p.to(dtype), factor_layout(D))
         dv_acc = warpgroup_mma(weights, d_out, dv_acc, is_async=True)
@@ -305,11 +305,11 @@ def add_grains(
     zero = gl.zeros([64, 16], gl.float32, narrow)
     column = gl.arange(0, 16, gl.SliceLayout(0, narrow))
     for first in range(begin, end, 16):
-        q_start = q_head + gl.cast(first, gl.int64) * q_stride_n
-        do_start = do_head + gl.cast(first, gl.int64) * do_stride_n
+        q_start = token_of(q_head, first, q_stride_n)
+        do_start = token_of(do_head, first, do_stride_n)
         stage_grain(q_tile, q_start, end - first, q_stride_n, D)
         stage_grain(do_tile, do_start, end - first, do_stride_n, D)
-        publish()
+        fence_async_shared()  # the tensor cores see the stores
         inside = column < end - first
         row_lse = gl.load(lse + first + column, mask=inside, other=0.0) * 1.4426950408889634
         row_delta = gl.load(delta + first + column, mask=inside, other=0.0)

@@ -8,6 +8,7 @@ of a tile are started together, and the last one runs under the first of the nex
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
     mbarrier,
     warpgroup_mma,
     warpgroup_mma_init,
@@ -17,15 +18,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from longtake.kernels.block_sparse.gluon_tiles import (
     async_load,
     factor_layout,
-    head_start,
+    head_of,
     load_rows,
     memory_layout,
     multiply_transposed,
     product_layout,
-    publish,
     stage_grain,
     store_rows,
     tile_start,
+    token_of,
 )
 
 
@@ -106,13 +107,13 @@ def query_gradient_kernel(
         first = (block * TILES_Q + tile % TILES_Q) * 64
         size = 64
     if count <= 0:
-        out = head_start(dq, batch, head, first, dq_stride_b, dq_stride_h, dq_stride_n)
+        out = token_of(head_of(dq, batch, head, dq_stride_b, dq_stride_h), first, dq_stride_n)
         store_rows(out, gl.zeros([64, D], dtype, memory), size, dq_stride_n, 64, D, memory)
     else:
         k_tiles = gl.allocate_shared_memory(dtype, [3, 1, 1, 64, D], k_box.layout)
         v_tiles = gl.allocate_shared_memory(dtype, [2, 1, 1, 64, D], v_box.layout)
-        q_start = head_start(q, batch, head, first, q_stride_b, q_stride_h, q_stride_n)
-        do_start = head_start(do, batch, head, first, do_stride_b, do_stride_h, do_stride_n)
+        q_start = token_of(head_of(q, batch, head, q_stride_b, q_stride_h), first, q_stride_n)
+        do_start = token_of(head_of(do, batch, head, do_stride_b, do_stride_h), first, do_stride_n)
         query = load_rows(q_start, size, q_stride_n, 64, D, factor_layout(64))
         d_out = load_rows(do_start, size, do_stride_n, 64, D, factor_layout(64))
         at = (batch * num_heads + head).to(gl.int64) * num_tokens + first
@@ -127,11 +128,10 @@ def query_gradient_kernel(
                 whole * TILES_K, batch, key_head, scale_log2, D, TILES_K,
             )  # fmt: skip
         if RAGGED_K:
-            zero = 0
-            k_head = head_start(k, batch, key_head, row * 0, k_stride_b, k_stride_h, k_stride_n)
-            v_head = head_start(v, batch, key_head, row * 0, v_stride_b, v_stride_h, v_stride_n)
-            k_tile = k_tiles.index(zero).reshape([64, D])
-            v_tile = v_tiles.index(zero).reshape([64, D])
+            k_head = head_of(k, batch, key_head, k_stride_b, k_stride_h)
+            v_head = head_of(v, batch, key_head, v_stride_b, v_stride_h)
+            k_tile = k_tiles.index(0).reshape([64, D])
+            v_tile = v_tiles.index(0).reshape([64, D])
             for entry in range(whole, count):
                 acc = add_grains(
                     acc, query, d_out, row_lse, row_delta, k_head, k_stride_n, k_tile, v_head,
@@ -139,7 +139,7 @@ def query_gradient_kernel(
                 )  # fmt: skip
         dq_tile = k_tiles.index(0).reshape([64, D])
         dq_tile.store((acc * scale).to(dtype))
-        out = head_start(dq, batch, head, first, dq_stride_b, dq_stride_h, dq_stride_n)
+        out = token_of(head_of(dq, batch, head, dq_stride_b, dq_stride_h), first, dq_stride_n)
         store_rows(out, dq_tile.load(memory), size, dq_stride_n, 64, D, memory)
 
 
@@ -172,9 +172,9 @@ def add_whole_tiles(
         mbarrier.init(v_ready.index(buffer), count=1)
     size: gl.constexpr = k_box.block_type.nbytes
     last = n - 1
-    start_0 = tile_start(blocks, 0, last, 64, TILES_K)
-    start_1 = tile_start(blocks, 1, last, 64, TILES_K)
-    start_2 = tile_start(blocks, 2, last, 64, TILES_K)
+    start_0 = tile_start(blocks, 0, last, TILES_K)
+    start_1 = tile_start(blocks, 1, last, TILES_K)
+    start_2 = tile_start(blocks, 2, last, TILES_K)
     mbarrier.expect(k_ready.index(0), size)
     mbarrier.expect(v_ready.index(0), size)
     mbarrier.expect(k_ready.index(1), size, pred=n > 1)
@@ -214,7 +214,7 @@ def add_whole_tiles(
             v_box, [batch, head, start_2, 0], v_ready.index(v_slot), v_tiles.index(v_slot),
             pred=more,
         )  # fmt: skip
-        start_2 = tile_start(blocks, i + 3, last, 64, TILES_K)
+        start_2 = tile_start(blocks, i + 3, last, TILES_K)
         ds = p * (dp - gl.expand_dims(row_delta, 1))
         factor = gl.convert_layout(ds.to(dtype), factor_layout(D))
         acc = warpgroup_mma(factor, key, acc, is_async=True)
@@ -248,11 +248,11 @@ def add_grains(
     zero = gl.zeros([64, 16], gl.float32, narrow)
     column = gl.expand_dims(gl.arange(0, 16, gl.SliceLayout(0, narrow)), 0)
     for first in range(begin, end, 16):
-        k_start = k_head + gl.cast(first, gl.int64) * k_stride_n
-        v_start = v_head + gl.cast(first, gl.int64) * v_stride_n
+        k_start = token_of(k_head, first, k_stride_n)
+        v_start = token_of(v_head, first, v_stride_n)
         stage_grain(k_tile, k_start, end - first, k_stride_n, D)
         stage_grain(v_tile, v_start, end - first, v_stride_n, D)
-        publish()
+        fence_async_shared()  # the tensor cores see the stores
         key = k_tile.slice(0, 16)
         s = multiply_transposed(query, 0, key, zero, D, D)
         dp = multiply_transposed(d_out, 0, v_tile.slice(0, 16), zero, D, D)

@@ -9,7 +9,6 @@ read in grains of 16 tokens through masked pointers, which no foreign value, suc
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
     tma,
     warpgroup_mma,
 )
@@ -39,20 +38,25 @@ def memory_layout(dim):
 
 
 @gluon.jit
-def tile_start(blocks, tile, last, TILE: gl.constexpr, TILES: gl.constexpr):
+def tile_start(blocks, tile, last, TILES: gl.constexpr):
     """First token of a tile of a list of whole blocks; past ``last``, of the last one."""
     tile = gl.minimum(tile, last)
     if TILES == 1:
-        return gl.load(blocks + tile) * TILE
+        return gl.load(blocks + tile) * 64
     else:
-        return (gl.load(blocks + tile // TILES) * TILES + tile % TILES) * TILE
+        return (gl.load(blocks + tile // TILES) * TILES + tile % TILES) * 64
 
 
 @gluon.jit
-def head_start(tensor, batch, head, first, stride_b, stride_h, stride_n):
-    """Pointer to the token ``first`` of one head; 64-bit, tensors may have over 2^31 elements."""
-    at = batch.to(gl.int64) * stride_b + head.to(gl.int64) * stride_h
-    return tensor + (at + first.to(gl.int64) * stride_n)
+def head_of(tensor, batch, head, stride_b, stride_h):
+    """Pointer to the first token of one head."""
+    return tensor + (batch.to(gl.int64) * stride_b + head.to(gl.int64) * stride_h)
+
+
+@gluon.jit
+def token_of(head, token, stride_n):
+    """Pointer to one token of a head; 64-bit, tensors may have more than 2^31 elements."""
+    return head + gl.cast(token, gl.int64) * stride_n
 
 
 @gluon.jit
@@ -103,9 +107,3 @@ def multiply_transposed(left, left_tile, right, zero, REGISTERS: gl.constexpr, D
         far = right.slice(REGISTERS, D - REGISTERS, 1).permute((1, 0))
         partial = warpgroup_mma(left, near, zero, use_acc=False, is_async=True)
         return warpgroup_mma(left_tile, far, partial, is_async=True)
-
-
-@gluon.jit
-def publish():
-    """Make stores to shared memory visible to the tensor cores."""
-    fence_async_shared()

@@ -183,7 +183,7 @@ def select(
 
 
 def csr(indices: Tensor, counts: Tensor, num_key_blocks: int) -> tuple[Tensor, Tensor]:
-    """Lists per key block; see :func:`longtake...triton_lists.lists_per_key`."""
+    """Lists per key block: ``row_pointers`` and ``query_blocks`` of :meth:`BlockIndex.csr`."""
     row_pointers, query_blocks, _ = lists_per_key(indices, counts, num_key_blocks)
     return row_pointers, query_blocks
 

@@ -53,7 +53,7 @@ def forward_kernel(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One program per tile of queries; see :func:`longtake...hopper.forward` for the tensors.
+    """One program per tile of queries; ``hopper.forward`` explains the tensors.
 
     A query block has TILES_Q tiles of TILE_Q tokens, a key block TILES_K of TILE_K; the last ones
     may be short or empty where RAGGED. ``order`` permutes the rows of lists when ORDERED.

@@ -1,0 +1,78 @@
+"""Compile the Gluon kernels for Hopper without a GPU and print a JSON record of each.
+
+    python compile_gluon.py
+
+A process of its own: it replaces Triton's driver with one that names a GPU which is not there.
+"""
+
+import json
+import sys
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime.jit import JITFunction
+
+from longtake.kernels.block_sparse import gluon_launch, hopper
+from longtake.kernels.block_sparse.launch import Blocks, Call, KeyLists, Lists
+from longtake.kernels.block_sparse.layout import BlockLayout
+
+
+class Driver(DriverBase):
+    def __init__(self) -> None:
+        self.get_current_device = lambda: 0
+        self.get_current_stream = lambda device=0: 0
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return True
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def map_python_to_cpp_type(self, kind: str) -> str:
+        return kind
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_benchmarker(self) -> Any:
+        raise NotImplementedError
+
+
+def main() -> None:
+    triton.runtime.driver.set_active(Driver())
+    run, records = JITFunction.run, []
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        products = kernel.asm["ptx"].count("wgmma.mma_async.sync")
+        name = self.fn.__name__
+        records.append({"name": name, "shared": kernel.metadata.shared, "products": products})
+        return kernel
+
+    JITFunction.run = compile_only
+    for grid in ((4, 8, 8), (4, 7, 8)):
+        layout = BlockLayout(grid)
+        q, k = (torch.zeros((1, h, layout.num_tokens, 128), dtype=torch.bfloat16) for h in (2, 1))
+        blocks = Blocks(layout.offsets(), layout.num_tokens, 64)
+        indices = torch.zeros((1, 2, blocks.count, 2), dtype=torch.int32)
+        counts = torch.full((1, 2, blocks.count), 2, dtype=torch.int32)
+        lists = Lists(indices, counts, None)
+        call = Call(q=q, k=k, v=k, lists=lists, queries=blocks, keys=blocks, scale=0.1)
+        o, lse = hopper.empty_outputs(q)
+        gluon_launch.wholes_first = lambda indices, counts, *rest: (indices, counts)
+        gluon_launch.forward(call, o, lse)
+        gluon_launch.query_gradient(call, q, lse, lse, q)
+        pointers = torch.zeros((1, 2, blocks.count + 1), dtype=torch.int32)
+        key_lists = KeyLists(
+            row_pointers=pointers, query_blocks=indices, wholes=None, order=counts.flatten()
+        )
+        gluon_launch.key_gradient(call, key_lists, q, lse, lse, k, k)
+    sys.stdout.write(json.dumps(records))
+
+
+if __name__ == "__main__":
+    main()
