@@ -49,7 +49,8 @@ class GenerationConfig:
     scale: int = 1
     """Enlargement of the pixels in the file, >= 1."""
     bsa: bool | None = None
-    """Block-sparse self-attention (report section 3.4.2); null takes the checkpoint's choice."""
+    """Block-sparse self-attention (report section 3.4.2); null takes the checkpoint's choice. A
+    model that was not trained with it loses quality, above all on clips of few blocks."""
     bsa_sparsity: float | None = None
     """Share of key blocks left out under ``bsa=true``, in [0, 1); null takes the checkpoint's."""
 

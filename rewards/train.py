@@ -118,19 +118,24 @@ def _check_launch(config: RewardTrainingConfig, where: torch.device) -> None:
                 expected="a reward directory" if name == "base" else "a .csv or .json of pairs",
                 remedy=f"pass it on the command line or with --set {name}=PATH",
             )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "rewards are trained by one process",
-            received=f"WORLD_SIZE={os.environ['WORLD_SIZE']}",
-            remedy="start without a launcher; raise batch_pairs with a small micro_batch, and "
-            "turn on gradient_checkpointing where memory is short",
-        )
+    refuse_launcher()
     if where.index:
         raise UserError(
             "Trainer uses the first visible GPU",
             received=f"--device {where}",
             expected="auto, cpu or cuda",
             remedy=f"start with CUDA_VISIBLE_DEVICES={where.index}",
+        )
+
+
+def refuse_launcher() -> None:
+    """Raise UserError where a launcher started more than one process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "rewards are trained by one process",
+            received=f"WORLD_SIZE={os.environ['WORLD_SIZE']}",
+            remedy="start without a launcher; raise batch_pairs with a small micro_batch, and "
+            "turn on gradient_checkpointing where memory is short",
         )
 
 

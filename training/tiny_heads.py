@@ -17,7 +17,7 @@ from longtake.core.generation import TINY_CHECKPOINT
 from longtake.evaluation.pair_accuracy import PairAgreement, evaluate_pairs
 from longtake.rewards.reward_spec import RewardKind
 from longtake.rewards.tiny_base import TinySize, write_tiny_base
-from longtake.rewards.train import train_reward
+from longtake.rewards.train import refuse_launcher, train_reward
 from longtake.runtime.config import config_to_yaml, merge_config
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import ConfigError
@@ -144,6 +144,7 @@ def train_heads(
     Raises:
         ConfigError: unknown head or settings.
         RunDirectoryError: ``out`` is taken, or cannot be written.
+        UserError: more than one process.
     """
     config = merge_config(TinyHeadsConfig(), config_file, overrides)
     chosen = list(names) or list(HEADS)
@@ -154,6 +155,7 @@ def train_heads(
         )
     if dry_run:
         return {"heads": chosen, "config": dataclasses.asdict(config)}
+    refuse_launcher()  # before minutes of making pairs
     with RunDirectory.create(out, config_to_yaml(config), resume=resume) as run:
         pairs = run.path if config.data is None else Path(config.data)
         make_pairs(pairs, config, device)

@@ -115,7 +115,7 @@ def _side(name: str, common: Evidence, findings: Findings) -> Side:
         return Side(label=model, model=model, evidence=evidence, is_whole=True)
     published = _published(name)
     if not published:
-        known = ", ".join(common.models) or "none, as no --inputs are given"
+        known = ", ".join(common.models) or "none; --inputs name no model"
         raise UserError(
             "no such model",
             received=name,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from longtake.rewards.reward_directory import read_reward_directory
-from longtake.runtime.errors import ConfigError, RunDirectoryError
+from longtake.runtime.errors import ConfigError, RunDirectoryError, UserError
 from longtake.training import tiny_heads
 from longtake.training.quality_samples import Quality
 from longtake.training.tiny_heads import HEADS, summary_rows, train_heads
@@ -49,6 +49,13 @@ def test_pairs_heads_and_accuracies(tmp_path, monkeypatch):
     before = (out / "rewards" / "videoalign_mq" / "reward.json").stat().st_mtime_ns
     assert train_heads(out, ["videoalign_mq"], SMALL, resume=True, device="cpu") == record
     assert (out / "rewards" / "videoalign_mq" / "reward.json").stat().st_mtime_ns == before
+
+
+def test_a_launcher_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one process"):
+        train_heads(tmp_path / "run", overrides=SMALL, device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_wrong_names_are_refused_before_anything_is_made(tmp_path):
