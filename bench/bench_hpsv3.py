@@ -77,6 +77,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--gain", type=float, default=1.0, help="matrices: deviation * sqrt(fan in)"
     )
     parser.add_argument("--tolerance", type=float, default=1e-3, help="relative, of clip scores")
+    parser.add_argument(
+        "--reference", action="store_true", help="also score in float32: the error of each way"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON record; default: only the summary")
     options = parser.parse_args(arguments)
@@ -208,6 +211,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             if repeat:  # the first one warms up
                 times[way].append(taken)
     medians = {way: statistics.median(values) for way, values in times.items()}
+    scores = {
+        column: compare(outputs["shared"][column], outputs["independent"][column])
+        for column in COLUMNS
+    }
+    if options.reference:
+        model.float()
+        exact = score("shared")
+        for column, fields in scores.items():
+            for way in WAYS:
+                fields[f"{way}_error"] = errors(outputs[way][column], exact[column])
     frames = options.clips * options.frames
     vision_tokens = num_tokens(patch_grid(1, *options.size, pixels))
     return {
@@ -233,10 +246,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for way in WAYS
         },
         "speedup": medians["independent"] / medians["shared"],
-        "scores": {
-            column: compare(outputs["shared"][column], outputs["independent"][column])
-            for column in COLUMNS
-        },
+        "scores": scores,
         "provenance": collect({}),
     }
 
@@ -258,6 +268,14 @@ def compare(shared: RewardOutput, independent: RewardOutput) -> dict[str, Any]:
         "frame_difference": moved,
     }
     return {name: value.tolist() for name, value in values.items()}
+
+
+def errors(output: RewardOutput, exact: RewardOutput) -> dict[str, float]:
+    """Largest relative error of clips, and the deviation of frames in units of their spread."""
+    frames, truth = output.aux["per_frame"], exact.aux["per_frame"]
+    relative = ((output.score - exact.score) / exact.score).abs().max()
+    moved = (frames - truth).square().mean().sqrt() / truth.std(correction=0)
+    return {"relative": relative.item(), "frames": moved.item()}
 
 
 def main(arguments: Sequence[str]) -> int:

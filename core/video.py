@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from longtake.runtime.replacing import replacing
 
 _CRF = "12"  # visually lossless for flat sprites; mp4 files stay a few kB
 _MAX_LABEL_LINES = 3
+_SMALL_FRAME = 1 << 17  # pixels; starting a thread per core takes longer than decoding such frames
 
 
 def to_uint8(video: Tensor) -> Tensor:
@@ -135,9 +137,14 @@ def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Tensor,
     try:
         with av.open(str(source)) as container:
             if container.streams.video:
-                rate = container.streams.video[0].average_rate
+                stream = container.streams.video[0]
+                rate = stream.average_rate
+                if stream.width * stream.height < _SMALL_FRAME:
+                    stream.codec_context.thread_count = 1
+                to_rgb = VideoReformatter()
                 for frame in container.decode(video=0):
-                    frames.append(frame.to_ndarray(format="rgb24"))
+                    rgb = to_rgb.reformat(frame, format="rgb24", threads=1)
+                    frames.append(rgb.to_ndarray())
                     if max_frames is not None and len(frames) >= max_frames:
                         break
         video = torch.from_numpy(np.stack(frames)) if frames else None

@@ -6,6 +6,7 @@ where the reward asks for it, resized by ``rewards/pixels.py``, cut into patches
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from longtake.core.video import read_video
+from longtake.rewards.frame_cache import FrameCache
 from longtake.rewards.frames import even_frames
 from longtake.rewards.grayscale import to_grayscale
 from longtake.rewards.pixels import (
@@ -34,6 +36,8 @@ from longtake.rewards.template import PromptEncoder
 from longtake.runtime.errors import UserError
 
 Batch = dict[str, Tensor]
+RECENT_BYTES = 1 << 26
+"""Patches of the last clips that a loader keeps."""
 
 
 class ClipKey(NamedTuple):
@@ -116,7 +120,8 @@ class PreferenceDataset(Dataset[PairInputs]):
         root: folder that paths are relative to.
         keep_ties: whether the loss knows ties; otherwise they count as not labelled.
         frames_per_clip: rows per pair of an image reward.
-        cache_bytes: memory for resized frames; later clips are decoded each time.
+        cache_bytes: memory for resized frames, shared by all loaders; clips that do not fit are
+            decoded each time.
 
     Raises:
         UserError: files that are not there, prompts with reserved tokens, or clips without a
@@ -144,8 +149,10 @@ class PreferenceDataset(Dataset[PairInputs]):
             for index, pair in enumerate(pairs)
             for slot in range(1 if spec.kind == "videoreward" else _num_rows(pair, frames_per_clip))
         ]
-        self._cache: dict[tuple[str, float | None], Tensor] = {}
-        self._cache_left = cache_bytes
+        clips = ((p.path_a, p.fps_a) for p in pairs), ((p.path_b, p.fps_b) for p in pairs)
+        self._cache = FrameCache(chain(*clips), cache_bytes)
+        self._recent: dict[ClipKey, ClipInputs] = {}
+        self._recent_bytes = 0
         self._check()
 
     def __len__(self) -> int:
@@ -180,6 +187,18 @@ class PreferenceDataset(Dataset[PairInputs]):
         )
 
     def _inputs(self, key: ClipKey) -> ClipInputs:
+        """Inputs of a clip; those of the last clips are kept: pairs of a prompt share clips."""
+        found = self._recent.get(key)
+        if found is None:
+            found = self._make_inputs(key)
+            self._recent_bytes += found.patches.nbytes
+            if self._recent_bytes > RECENT_BYTES:
+                self._recent.clear()
+                self._recent_bytes = found.patches.nbytes
+            self._recent[key] = found
+        return found
+
+    def _make_inputs(self, key: ClipKey) -> ClipInputs:
         frames = self._frames(key.path, key.fps)
         if self.spec.kind == "hpsv3":
             frames = frames[min(key.slot, len(frames) - 1)][None]
@@ -192,8 +211,9 @@ class PreferenceDataset(Dataset[PairInputs]):
     def _frames(self, path: str, fps: float | None) -> Tensor:
         """Chosen frames uint8 [F, 3, H, W] in the colour and size that the model sees."""
         key = (path, fps)
-        if key in self._cache:
-            return self._cache[key]
+        kept = self._cache.get(key)
+        if kept is not None:
+            return kept
         video, _ = read_video(self.root / path)
         if self.spec.sampler is None:
             chosen = even_frames(len(video), self._frames_per_clip)
@@ -207,9 +227,7 @@ class PreferenceDataset(Dataset[PairInputs]):
         height, width = frames.shape[-2:]
         size = resized_size(height, width, pixels.min_pixels, pixels.max_pixels)
         frames = resize(frames.contiguous(), size, pixels.resample)
-        if frames.nbytes <= self._cache_left:
-            self._cache[key] = frames
-            self._cache_left -= frames.nbytes
+        self._cache.put(key, frames)
         return frames
 
     def _check(self) -> None:

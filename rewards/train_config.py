@@ -110,7 +110,7 @@ class RewardTrainingConfig:
     """float32 | bfloat16: of the frozen weights and, by autocast, of the products. Whatever is
     trained keeps float32 weights: updates of 2e-6 vanish in bfloat16."""
     workers: int = 0
-    """Processes that decode and resize clips, >= 0; each has a cache of its own."""
+    """Processes that decode and resize clips, >= 0."""
     seed: int = 0
     """Names every draw: the split, the order, the LoRA, dropout and the noise of the loss."""
     export_public: bool = True

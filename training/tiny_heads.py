@@ -101,7 +101,7 @@ class TinyHeadsConfig:
     loaders: int = 0
     """Processes that decode clips in training."""
     cache_mib: int = 4096
-    """Memory for resized frames, of each of them."""
+    """Memory for resized frames, which they share."""
     data: str | None = None
     """Folder of another run whose pairs are used; null makes them."""
     hpsv3: HeadConfig = dataclasses.field(default_factory=_hpsv3)

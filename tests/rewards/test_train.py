@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from longtake.core.video import read_video, write_mp4, write_png
 from longtake.core.weights import digest_tensors, read_tensors
+from longtake.rewards import preference_inputs
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.pixels import clip_patches
 from longtake.rewards.preference_data import OVERALL, PreferencePair, split_by_prompt
@@ -383,7 +384,18 @@ def test_the_cache_changes_nothing(folder):
     for _ in range(2):
         for i in (0, 5):
             assert torch.equal(plain[i].b.patches, cached[i].b.patches)
-    assert len(cached._cache) == 4 and not plain._cache
+        cached._recent.clear()  # the second time frames come from the cache
+    assert len(cached._cache) == 4 and len(plain._cache) == 0
+
+
+def test_inputs_of_the_last_clips_are_kept_within_bounds(folder, monkeypatch):
+    reward = read_reward_directory(folder / "videoreward")
+    data = dataset(folder, reward)
+    first = data[0]
+    assert data[0].a is first.a
+    monkeypatch.setattr(preference_inputs, "RECENT_BYTES", first.a.patches.nbytes)
+    data[5]
+    assert len(data._recent) == 1 and data[0].a is not first.a
 
 
 def test_batches_hold_each_clip_once(folder):

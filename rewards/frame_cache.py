@@ -1,0 +1,79 @@
+"""Resized frames of clips in memory, shared by all loader processes of a training.
+
+The memory is mapped before the loaders are forked, so a clip that one of them has decoded is there
+for all. Started in another way (spawn), a loader keeps frames of its own.
+"""
+
+import mmap
+import multiprocessing
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_HEADER = 64
+"""Bytes before the places; the first eight count the bytes taken."""
+_PLACE = 5
+"""int64 numbers per clip: offset (0: not there) and the shape [F, C, H, W]."""
+
+
+class FrameCache:
+    """Frames uint8 [F, C, H, W] by clip; what does not fit is not kept.
+
+    Args:
+        keys: the clips that may be kept.
+        num_bytes: memory for frames; it is taken as it fills.
+    """
+
+    def __init__(self, keys: Iterable[Hashable], num_bytes: int) -> None:
+        self._number = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        self._num_bytes = num_bytes
+        self._map()
+
+    def _map(self) -> None:
+        count = len(self._number)
+        first = _HEADER + count * _PLACE * 8
+        self._lock = multiprocessing.Lock()
+        self._memory = mmap.mmap(-1, first + self._num_bytes)
+        self._end = first + self._num_bytes
+        self._taken = torch.frombuffer(self._memory, dtype=torch.int64, count=1)
+        self._places = torch.frombuffer(
+            self._memory, dtype=torch.int64, offset=_HEADER, count=count * _PLACE
+        ).view(count, _PLACE)
+        self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._taken[0] = first
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The mapping itself stays behind."""
+        return {"_number": self._number, "_num_bytes": self._num_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """An empty cache of the same clips."""
+        self.__dict__.update(state)
+        self._map()
+
+    def __len__(self) -> int:
+        """Clips that are there."""
+        return int((self._places[:, 0] > 0).sum())
+
+    def get(self, key: Hashable) -> Tensor | None:
+        """Frames of a clip, not to be written to; None if they are not there."""
+        offset, *shape = self._places[self._number[key]].tolist()
+        if not offset:
+            return None
+        size = shape[0] * shape[1] * shape[2] * shape[3]
+        return self._bytes[offset : offset + size].view(shape)
+
+    def put(self, key: Hashable, frames: Tensor) -> None:
+        """Keep frames if there is room; a clip that is there already is not kept twice."""
+        place = self._places[self._number[key]]
+        with self._lock:
+            offset = int(self._taken[0])
+            if int(place[0]) or offset + frames.nbytes > self._end:
+                return
+            self._taken[0] = offset + frames.nbytes
+            # Under the lock: a clip may only be found once its frames are there.
+            self._bytes[offset : offset + frames.nbytes] = frames.reshape(-1)
+            place[1:] = torch.tensor(frames.shape)
+            place[0] = offset
