@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from longtake.core.weights import read_json
 from longtake.evaluation.judge.answer import CAPTION
@@ -82,13 +83,13 @@ def read_generative(folder: Path, *, verify_weights: bool = False) -> tuple[Gene
     Raises:
         CheckpointError: missing, changed or unknown parts.
     """
-    record = read_json(folder / SPEC_FILE)
+    record: dict[str, Any] = dict(read_json(folder / SPEC_FILE))
     try:
         if record.pop("format") != FORMAT:
             raise ValueError(f"expected format {FORMAT}")
         files = record.pop("files")
         problems = _problems(folder, files, verify_weights)
-        spec = GenerativeSpec(**{**record, "sampler": FrameSampler(**record["sampler"])})  # type: ignore[arg-type, dict-item]
+        spec = GenerativeSpec(**{**record, "sampler": FrameSampler(**record["sampler"])})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{SPEC_FILE} cannot be used: {error}",
@@ -102,7 +103,7 @@ def read_generative(folder: Path, *, verify_weights: bool = False) -> tuple[Gene
             received=f"{folder}: {'; '.join(problems)}",
             remedy="copy the judge again from its source",
         )
-    fixed = {name: entry["sha256"] for name, entry in files.items()}  # type: ignore[attr-defined]
+    fixed = {name: entry["sha256"] for name, entry in files.items()}
     return spec, text_digest(json.dumps([asdict(spec), fixed], sort_keys=True))
 
 

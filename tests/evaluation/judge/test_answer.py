@@ -111,7 +111,8 @@ def test_a_tokenizer_that_joins_digits_is_refused():
     assert answer_tokens(lines, 9, JUDGED).places == (0, 1, 2)  # unusual, and good
 
     def pairs(text):  # two lines are a token
-        return [vocabulary.setdefault(text[:35], len(vocabulary)), vocabulary.setdefault(text[35:], len(vocabulary))]
+        halves = text[:35], text[35:]
+        return [vocabulary.setdefault(half, len(vocabulary)) for half in halves]
 
     def blind(text):
         return [1, 2, 3]
