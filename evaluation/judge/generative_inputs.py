@@ -54,8 +54,8 @@ def shown_clip(frames: Tensor, fps: float, spec: GenerativeSpec) -> ShownClip:
     indices = spec.sampler.indices(len(frames), fps)
     chosen = frames[indices.to(frames.device)].contiguous()
     height, width = chosen.shape[-2:]
-    size = resized_size(height, width, (PATCH * MERGE) ** 2, spec.max_frame_pixels)
-    if size[0] * size[1] < height * width:
+    if height * width > spec.max_frame_pixels:
+        size = resized_size(height, width, (PATCH * MERGE) ** 2, spec.max_frame_pixels)
         chosen = resize(chosen, size, "torch")
     return ShownClip(
         frames=chosen, indices=tuple(indices.tolist()), total=len(frames), fps=float(fps)

@@ -4,6 +4,7 @@ TRL's own collator takes images, no videos with a rate, so ours makes the batche
 leave the data alone. Its usage report to the network is off.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
@@ -107,6 +108,7 @@ def run_trainer(
             callbacks=[_Reports(log, saved)],
             peft_config=_lora(config) if config.method == "lora" else None,
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
 
 
@@ -161,8 +163,7 @@ def _arguments(config: GenerativeTrainingConfig, folder: Path, device: torch.dev
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bfloat16",
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        **_checkpointing(config),
         eval_strategy="steps",
         eval_steps=config.eval_every,
         save_strategy="steps",
@@ -185,6 +186,13 @@ def _arguments(config: GenerativeTrainingConfig, folder: Path, device: torch.dev
     if arguments.n_gpu > 1:  # the trainer would split batches over all of them
         arguments._n_gpu = 1
     return arguments
+
+
+def _checkpointing(config: GenerativeTrainingConfig) -> dict[str, Any]:
+    """The option under its name; transformers 5.23 warns of the older one."""
+    names = {item.name for item in dataclasses.fields(SFTConfig)}
+    name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in names)
+    return {name: config.gradient_checkpointing, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 @contextmanager
