@@ -120,7 +120,6 @@ class ClipQuestions:
                 )
             ],
             do_sample_frames=False,
-            cap_pixels_per_frame=False,
             return_tensors="pt",
         )
         return {

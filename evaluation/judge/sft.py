@@ -35,7 +35,6 @@ from longtake.evaluation.judge.rated_batches import ClipCache, target_scale
 from longtake.evaluation.judge.sft_config import GenerativeTrainingConfig
 from longtake.evaluation.judge.sft_examples import (
     AnswerCollator,
-    Example,
     RatingDraws,
     held_out_examples,
     training_examples,
@@ -189,9 +188,9 @@ class _Run:
             self.base, torch.device("cpu"), torch.float32 if precise else torch.bfloat16
         )
         sizes = {name: len(self.data.parts[name].mean) for name in ("train", "calibration")}
-        examples = training_examples(
-            sizes["train"], config.batch_clips, config.updates, config.seed
-        )
+        total = sum(sizes.values())
+        train = training_examples(sizes["train"], config.batch_clips, config.updates, config.seed)
+        held = held_out_examples(sizes["calibration"], _HELD_OUT_DRAWS)
         folder = self.run.path / _TRAINER_FOLDER
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while it saved
         with progress_bar("judge", config.updates, completed=step, console=self.console) as bar:
@@ -200,10 +199,8 @@ class _Run:
                 self.processor,
                 config,
                 folder,
-                train=self._part("train", examples),
-                held=self._part(
-                    "calibration", held_out_examples(sizes["calibration"], _HELD_OUT_DRAWS)
-                ),
+                train=(train, self._collator("train", sizes["train"] / total)),
+                held=(held, self._collator("calibration", sizes["calibration"] / total)),
                 device=self.where,
                 resume=self._checkpoint(step) if step else None,
                 log=lambda done, record: self._log(bar, done, record),
@@ -211,19 +208,18 @@ class _Run:
             )
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _part(self, name: Part, examples: list[Example]) -> tuple[list[Example], AnswerCollator]:
-        part = self.data.parts[name]
-        sizes = {key: len(self.data.parts[key].mean) for key in ("train", "calibration")}
-        share = sizes[name] / sum(sizes.values())
+    def _collator(self, name: Part, share: float) -> AnswerCollator:
+        """Batches of a part, which gets this share of the memory for clips."""
+        part, config = self.data.parts[name], self.config
         # Every worker process keeps clips of its own.
-        cache = int(self.config.data.cache_mib * 2**20 * share) // max(1, self.config.workers)
+        cache = int(config.data.cache_mib * 2**20 * share) // config.workers
         clips: ClipCache[ShownClip] = ClipCache(
             part,
             lambda video, fps: shown_clip(video, fps, self.spec),
             self.questions.problem,
             cache,
         )
-        return examples, AnswerCollator(clips, self.questions, RatingDraws(part, self.config.seed))
+        return AnswerCollator(clips, self.questions, RatingDraws(part, config.seed))
 
     def _log(self, bar: ProgressBar, done: int, record: Mapping[str, float]) -> None:
         self.trackers.log({"update": done - 1, **record}, step=done)

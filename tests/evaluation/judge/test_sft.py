@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 pytest.importorskip("trl")
 
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from longtake.commands.evaluate_judge import judge as judge_command
@@ -68,7 +69,9 @@ def settings(study, base, **changes):
 
 def short(study, base, **changes):
     few = {"updates": 4, "eval_every": 2, "batch_clips": 4, "micro_batch": 2, **changes}
-    return settings(study, base, **few)
+    plain = settings(study, base, **few)
+    data = dataclasses.replace(plain.data, calibration_share=0.1)
+    return dataclasses.replace(plain, data=data)
 
 
 def metrics(run):
@@ -231,9 +234,13 @@ def test_full_training_without_vision_keeps_the_tower(study, tiny_vlm, tmp_path)
 
 
 def test_a_diverged_training_ends_with_its_name(study, tiny_vlm, tmp_path):
-    config = short(study, tiny_vlm, learning_rate=0.99, max_grad_norm=1e30, updates=40)
+    broken = shutil.copytree(tiny_vlm, tmp_path / "base")
+    state = load_file(broken / "model.safetensors")
+    state["lm_head.weight"][0, 0] = float("nan")
+    save_file(state, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="diverged"):
-        train_generative(config, output_dir=tmp_path / "run", device="cpu")
+        train_generative(short(study, broken), output_dir=tmp_path / "run", device="cpu")
+    assert not any((tmp_path / "run/checkpoints").iterdir())
 
 
 def test_nothing_is_reported_to_the_network(study, tiny_vlm, tmp_path, monkeypatch):
@@ -250,7 +257,7 @@ def test_nothing_is_reported_to_the_network(study, tiny_vlm, tmp_path, monkeypat
 def test_the_command_trains_the_other_kind(study, tiny_vlm, tmp_path):
     out = tmp_path / "run"
     changes = ["method=full", "precision=float32", "updates=1", "eval_every=1", "seed=4"]
-    changes += ["batch_clips=2", "data.test_share=0.15", "data.calibration_share=0.3"]
+    changes += ["batch_clips=2", "data.test_share=0.15", "data.calibration_share=0.1"]
     given = ["--base", tiny_vlm, "--ratings", study.ratings, "--samples", study.samples]
     sets = [part for change in changes for part in ("--set", change)]
     options = ["train", "--kind", "generative", "--output-dir", out, *given, *sets]
