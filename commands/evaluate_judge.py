@@ -1,7 +1,7 @@
 """`eval judge`: train, calibrate, score with and report on the automatic judge."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,8 +31,18 @@ Dimensions = Annotated[
 @judge.command("train")
 def judge_train(
     output_dir: Annotated[Path, typer.Option(metavar="DIR", help="Run directory.")],
+    kind: Annotated[
+        Literal["regression", "generative"],
+        typer.Option(
+            help="A regression head on the rewards' backbone, or fine-tuning (TRL SFT) of a "
+            "Qwen2-VL, 2.5-VL or 3-VL that answers in text."
+        ),
+    ] = "regression",
     base: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Reward directory to start from.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="To start from: a reward directory; generative: a checkpoint."
+        ),
     ] = None,
     ratings: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Ratings to learn; repeatable.")
@@ -55,11 +65,12 @@ def judge_train(
     """
     import dataclasses
 
-    from longtake.evaluation.judge.train import train_judge
+    from longtake.evaluation.judge.sft_config import GenerativeTrainingConfig
     from longtake.evaluation.judge.train_config import JudgeTrainingConfig
     from longtake.runtime.config import merge_config
 
-    settings = merge_config(JudgeTrainingConfig(), config, overrides or [])
+    default = GenerativeTrainingConfig() if kind == "generative" else JudgeTrainingConfig()
+    settings = merge_config(default, config, overrides or [])
     data = settings.data
     data = dataclasses.replace(
         data,
@@ -68,9 +79,18 @@ def judge_train(
         held_out_models=tuple(held_out_model) if held_out_model else data.held_out_models,
     )
     settings = dataclasses.replace(settings, data=data, base=str(base) if base else settings.base)
-    trained = train_judge(
-        settings, output_dir=output_dir, resume=resume, dry_run=dry_run, device=device
-    )
+    if isinstance(settings, GenerativeTrainingConfig):
+        from longtake.evaluation.judge.sft import train_generative
+
+        trained = train_generative(
+            settings, output_dir=output_dir, resume=resume, dry_run=dry_run, device=device
+        )
+    else:
+        from longtake.evaluation.judge.train import train_judge
+
+        trained = train_judge(
+            settings, output_dir=output_dir, resume=resume, dry_run=dry_run, device=device
+        )
     if trained is not None:
         typer.echo(trained)
 

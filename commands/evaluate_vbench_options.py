@@ -7,8 +7,12 @@ import typer
 
 # Names of evaluation/vbench/suites.py, repeated so that --help need not import it.
 SuiteName = Literal["vbench2", "vbench1"]
+ScoredSuiteName = Literal["vbench2", "vbench1", "vbench1_i2v"]
 
 SuiteOption = Annotated[SuiteName, typer.Option("--suite", help="VBench 2.0 or 1.0.")]
+ScoredSuiteOption = Annotated[
+    ScoredSuiteName, typer.Option("--suite", help="VBench 2.0, 1.0, or 1.0 image-to-video.")
+]
 PlanFile = Annotated[Path, typer.Option("--plan", metavar="FILE", help="Made by `plan`.")]
 Dimensions = Annotated[
     list[str] | None,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longtake.commands.evaluate_vbench_options import SuiteOption, show
+from longtake.commands.evaluate_vbench_options import ScoredSuiteOption, show
 
 if TYPE_CHECKING:
     from longtake.evaluation.vbench.aggregate import Scores
@@ -21,7 +21,7 @@ def aggregate_results(
     results: Annotated[
         Path, typer.Argument(metavar="RESULTS", help="Folder at any depth, zip or JSON file.")
     ],
-    suite: SuiteOption = "vbench2",
+    suite: ScoredSuiteOption = "vbench2",
     plan: OptionalPlan = None,
     allow_incomplete: Annotated[
         bool,
@@ -37,13 +37,13 @@ def aggregate_results(
     """
     from longtake.evaluation.vbench.aggregate import aggregate
     from longtake.evaluation.vbench.result_files import read_results
-    from longtake.evaluation.vbench.suites import find_suite
+    from longtake.evaluation.vbench.suites import SCORED_SUITES, find_suite
 
-    found = read_results(find_suite(suite), results)
+    found = read_results(find_suite(suite, SCORED_SUITES), results)
     scores = aggregate(found, _read_plan(plan), allow_incomplete=allow_incomplete)
     _show_scores(scores)
     for name in found.ignored:
-        typer.echo(f"no results in {name}")
+        typer.echo(f"not used: {name}")
     if json_file is not None:
         from longtake.evaluation.vbench.tables import write_scores
 
@@ -56,7 +56,7 @@ def compare_models(
         str, typer.Argument(metavar="A", help="Folder or zip of results, or a published model.")
     ],
     second: Annotated[str, typer.Argument(metavar="B", help="The same.")],
-    suite: SuiteOption = "vbench2",
+    suite: ScoredSuiteOption = "vbench2",
     plan: OptionalPlan = None,
 ) -> None:
     """Which model is better, and is that more than the noise of the prompts?
@@ -64,10 +64,10 @@ def compare_models(
     Example: python cli.py eval vbench compare LongCat-Video "Vidu Q1"
     """
     from longtake.evaluation.vbench.compare import compare, read_side
-    from longtake.evaluation.vbench.suites import find_suite
+    from longtake.evaluation.vbench.suites import SCORED_SUITES, find_suite
     from longtake.evaluation.vbench.tables import comparison_report
 
-    chosen = find_suite(suite)
+    chosen = find_suite(suite, SCORED_SUITES)
     sides = [read_side(chosen, name) for name in (first, second)]
     comparison = compare(chosen, sides[0], sides[1], _read_plan(plan))
     show(*comparison_report(comparison, first, second))
@@ -78,7 +78,7 @@ def submit_results(
         Path, typer.Argument(metavar="RESULTS", help="Complete results at any depth.")
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The zip to write.")],
-    suite: SuiteOption = "vbench2",
+    suite: ScoredSuiteOption = "vbench2",
     plan: OptionalPlan = None,
 ) -> None:
     """Check results and pack them for the public leaderboard; incomplete ones are refused.
@@ -86,9 +86,9 @@ def submit_results(
     Example: python cli.py eval vbench submit runs/scores --out submission.zip
     """
     from longtake.evaluation.vbench.submission import submit
-    from longtake.evaluation.vbench.suites import find_suite
+    from longtake.evaluation.vbench.suites import SCORED_SUITES, find_suite
 
-    _show_scores(submit(find_suite(suite), results, out, _read_plan(plan)))
+    _show_scores(submit(find_suite(suite, SCORED_SUITES), results, out, _read_plan(plan)))
     typer.echo(out)
 
 

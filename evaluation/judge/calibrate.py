@@ -84,6 +84,34 @@ def calibrate_judge(
     Raises:
         UserError: too few clips, or scores that do not rise with the ratings.
     """
+    table = raw_scores(judge, clips, folder, device=device, on_progress=on_progress)
+    curves = fit_curves(clips, table, settings)
+    return set_calibration(judge, Calibration(judge=judge.digest, curves=curves))
+
+
+def raw_scores(
+    judge: JudgeDirectory,
+    clips: RatedClips,
+    folder: Path,
+    *,
+    device: torch.device,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> FloatArray:
+    """Score rated clips without calibration.
+
+    Args:
+        judge: the judge.
+        clips: n rated clips.
+        folder: gets ``scores.jsonl``; scores that it has are kept.
+        device: of the model.
+        on_progress: called with the number of scored clips.
+
+    Returns:
+        [n, D]; NaN = unscored.
+
+    Raises:
+        UserError: the log cannot be written.
+    """
     score_samples(
         clips.samples,
         judge,
@@ -94,12 +122,10 @@ def calibrate_judge(
     )
     found, _ = read_log(folder / "scores.jsonl")
     known = latest_scores(found, judge.name)
-    table = np.array(
+    return np.array(
         [
             [known.get((item.sample, name), (math.nan, ""))[0] for name in clips.dimensions]
             for item in clips.samples.samples
         ],
         dtype=np.float64,
     )
-    curves = fit_curves(clips, table, settings)
-    return set_calibration(judge, Calibration(judge=judge.digest, curves=curves))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longtake.evaluation.bootstrap import FloatArray, IntArray, percentile_interval
+from longtake.evaluation.judge.answer import PARSE_FAILURE
 from longtake.evaluation.judge.coefficients import pearson
 from longtake.evaluation.judge.controls import CONTROLS, expected_change
 from longtake.evaluation.judge.score_log import CONTROL_MARK, latest_scores
@@ -147,10 +148,11 @@ def _verdict(expected: str, low: float, high: float, spread: float) -> str:
 def reasons(answers: Mapping[tuple[str, str], tuple[float, str]], dimension: str) -> dict[str, int]:
     """Why clips have no score in a dimension -> number of clips, most frequent first.
 
-    A judge that answers in text and whose answer cannot be parsed gives its own reason.
+    Answers that cannot be parsed are one reason; each is quoted in the log of scores.
     """
     tally: dict[str, int] = {}
     for (_, name), (score, reason) in answers.items():
         if name == dimension and math.isnan(score):
-            tally[reason or "no reason given"] = tally.get(reason or "no reason given", 0) + 1
+            why = PARSE_FAILURE if reason.startswith(PARSE_FAILURE) else reason or "no reason given"
+            tally[why] = tally.get(why, 0) + 1
     return dict(sorted(tally.items(), key=lambda item: -item[1]))

@@ -55,7 +55,13 @@ def _qwen2vl() -> Backbone:
     return Backbone(digest=qwen2vl_digest, load=load_qwen2vl)
 
 
-BACKBONES: dict[str, Callable[[], Backbone]] = {"qwen2vl": _qwen2vl}
+def _generative() -> Backbone:
+    from longtake.evaluation.judge.generative_judge import generative_digest, load_generative
+
+    return Backbone(digest=generative_digest, load=load_generative)
+
+
+BACKBONES: dict[str, Callable[[], Backbone]] = {"qwen2vl": _qwen2vl, "generative": _generative}
 """Name in ``judge.json`` -> how its weights are read; imported when used."""
 
 

@@ -1,8 +1,9 @@
 """Rated clips as training batches: decoded once, ahead of the model, in a reproducible order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -50,23 +51,38 @@ def target_scale(clips: RatedClips) -> TargetScale:
     return TargetScale(mean=tuple(means), std=tuple(deviations))
 
 
-class ClipSource:
+class Kept(Protocol):
+    """What is kept of a decoded clip."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory, bytes."""
+
+
+KeptT = TypeVar("KeptT", bound=Kept)
+
+
+class ClipCache(Generic[KeptT]):
     """Decoded clips of a part of the data, kept in memory as far as it reaches.
 
     Args:
         clips: the part.
-        directory: of the base: spec and prompt.
-        scale: of the targets.
-        cache_bytes: memory for frames; later clips are decoded each time.
+        prepare: frames uint8 [T, 3, H, W] and their rate -> what is kept of a clip.
+        problem: caption -> why it cannot be used, or None.
+        cache_bytes: memory for what is kept; later clips are decoded each time.
 
     Raises:
         UserError: missing files, or captions that cannot be used.
     """
 
     def __init__(
-        self, clips: RatedClips, directory: RewardDirectory, scale: TargetScale, cache_bytes: int
+        self,
+        clips: RatedClips,
+        prepare: Callable[[Tensor, float], KeptT],
+        problem: Callable[[str], str | None],
+        cache_bytes: int,
     ) -> None:
-        self.clips, self._spec, self._encoder = clips, directory.spec, directory.encoder()
+        self.clips, self._prepare = clips, prepare
         missing = clips.samples.missing_videos()
         if missing:
             raise UserError(
@@ -75,24 +91,22 @@ class ClipSource:
                 expected="paths relative to the list of samples",
             )
         for item in clips.samples.samples:
-            problem = self._encoder.problem(item.caption)
-            if problem:
+            found = problem(item.caption)
+            if found:
                 raise UserError(
                     "a caption of the rated samples cannot be used",
-                    received=f"{item.sample}: {problem}",
+                    received=f"{item.sample}: {found}",
                     remedy="rewrite the caption or remove the sample",
                 )
-        self._targets = torch.from_numpy((clips.mean - scale.mean) / np.array(scale.std)).float()
-        self._weights = torch.from_numpy(clips.count).float()
-        self._frames: dict[int, Tensor] = {}
+        self._kept: dict[int, KeptT] = {}
         self._left = cache_bytes
 
     def __len__(self) -> int:
         return len(self.clips.samples.samples)
 
-    def frames(self, row: int) -> Tensor:
-        """Frames of a clip as :func:`model_frames` gives them; threads may call it at once."""
-        known = self._frames.get(row)
+    def frames(self, row: int) -> KeptT:
+        """A clip as ``prepare`` gives it; threads may call it at once."""
+        known = self._kept.get(row)
         if known is not None:
             return known
         item = self.clips.samples.samples[row]
@@ -100,7 +114,7 @@ class ClipSource:
         assert path is not None
         video, fps = read_video(path)
         try:
-            found = model_frames(video, fps, self._spec)
+            found = self._prepare(video, fps)
         except UserError as error:
             raise UserError(
                 f"a rated clip cannot be used: {error.what}",
@@ -109,8 +123,35 @@ class ClipSource:
             ) from error
         if found.nbytes <= self._left:
             self._left -= found.nbytes
-            self._frames[row] = found
+            self._kept[row] = found
         return found
+
+
+class ClipSource(ClipCache[Tensor]):
+    """Clips, inputs and targets of the regression.
+
+    Args:
+        clips: the part.
+        directory: of the base: spec and prompt.
+        scale: of the targets.
+        cache_bytes: memory for frames.
+
+    Raises:
+        UserError: see :class:`ClipCache`.
+    """
+
+    def __init__(
+        self, clips: RatedClips, directory: RewardDirectory, scale: TargetScale, cache_bytes: int
+    ) -> None:
+        self._spec, self._encoder = directory.spec, directory.encoder()
+        super().__init__(
+            clips,
+            lambda video, fps: model_frames(video, fps, directory.spec),
+            self._encoder.problem,
+            cache_bytes,
+        )
+        self._targets = torch.from_numpy((clips.mean - scale.mean) / np.array(scale.std)).float()
+        self._weights = torch.from_numpy(clips.count).float()
 
     def inputs(self, row: int, frames: Tensor) -> ModelInputs:
         """Model inputs of a clip; its patches are made on the device of ``frames``."""

@@ -12,41 +12,40 @@ import dataclasses
 import pickle
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from longtake.evaluation.bootstrap import FloatArray
 from longtake.evaluation.judge.calibrate import fit_curves
 from longtake.evaluation.judge.calibration import Calibration
-from longtake.evaluation.judge.coefficients import pearson, spearman
 from longtake.evaluation.judge.judge_directory import (
     JudgeDirectory,
     set_calibration,
     write_judge,
 )
-from longtake.evaluation.judge.leakage import TrainingRecord
 from longtake.evaluation.judge.qwen2vl_judge import TOKEN_OF, check_kind, judge_tokens
 from longtake.evaluation.judge.rated_batches import ClipSource, TargetScale, points, target_scale
-from longtake.evaluation.judge.rated_clips import RatedClips, read_rated_clips, with_paths_from
 from longtake.evaluation.judge.regression import JudgeRegression
-from longtake.evaluation.judge.split import PARTS, Part, split_clips
 from longtake.evaluation.judge.train_config import JudgeTrainingConfig
-from longtake.evaluation.samples import write_samples
+from longtake.evaluation.judge.training_parts import (
+    TrainingParts,
+    agreement,
+    check_given,
+    print_agreement,
+    record_inputs,
+    training_parts,
+)
 from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
 from longtake.rewards.reward_export import export_reward
 from longtake.rewards.reward_spec import Normalization
-from longtake.rewards.template import prompt_key
 from longtake.runtime.config import config_to_yaml
 from longtake.runtime.device import pick_device
-from longtake.runtime.errors import CheckpointError, ConfigError, UserError
-from longtake.runtime.progress import ProgressBar, progress_bar, result_table
-from longtake.runtime.provenance import collect
+from longtake.runtime.errors import CheckpointError, UserError
+from longtake.runtime.progress import ProgressBar, progress_bar
 from longtake.runtime.run_directory import RunDirectory, to_plain
 from longtake.runtime.tracking import Trackers, check_trackers
 
@@ -60,23 +59,10 @@ class JudgePlan:
 
     source: RewardDirectory
     """The base."""
-    clips: RatedClips
-    """Everything that was rated."""
-    parts: dict[Part, RatedClips]
-    """Parts with clips."""
+    data: TrainingParts
+    """The ratings."""
     scale: TargetScale
     """Of the targets."""
-
-    def table(self) -> Table:
-        """Clips, prompts, models and ratings of each part."""
-        rows: list[list[str | float | int | None]] = []
-        for name, part in self.parts.items():
-            listed = part.samples.samples
-            prompts = len({prompt_key(item.caption) for item in listed})
-            models = len(part.samples.models)
-            rows.append([name, len(listed), prompts, models, len(part.ratings)])
-        columns = ["part", "clips", "prompts", "models", "ratings"]
-        return result_table(f"judge of {', '.join(self.clips.dimensions)}", columns, rows)
 
 
 def plan_judge(config: JudgeTrainingConfig) -> JudgePlan:
@@ -87,41 +73,12 @@ def plan_judge(config: JudgeTrainingConfig) -> JudgePlan:
         CheckpointError: the base cannot be read.
     """
     check_trackers(config.trackers)
-    for name, value in (("base", config.base), ("data.ratings", config.data.ratings)):
-        if not value:
-            raise ConfigError(
-                f"{name} is not set",
-                expected="a reward directory" if name == "base" else "files of ratings",
-                remedy=f"pass it on the command line or with --set {name}=...",
-            )
+    check_given(**{"base": config.base, "data.ratings": config.data.ratings})
     judge_tokens(config.dimensions)  # checks the names
     source = read_reward_directory(config.base)
     check_kind(source)
-    data = config.data
-    clips = read_rated_clips(
-        [Path(file) for file in data.ratings],
-        Path(data.samples) if data.samples else None,
-        config.dimensions,
-        exclude_raters=data.exclude_raters,
-    )
-    fixed: list[str] = []
-    if data.test_prompts:
-        try:
-            fixed = Path(data.test_prompts).read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot read the test prompts: {error}", received=data.test_prompts
-            ) from error
-    names = split_clips(
-        clips.samples.samples,
-        calibration_share=data.calibration_share,
-        test_share=data.test_share,
-        held_out_models=data.held_out_models,
-        test_prompts=fixed,
-        seed=config.seed,
-    )
-    parts: dict[Part, RatedClips] = {n: clips.part(names[n]) for n in PARTS if names[n]}
-    return JudgePlan(source=source, clips=clips, parts=parts, scale=target_scale(parts["train"]))
+    data = training_parts(config.data, config.dimensions, config.seed)
+    return JudgePlan(source=source, data=data, scale=target_scale(data.parts["train"]))
 
 
 def train_judge(
@@ -151,9 +108,7 @@ def train_judge(
     where = pick_device(device)
     plan = plan_judge(config)
     console = Console(stderr=True)
-    console.print(plan.table())
-    for finding in plan.clips.findings:
-        console.print(f"! {finding}", markup=False, highlight=False, soft_wrap=True)
+    plan.data.show(console)
     if dry_run:
         return None
     with ExitStack() as stack:
@@ -179,15 +134,16 @@ class _Run:
         self.config, self.plan, self.run = config, plan, run
         self.trackers, self.where, self.console = trackers, where, console
         size = config.data.cache_mib * 2**20
-        train, held = plan.parts["train"], plan.parts["calibration"]
+        train, held = plan.data.parts["train"], plan.data.parts["calibration"]
         share = len(train.mean) / (len(train.mean) + len(held.mean))
         self.train = ClipSource(train, plan.source, plan.scale, int(size * share))
         self.held = ClipSource(held, plan.source, plan.scale, int(size * (1 - share)))
 
     def execute(self) -> Path:
         start = time.monotonic()
-        self._write_lists()
-        model = JudgeRegression(self.plan.source, self.config, self.where)
+        config, plan = self.config, self.plan
+        record_inputs(self.run, config.data, plan.data, plan.source.fingerprint())
+        model = JudgeRegression(plan.source, config, self.where)
         step = self._restore(model)
         self.run.truncate_metrics(step)
         with progress_bar(
@@ -195,22 +151,22 @@ class _Run:
         ) as bar:
             self._train(model, step, bar)
         model.use_best()
-        scores = points(model.predict(self.held), self.plan.scale)
+        scores = points(model.predict(self.held), plan.scale)
         judge, refused = self._export(model, scores)
         summary = {
-            "updates": self.config.updates,
+            "updates": config.updates,
             "best_update": model.best_update,
             "wall_s": time.monotonic() - start,
-            "seed": self.config.seed,
-            "dimensions": list(self.config.dimensions),
-            "clips": {name: len(part.mean) for name, part in self.plan.parts.items()},
-            "calibration_part": self._agreement(scores),
+            "seed": config.seed,
+            "dimensions": list(config.dimensions),
+            "clips": {name: len(part.mean) for name, part in plan.data.parts.items()},
+            "calibration_part": agreement(plan.data.parts["calibration"], scores),
             "calibrated": judge.calibration is not None,
             "not_calibrated": refused,
             "judge": judge.name,
         }
         self.run.write_json("summary.json", summary)
-        self._print(summary)
+        print_agreement(self.console, summary)
         return judge.path
 
     def _train(self, model: JudgeRegression, step: int, bar: ProgressBar) -> None:
@@ -247,19 +203,6 @@ class _Run:
             ) from error
         return int(latest.name.removeprefix("step-"))
 
-    def _agreement(self, scores: FloatArray) -> dict[str, dict[str, float]]:
-        part = self.plan.parts["calibration"]
-        found = {}
-        for column, name in enumerate(part.dimensions):
-            rated = part.count[:, column] > 0
-            human, judge = part.mean[rated, column], scores[rated, column]
-            found[name] = {
-                "plcc": pearson(judge, human),
-                "srcc": spearman(judge, human),
-                "n": int(rated.sum()),
-            }
-        return found
-
     def _export(self, model: JudgeRegression, scores: FloatArray) -> tuple[JudgeDirectory, str]:
         config, plan, target = self.config, self.plan, self.run.path / JUDGE_FOLDER
         scale = plan.scale
@@ -273,7 +216,6 @@ class _Run:
         trained_on = to_plain(
             {"trained_from": plan.source.fingerprint(), "best_update": model.best_update}
         )
-        seen = [plan.parts[part] for part in ("train", "calibration")]
         with self.run.writing(JUDGE_FOLDER):
             shutil.rmtree(target, ignore_errors=True)  # of the same run, finished before
             judge = write_judge(
@@ -283,43 +225,11 @@ class _Run:
                 ),
                 backbone="qwen2vl",
                 dimensions=config.dimensions,
-                training=TrainingRecord(
-                    prompts=_unique(item.caption for p in seen for item in p.samples.samples),
-                    models=_unique(item.model for p in seen for item in p.samples.samples),
-                ),
+                training=plan.data.seen(),
                 provenance={**trained_on, "seed": config.seed},
             )
         try:
-            curves = fit_curves(plan.parts["calibration"], scores, config.calibration)
+            curves = fit_curves(plan.data.parts["calibration"], scores, config.calibration)
         except UserError as error:
             return judge, f"{error.what}: {error.received}"
         return set_calibration(judge, Calibration(judge=judge.digest, curves=curves)), ""
-
-    def _write_lists(self) -> None:
-        record = collect({name: Path(name) for name in self._inputs()})
-        self.run.write_json("provenance.json", {**record, "base": self.plan.source.fingerprint()})
-        for name in ("calibration", "test", "test_new_models"):
-            part = self.plan.parts.get(name)
-            if part is not None:
-                moved = with_paths_from(part.samples, self.run.path.absolute())
-                write_samples(self.run.path / f"{name}.csv", moved)
-
-    def _inputs(self) -> list[str]:
-        data = self.config.data
-        return [*data.ratings, *([data.samples] if data.samples else [])]
-
-    def _print(self, summary: dict[str, Any]) -> None:
-        rows: list[list[str | float | int | None]] = [
-            [name, found["plcc"], found["srcc"], int(found["n"])]
-            for name, found in summary["calibration_part"].items()
-        ]
-        title = f"{summary['judge']} on the calibration part (no claim: it chose the update)"
-        columns = ["dimension", "PLCC", "SRCC", "n"]
-        self.console.print(result_table(title, columns, rows))
-        if summary["not_calibrated"]:
-            text = f"! not calibrated: {summary['not_calibrated']}"
-            self.console.print(text, markup=False, soft_wrap=True)
-
-
-def _unique(texts: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(texts))

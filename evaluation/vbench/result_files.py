@@ -3,7 +3,8 @@
     <Dimension>_eval_results.json   {"<Dimension>": [score, [{"video_path", "video_results"}, ...]]}
     <Dimension>_record.json         ours: [{"origin": ...}, {"video", "reason"}, ...]
 
-The second file is a list, because the public aggregator takes every JSON object for results.
+Camera motion of image-to-video is `[score, {kind of motion: score}, videos]`. The record is a
+list, because the public aggregator takes every JSON object for results.
 """
 
 import json
@@ -35,7 +36,8 @@ class ResultSet:
     problems: list[str] = field(default_factory=list)
     """Files that could not be used; nothing of them is in ``dimensions``."""
     ignored: list[str] = field(default_factory=list)
-    """JSON files that are no results, such as the public code's `_full_info.json`."""
+    """What no score uses: JSON files that are no results, such as the public code's
+    `_full_info.json`, and dimensions outside of the total."""
 
 
 def read_results(suite: Suite, source: Path) -> ResultSet:
@@ -105,16 +107,18 @@ def _is_wanted(name: str) -> bool:
 def _is_result(value: object) -> bool:
     return (
         isinstance(value, list)
-        and len(value) == 2
+        and (len(value) == 2 or (len(value) == 3 and isinstance(value[1], dict)))
         and isinstance(value[0], int | float | None)
-        and isinstance(value[1], list)
+        and isinstance(value[-1], list)
     )
 
 
 def _add_results(found: ResultSet, name: str, content: Mapping[str, Any]) -> None:
     for key, value in content.items():
         dimension = found.suite.dimensions.get(key.replace(" ", "_"))
-        if dimension is None:
+        if key in found.suite.outside_total:
+            found.ignored.append(f"{name}: {key}, which no total uses")
+        elif dimension is None:
             found.problems.append(f"{name}: `{key}` is no dimension of {found.suite.title}")
         elif not _is_result(value):
             found.problems.append(f"{name}: `{key}` holds no [score, videos]")
@@ -123,7 +127,7 @@ def _add_results(found: ResultSet, name: str, content: Mapping[str, Any]) -> Non
             first.stated, first.videos = None, {}
             first.problems.append(f"two result files, {first.source} and {name}: remove one")
         else:
-            results = parse_dimension(dimension, value[0], value[1])
+            results = parse_dimension(dimension, value[0], value[-1])
             results.source = name
             found.dimensions[dimension.name] = results
 

@@ -1,9 +1,13 @@
-"""The two suites as data: dimensions, categories, weights and samples per prompt.
+"""The suites as data: dimensions, categories, weights and samples per prompt.
 
 Sources: `scripts/constant.py` of VBench 1.0 and 2.0 at the pinned commit for categories, weights
-and normalisation; the suites' prompt files for the numbers of prompts.
+and normalisation; the suites' prompt files for the numbers of prompts. For VBench 1.0
+image-to-video (VBench++): `DIM_WEIGHT_I2V`, `NORMALIZE_DIC_I2V` and `I2V_WEIGHT` of the same
+`scripts/constant.py`, the formula of `scripts/cal_i2v_final_score.py`, and the numbers of prompts
+in `vbench2_beta_i2v/README.md`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -89,6 +93,8 @@ class Suite:
     """Environment variable with the folder of the weights."""
     name_length: int | None = None
     """File names take this many characters of the prompt; None: all."""
+    outside_total: tuple[str, ...] = ()
+    """Dimensions that the public code scores as well and that no total uses."""
 
     @cached_property
     def dimensions(self) -> dict[str, Dimension]:
@@ -227,15 +233,55 @@ VBENCH1 = Suite(
     ),
 )
 
+VBENCH1_I2V = Suite(
+    name="vbench1_i2v",
+    title="VBench 1.0 image-to-video",
+    package="vbench2_beta_i2v",
+    prompt_file="vbench2_i2v_full_info.json",
+    folder=".",
+    cache_variable="VBENCH_CACHE_DIR",
+    outside_total=("temporal_flickering",),
+    categories=(
+        Category(
+            name="Quality",
+            dimensions=(
+                _five(name="subject_consistency", prompts=246, low=0.1462, frames_hidden=True),
+                _five(
+                    name="background_consistency",
+                    prompts=109,
+                    low=0.2615,
+                    frames_key="cnt_per_video",
+                ),
+                _five(name="motion_smoothness", prompts=246, low=0.706, high=0.9975),
+                _five(name="dynamic_degree", prompts=246, weight=0.5),
+                _five(name="aesthetic_quality", prompts=355),
+                _five(name="imaging_quality", prompts=355, unit=100.0),
+            ),
+        ),
+        Category(
+            name="I2V",
+            dimensions=(
+                Dimension(name="i2v_subject", prompts=246, samples=5, low=0.1462),
+                Dimension(name="i2v_background", prompts=109, samples=5, low=0.2615),
+                # Seven camera instructions for each of the 109 images of backgrounds.
+                Dimension(name="camera_motion", prompts=763, samples=5, weight=0.1),
+            ),
+        ),
+    ),
+)
+
 SUITES: dict[str, Suite] = {suite.name: suite for suite in (VBENCH2, VBENCH1)}
+"""Suites that are planned, generated and run here."""
+SCORED_SUITES: dict[str, Suite] = {**SUITES, VBENCH1_I2V.name: VBENCH1_I2V}
+"""Suites whose result files are scored: also those of which only the public code makes results."""
 
 
-def find_suite(name: str) -> Suite:
+def find_suite(name: str, among: Mapping[str, Suite] = SUITES) -> Suite:
     """The suite of a name.
 
     Raises:
         UserError: unknown name.
     """
-    if name not in SUITES:
-        raise UserError("unknown suite", received=name, expected=", ".join(SUITES))
-    return SUITES[name]
+    if name not in among:
+        raise UserError("unknown suite", received=name, expected=", ".join(among))
+    return among[name]

@@ -1,0 +1,271 @@
+"""Supervised fine-tuning with TRL on a study whose truth is the brightness of a clip."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("trl")
+
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from longtake.commands.evaluate_judge import judge as judge_command
+from longtake.evaluation.judge.answer import PARSE_FAILURE, judge_prompt
+from longtake.evaluation.judge.calibration import CalibrationSettings
+from longtake.evaluation.judge.generative_directory import GenerativeSpec
+from longtake.evaluation.judge.generative_inputs import ClipQuestions, shown_clip
+from longtake.evaluation.judge.judge_directory import read_judge
+from longtake.evaluation.judge.rated_batches import ClipCache
+from longtake.evaluation.judge.rated_clips import JUDGED
+from longtake.evaluation.judge.report_tables import report_card_from_files
+from longtake.evaluation.judge.scorer import score_samples
+from longtake.evaluation.judge.sft import train_generative
+from longtake.evaluation.judge.sft_config import GenerativeTrainingConfig
+from longtake.evaluation.judge.sft_examples import AnswerCollator, RatingDraws, training_examples
+from longtake.evaluation.judge.train_config import JudgeDataConfig
+from longtake.evaluation.judge.training_parts import training_parts
+from longtake.evaluation.judge.vlm_checkpoint import load_processor, load_vlm
+from longtake.evaluation.records import read_log
+from longtake.evaluation.samples import read_samples
+from longtake.rewards.frame_sampling import FrameSampler
+from longtake.rewards.train_config import LoraSettings
+from longtake.runtime.errors import CheckpointError, RunDirectoryError, UserError
+
+LORA = LoraSettings(rank=4, alpha=64.0, dropout=0.1)
+CPU = torch.device("cpu")
+
+
+ONE = ("visual_quality",)
+
+
+def settings(study, base, **changes):
+    plain = GenerativeTrainingConfig(
+        base=str(base),
+        data=JudgeDataConfig(
+            ratings=(str(study.ratings),),
+            samples=str(study.samples),
+            held_out_models=("C",),
+            test_share=0.15,
+            calibration_share=0.3,
+        ),
+        dimensions=ONE,
+        calibration=CalibrationSettings(min_points=10, min_prompts=2, folds=2),
+        method="full",
+        train_vision=True,
+        learning_rate=1e-2,
+        updates=45,
+        batch_clips=8,
+        micro_batch=8,
+        eval_every=15,
+        precision="float32",
+        seed=4,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def short(study, base, **changes):
+    few = {"updates": 4, "eval_every": 2, "batch_clips": 4, "micro_batch": 2, **changes}
+    plain = settings(study, base, **few)
+    data = dataclasses.replace(plain.data, calibration_share=0.1)
+    return dataclasses.replace(plain, data=data)
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(study, tiny_vlm, tmp_path_factory):
+    out = tmp_path_factory.mktemp("judge") / "run"
+    train_generative(settings(study, tiny_vlm), output_dir=out, device="cpu")
+    return out
+
+
+def test_it_learns_brightness_of_new_prompts(run):
+    losses = [row["loss"] for row in metrics(run) if "loss" in row]
+    assert len(losses) == 45 and np.mean(losses[-5:]) < 0.2 * np.mean(losses[:5])
+    held = {row["update"]: row["eval_loss"] for row in metrics(run) if "eval_loss" in row}
+    assert set(held) == {14, 29, 44}
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["best_update"] == min(held, key=held.get) and summary["unscored"] == 0
+    assert summary["calibration_part"]["visual_quality"]["plcc"] > 0.6, summary
+    assert summary["calibrated"]
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert names == {"step-45", f"step-{summary['best_update'] + 1}"}
+    assert not (run / "trainer").exists()
+    judge = read_judge(run / "judge")
+    assert judge.backbone == "generative" and set(judge.training.models) == {"A", "B"}
+    assert set(read_samples(run / "test_new_models.csv").models) == {"C"}
+    test = read_samples(run / "test.csv")
+    assert not {item.caption for item in test.samples} & set(judge.training.prompts)
+
+
+def test_scores_controls_and_report_card(run, study, tmp_path):
+    judge = read_judge(run / "judge")
+    listed = read_samples(run / "test.csv")
+    reports = score_samples(listed, judge, tmp_path, device=CPU, controls=["frozen", "repeat"])
+    n = len(listed.samples)
+    assert all(r.scored == n and r.unscored == 0 for r in reports.values())
+    card = report_card_from_files(
+        [study.ratings],
+        run / "test.csv",
+        tmp_path / "scores.jsonl",
+        controls=tmp_path / "controls.jsonl",
+        judge=run / "judge",
+        dimensions=ONE,
+    )
+    assert card.calibrated and card.leakage.checked and not card.leakage.same_prompts
+    assert card.coverage[0].scored == n and card.coverage[0].reasons == {}
+    found = {c.control: c for c in card.controls}
+    assert found["repeat"].spread == 0  # greedy: the same video gets the same score
+
+
+def test_a_judge_that_never_learned_is_counted_in_the_report_card(study, tiny_vlm, tmp_path):
+    config = short(study, tiny_vlm, updates=1, eval_every=1, learning_rate=1e-9)
+    train_generative(config, output_dir=tmp_path / "run", device="cpu")
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["unscored"] == summary["clips"]["calibration"]
+    assert not summary["calibrated"] and summary["not_calibrated"]
+    judge = read_judge(tmp_path / "run/judge")
+    listed = read_samples(tmp_path / "run/test.csv")
+    score_samples(listed, judge, tmp_path / "s", device=CPU, calibrated=False)
+    with pytest.raises(UserError, match="both"):  # a card needs videos with both
+        report_card_from_files(
+            [study.ratings], tmp_path / "run/test.csv", tmp_path / "s/scores.jsonl", dimensions=ONE
+        )
+    found, _ = read_log(tmp_path / "s/scores.jsonl")
+    assert {item.score for item in found} == {None}
+    assert all(item.reason.startswith(PARSE_FAILURE) for item in found)
+
+
+def test_a_stopped_run_continues_bit_by_bit(study, tiny_vlm, tmp_path, monkeypatch):
+    config = short(study, tiny_vlm, updates=6, eval_every=2, method="lora", lora=LORA)
+    whole = train_generative(config, output_dir=tmp_path / "whole", device="cpu")
+    draw = RatingDraws.scores
+
+    def stop(self, row, number):
+        if number == 4 * 4 + 1:  # in the update after the second checkpoint
+            raise KeyboardInterrupt
+        return draw(self, row, number)
+
+    monkeypatch.setattr(RatingDraws, "scores", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_generative(config, output_dir=tmp_path / "cut", device="cpu")
+    monkeypatch.undo()
+    with pytest.raises(RunDirectoryError, match="already holds a run"):
+        train_generative(config, output_dir=tmp_path / "cut", device="cpu")
+    resumed = train_generative(config, output_dir=tmp_path / "cut", resume=True, device="cpu")
+    assert read_judge(resumed).digest == read_judge(whole).digest
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    # Finished: only the export is made again, with the same result.
+    again = train_generative(config, output_dir=tmp_path / "cut", resume=True, device="cpu")
+    assert read_judge(again).digest == read_judge(whole).digest
+    state = tmp_path / "cut/checkpoints/step-6/trainer_state.json"
+    state.write_text(state.read_text()[:50])
+    with pytest.raises(CheckpointError, match=r"trainer_state.json"):
+        train_generative(config, output_dir=tmp_path / "cut", resume=True, device="cpu")
+
+
+def test_micro_batches_do_not_change_the_update(study, tiny_vlm, tmp_path):
+    found = []
+    for micro in (1, 4):
+        config = short(study, tiny_vlm, updates=2, eval_every=2, micro_batch=micro)
+        train_generative(config, output_dir=tmp_path / str(micro), device="cpu")
+        found.append([row for row in metrics(tmp_path / str(micro)) if "loss" in row])
+    for one, four in zip(*found, strict=True):
+        for name in ("update", "loss", "grad_norm"):
+            assert one[name] == pytest.approx(four[name], rel=1e-3)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_answers(study, tiny_vlm, tmp_path):
+    """The first logged loss, computed again by hand from the base."""
+    config = short(study, tiny_vlm, updates=1, eval_every=1)
+    train_generative(config, output_dir=tmp_path / "run", device="cpu")
+    spec = GenerativeSpec(
+        prompt=judge_prompt(ONE), sampler=FrameSampler(target_fps=2.0, max_frames=64)
+    )
+    questions = ClipQuestions(load_processor(tiny_vlm), spec, ONE)
+    part = training_parts(config.data, ONE, config.seed).parts["train"]
+    cache = ClipCache(part, lambda v, f: shown_clip(v, f, spec), questions.problem, 0)
+    collate = AnswerCollator(cache, questions, RatingDraws(part, config.seed))
+    batch = collate(training_examples(len(part.mean), 4, 1, config.seed))
+    with torch.no_grad():
+        logits = load_vlm(tiny_vlm, CPU, torch.float32)(**batch).logits
+    size = len(questions.tokens.ids)
+    odds = logits[:, -size - 1 : -1].double().log_softmax(-1)
+    answers = batch["input_ids"][:, -size:]
+    expected = -odds.gather(-1, answers[..., None]).mean()
+    assert metrics(tmp_path / "run")[0]["loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_lora_leaves_the_rest_alone_and_is_merged(study, tiny_vlm, tmp_path, precision):
+    config = short(
+        study,
+        tiny_vlm,
+        method="lora",
+        lora=LORA,
+        train_vision=False,
+        precision=precision,
+        gradient_checkpointing=True,
+    )
+    judge = train_generative(config, output_dir=tmp_path / "run", device="cpu")
+    before = load_file(tiny_vlm / "model.safetensors")
+    after = load_file(judge / "model/model.safetensors")
+    assert before.keys() == after.keys()
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    changed = {name for name, value in before.items() if not after[name].equal(value.to(dtype))}
+    assert changed and all("proj" in name and "visual" not in name for name in changed)
+    losses = [row["loss"] for row in metrics(tmp_path / "run") if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_full_training_without_vision_keeps_the_tower(study, tiny_vlm, tmp_path):
+    config = short(study, tiny_vlm, train_vision=False)
+    judge = train_generative(config, output_dir=tmp_path / "run", device="cpu")
+    before = load_file(tiny_vlm / "model.safetensors")
+    after = load_file(judge / "model/model.safetensors")
+    same = {name for name, value in before.items() if after[name].equal(value)}
+    assert same == {name for name in before if "visual" in name}
+
+
+def test_a_diverged_training_ends_with_its_name(study, tiny_vlm, tmp_path):
+    broken = shutil.copytree(tiny_vlm, tmp_path / "base")
+    state = load_file(broken / "model.safetensors")
+    state["lm_head.weight"][0, 0] = float("nan")
+    save_file(state, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="diverged"):
+        train_generative(short(study, broken), output_dir=tmp_path / "run", device="cpu")
+    assert not any((tmp_path / "run/checkpoints").iterdir())
+
+
+def test_nothing_is_reported_to_the_network(study, tiny_vlm, tmp_path, monkeypatch):
+    import socket
+
+    def refuse(*_, **__):
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    train_generative(short(study, tiny_vlm), output_dir=tmp_path / "run", device="cpu")
+
+
+def test_the_command_trains_the_other_kind(study, tiny_vlm, tmp_path):
+    out = tmp_path / "run"
+    changes = ["method=full", "precision=float32", "updates=1", "eval_every=1", "seed=4"]
+    changes += ["batch_clips=2", "data.test_share=0.15", "data.calibration_share=0.1"]
+    given = ["--base", tiny_vlm, "--ratings", study.ratings, "--samples", study.samples]
+    sets = [part for change in changes for part in ("--set", change)]
+    options = ["train", "--kind", "generative", "--output-dir", out, *given, *sets]
+    options += ["--device", "cpu", "--dry-run"]
+    runner = CliRunner(env={"COLUMNS": "200"})
+    done = runner.invoke(judge_command, [str(o) for o in options])
+    assert done.exit_code == 0, done.output
+    assert not out.exists()
+    done = runner.invoke(judge_command, [str(o) for o in options[:-1]])
+    assert done.exit_code == 0, done.output
+    assert str(out / "judge") in done.output and read_judge(out / "judge").dimensions == JUDGED
