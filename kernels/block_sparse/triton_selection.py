@@ -15,8 +15,12 @@ from longtake.kernels.block_sparse.triton_ranking import choose_kernel, lists_ke
 #: attention allocates its output, which is larger up to some 260,000 tokens.
 SCORE_BYTES = 1 << 28
 
-#: Tokens that a program averages at a time, and blocks whose means it splits.
-ROWS, MEANS = 64, 16
+#: Tokens that a program averages at a time: few enough for all of them to be on their way at once,
+#: as compilers otherwise add up the first while they load the last.
+ROWS = 16
+
+#: Blocks whose means a program splits.
+MEANS = 16
 
 #: Query and key blocks of a tile of scores, and columns multiplied at a time.
 TILE_Q, TILE_K, COLUMNS = 64, 128, 32
