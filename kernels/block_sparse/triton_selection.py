@@ -1,8 +1,7 @@
-"""Selection of key blocks in Triton: means of blocks, their scores, and the best of every row.
+"""Selection of key blocks in Triton: means of blocks, their scores, and the launch of the choice.
 
-A row is selected by searching the score of its last block: scores are mapped to integers of the
-same order, and an interval of them is halved until it holds that score. Nothing is sorted, lists
-come out ascending, and ties go to the lower block.
+Scores are products on tensor cores, yet as exact as in float32: every mean is the sum of two
+float16 numbers, which together hold 22 bits, and three of their four products are added up.
 """
 
 import torch
@@ -10,15 +9,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from longtake.kernels.block_sparse.triton_ranking import choose_kernel, lists_kernel
+
 #: Bytes of scores in memory at a time; heads are worked off in groups. They are freed before the
 #: attention allocates its output, which is larger up to some 260,000 tokens.
 SCORE_BYTES = 1 << 28
 
-#: Tokens that a program averages at a time.
-ROWS = 64
+#: Tokens that a program averages at a time: few enough for all of them to be on their way at once,
+#: as compilers otherwise add up the first while they load the last.
+ROWS = 16
+
+#: Blocks whose means a program splits.
+MEANS = 16
 
 #: Query and key blocks of a tile of scores, and columns multiplied at a time.
-TILE_Q, TILE_K, COLUMNS = 64, 64, 64
+TILE_Q, TILE_K, COLUMNS = 64, 128, 32
 
 #: Key blocks of a row that the selection holds in registers.
 MAX_KEY_BLOCKS = 1 << 15
@@ -38,8 +43,9 @@ def block_means(x: Tensor, offsets: Tensor) -> Tensor:
     num_blocks = offsets.numel() - 1
     out = torch.empty((batch, heads, num_blocks, dim), dtype=torch.float32, device=x.device)
     # Heads vary fastest: with tokens before heads in memory, neighbours read neighbouring rows.
+    # One warp per block adds its tokens in registers; more would meet in shared memory.
     _pool_kernel[(batch * heads, num_blocks)](
-        x, out, offsets, heads, *x.stride()[:3], ROWS=ROWS, D=dim, num_warps=4
+        x, out, offsets, heads, *x.stride()[:3], ROWS=ROWS, D=dim, num_warps=1
     )
     return out
 
@@ -78,6 +84,10 @@ def choose(
     step = max(1, min(rows, SCORE_BYTES // (4 * num_queries * num_keys)))
     step = triton.cdiv(rows, triton.cdiv(rows, step))  # groups of equal size
     scores = q_pool.new_empty((step, num_queries, num_keys))
+    num_words = triton.cdiv(num_keys, 32)
+    words = counts.new_empty((step, num_queries, num_words))
+    q_halves, q_scales = _split(q_pool)
+    k_halves, k_scales = _split(k_pool)
     strides = (
         (0, 0, 0)
         if kept is None
@@ -86,13 +96,17 @@ def choose(
             for size, stride in zip(kept.shape[:3], kept.stride()[:3], strict=True)
         )
     )
-    keys = triton.next_power_of_2(num_keys)
+    keys = max(32, triton.next_power_of_2(num_keys))
     for first in range(0, rows, step):
         group = min(step, rows - first)
         grid = (triton.cdiv(num_keys, TILE_K), triton.cdiv(num_queries, TILE_Q), group)
         _scores_kernel[grid](
             q_pool,
             k_pool,
+            q_halves,
+            k_halves,
+            q_scales,
+            k_scales,
             scores,
             first,
             heads,
@@ -104,28 +118,59 @@ def choose(
             TILE_K=TILE_K,
             COLUMNS=min(COLUMNS, dim),
             num_warps=4,
+            num_stages=3,
         )
-        _choose_kernel[(num_queries, group)](
+        choose_kernel[(num_queries, group)](
             scores,
             kept if kept is not None else counts,
-            indices,
-            counts,
+            words,
             first,
             heads,
             num_queries,
             num_keys,
+            num_words,
             width,
             least,
             cdf_p,
             scale * 1.4426950408889634,
             *strides,
             KEYS=keys,
-            WIDTH=triton.next_power_of_2(width),
             KEPT=kept is not None,
             CDF=cdf_p > 0,
             num_warps=max(1, min(16, keys // 1024)),
         )
+        lists_kernel[(group * num_queries,)](
+            words,
+            indices,
+            counts,
+            first * num_queries,
+            num_words,
+            width,
+            WORDS=keys // 32,
+            WIDTH=triton.next_power_of_2(width),
+            num_warps=1,
+        )
     return indices, counts
+
+
+def _split(means: Tensor) -> tuple[Tensor, Tensor]:
+    """Means as sums of two float16 numbers.
+
+    Args:
+        means: float32 [B, H, Nblk, D], contiguous.
+
+    Returns:
+        float16 [B, H, Nblk, 2, D], and float32 [B, H, Nblk]: powers of two that the sums are to be
+        multiplied by, NaN for means that are not finite.
+    """
+    *shape, dim = means.shape
+    halves = means.new_empty((*shape, 2, dim), dtype=torch.float16)
+    scales = means.new_empty(shape)
+    rows = scales.numel()
+    _split_kernel[(triton.cdiv(rows, MEANS),)](
+        means, halves, scales, rows, ROWS=MEANS, D=dim, num_warps=4
+    )
+    return halves, scales
 
 
 @triton.jit
@@ -157,9 +202,35 @@ def _pool_kernel(
 
 
 @triton.jit
+def _split_kernel(means, halves, scales, rows, ROWS: tl.constexpr, D: tl.constexpr):
+    """Scale rows to below 2^15, far from both ends of float16, and split them."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    at = row[:, None] * D + tl.arange(0, D)[None, :]
+    value = tl.load(means + at, mask=inside[:, None], other=0.0)
+    # As integers, NaN is larger than infinity, and infinity than all else.
+    largest = tl.max(value.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)
+    exponent = tl.maximum(largest >> 23, 15)
+    finite = exponent < 255
+    scale = ((268 - exponent) << 23).to(tl.float32, bitcast=True)
+    back = ((exponent - 14) << 23).to(tl.float32, bitcast=True)
+    value = tl.where(finite[:, None], value * scale[:, None], 0.0)
+    high = value.to(tl.float16)
+    low = (value - high.to(tl.float32)).to(tl.float16)
+    at += row[:, None] * D
+    tl.store(halves + at, high, mask=inside[:, None])
+    tl.store(halves + at + D, low, mask=inside[:, None])
+    tl.store(scales + row, tl.where(finite, back, float("nan")), mask=inside)
+
+
+@triton.jit
 def _scores_kernel(
     q_pool,
     k_pool,
+    q_halves,
+    k_halves,
+    q_scales,
+    k_scales,
     scores,
     first,
     heads,
@@ -175,152 +246,32 @@ def _scores_kernel(
     here = tl.program_id(2).to(tl.int64)
     row = first + here
     key_row = row // heads * key_heads + row % heads // (heads // key_heads)
-    query = tl.program_id(1) * TILE_Q + tl.arange(0, TILE_Q)[:, None]
+    query = tl.program_id(1) * TILE_Q + tl.arange(0, TILE_Q)
     key = tl.program_id(0) * TILE_K + tl.arange(0, TILE_K)
+    is_query, is_key = query < num_queries, key < num_keys
+    q_row, k_row = row * num_queries + query, key_row * num_keys + key
     column = tl.arange(0, COLUMNS)
-    q_start = q_pool + (row * num_queries + query) * D
-    k_start = k_pool + (key_row * num_keys + key[:, None]) * D
+    q_start = q_halves + (q_row * (2 * D))[:, None] + column[None, :]
+    k_start = k_halves + (k_row * (2 * D))[None, :] + column[:, None]
     acc = tl.zeros([TILE_Q, TILE_K], tl.float32)
-    for at in tl.static_range(0, D, COLUMNS):
-        left = tl.load(q_start + at + column[None, :], mask=query < num_queries, other=0.0)
-        right = tl.load(k_start + at + column[None, :], mask=key[:, None] < num_keys, other=0.0)
-        acc = tl.dot(left, right.T, acc, input_precision="tf32x3")
-    where = (here * num_queries + query) * num_keys + key[None, :]
-    tl.store(scores + where, acc, mask=(query < num_queries) & (key[None, :] < num_keys))
-
-
-@triton.jit
-def _choose_kernel(
-    scores,
-    kept,
-    indices,
-    counts,
-    first,
-    heads,
-    num_queries,
-    num_keys,
-    width,
-    least,
-    cdf_p,
-    scale_log2,
-    kept_stride_b,
-    kept_stride_h,
-    kept_stride_q,
-    KEYS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    KEPT: tl.constexpr,
-    CDF: tl.constexpr,
-):
-    """The list of one query block."""
-    query = tl.program_id(0).to(tl.int64)
-    here = tl.program_id(1).to(tl.int64)
-    row = first + here
-    key = tl.arange(0, KEYS)
-    valid = key < num_keys
-    start = scores + (here * num_queries + query) * num_keys
-    score = tl.load(start + key, mask=valid, other=float("-inf"))
-    # NaN ranks first: it must show in the result, not be hidden by being left out.
-    score = tl.where(
-        (score != score) | (score > 3.4028234663852886e38), 3.4028234663852886e38, score
-    )
-    rank = _rank(score)
-    count = tl.maximum(least, 0)
-    if KEPT:
-        at = row // heads * kept_stride_b + row % heads * kept_stride_h + query * kept_stride_q
-        word = tl.load(kept + at + key // 32, mask=valid, other=0)
-        must = ((word >> (key % 32)) & 1) != 0
-        rank = tl.where(must, 2147483647, rank)
-        count = tl.maximum(count, tl.sum(must.to(tl.int32), 0))
-    rank = tl.where(valid, rank, -2147483648)
-    if CDF:
-        exponent = (score - tl.max(score, 0)) * scale_log2
-        weight = tl.where(valid, tl.exp2(exponent), 0.0)
-        count = tl.maximum(count, _count_for_mass(rank, valid, weight, cdf_p * tl.sum(weight, 0)))
-    count = tl.minimum(count, tl.minimum(width, num_keys))
-    chosen = _best(rank, valid, count).to(tl.int32)
-    line = row * num_queries + query
-    out = indices + line * width
-    tl.store(out + tl.cumsum(chosen, 0) - 1, key, mask=chosen > 0)
-    slot = tl.arange(0, WIDTH)
-    tl.store(out + slot, tl.full([WIDTH], -1, tl.int32), mask=(slot >= count) & (slot < width))
-    tl.store(counts + line, count)
-
-
-@triton.jit
-def _rank(score):
-    """Integers in the order of the scores; both zeros are one."""
-    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
-def _score(rank):
-    """The score of a rank, undoing :func:`_rank`."""
-    return (rank ^ ((rank >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _between(low, high, step):
-    """A rank in (low, high): halfway in score, where that is one, and halfway in rank otherwise.
-
-    Scores are spread evenly and ranks are not, but only halving ranks is sure to end: it takes over
-    after 24 steps.
-    """
-    middle = low + (high - low) // 2
-    top = tl.minimum(high, 2139095040).to(tl.int32)  # infinity
-    bottom = tl.maximum(low, -2139095040).to(tl.int32)
-    guess = _rank(0.5 * _score(bottom) + 0.5 * _score(top)).to(tl.int64)
-    fits = (guess > low) & (guess < high) & (step < 24)
-    return tl.where(fits, guess, middle)
-
-
-@triton.jit
-def _best(rank, valid, count):
-    """Whether each block is among the ``count`` of highest rank, the lower block first in ties."""
-    low = tl.min(tl.where(valid, rank, 2147483647), 0).to(tl.int64)
-    high = tl.max(rank, 0).to(tl.int64) + 1
-    at_low = tl.sum(valid.to(tl.int32), 0)  # blocks of at least that rank: >= count
-    above = 0 * at_low  # blocks of at least rank ``high``: < count
-    step = 0 * at_low
-    while (high - low > 1) & (at_low != count):
-        middle = _between(low, high, step)
-        reached = tl.sum((valid & (rank >= middle.to(tl.int32))).to(tl.int32), 0)
-        enough = reached >= count
-        low = tl.where(enough, middle, low)
-        at_low = tl.where(enough, reached, at_low)
-        high = tl.where(enough, high, middle)
-        above = tl.where(enough, above, reached)
-        step += 1
-    edge = low.to(tl.int32)
-    # The interval holds one rank, or as many blocks as wanted reach its lower end.
-    exact = at_low == count
-    tie = valid & (rank == edge)
-    first_ties = tl.cumsum(tie.to(tl.int32), 0) <= count - above
-    chosen = valid & ((rank > edge) | (tie & (exact | first_ties)))
-    return chosen & (count > 0)
-
-
-@triton.jit
-def _count_for_mass(rank, valid, weight, mass):
-    """Size of the smallest set of highest rank whose weights sum to ``mass`` or more."""
-    low = tl.min(tl.where(valid, rank, 2147483647), 0).to(tl.int64)
-    high = tl.max(rank, 0).to(tl.int64) + 1
-    step = tl.sum(valid.to(tl.int32), 0) * 0
-    while high - low > 1:
-        middle = _between(low, high, step)
-        reached = tl.sum(tl.where(rank >= middle.to(tl.int32), weight, 0.0), 0)
-        enough = reached >= mass
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle)
-        step += 1
-    edge = low.to(tl.int32)
-    higher = valid & (rank > edge)
-    tie = valid & (rank == edge)
-    num_higher = tl.sum(higher.to(tl.int32), 0)
-    num_ties = tl.sum(tie.to(tl.int32), 0)
-    # Blocks of one rank have one weight, except those kept by force, which all count anyway.
-    each = tl.max(tl.where(tie, weight, 0.0), 0)
-    missing = mass - tl.sum(tl.where(higher, weight, 0.0), 0)
-    wanted = tl.ceil(missing / tl.maximum(each, 1e-38))
-    wanted = tl.minimum(tl.maximum(wanted, 1.0), num_ties.to(tl.float32)).to(tl.int32)
-    return num_higher + wanted
+    for at in range(0, D, COLUMNS):
+        q_high = tl.load(q_start + at, mask=is_query[:, None], other=0.0)
+        q_low = tl.load(q_start + at + D, mask=is_query[:, None], other=0.0)
+        k_high = tl.load(k_start + at, mask=is_key[None, :], other=0.0)
+        k_low = tl.load(k_start + at + D, mask=is_key[None, :], other=0.0)
+        acc = tl.dot(q_low, k_high, acc)
+        acc = tl.dot(q_high, k_low, acc)
+        acc = tl.dot(q_high, k_high, acc)
+    q_scale = tl.load(q_scales + q_row, mask=is_query, other=1.0)
+    k_scale = tl.load(k_scales + k_row, mask=is_key, other=1.0)
+    acc *= q_scale[:, None] * k_scale[None, :]
+    q_broken, k_broken = q_scale != q_scale, k_scale != k_scale
+    if tl.max(q_broken.to(tl.int32), 0) + tl.max(k_broken.to(tl.int32), 0) > 0:
+        # Halves of infinity would add up to NaN where infinity, even negative, is right.
+        acc = tl.zeros([TILE_Q, TILE_K], tl.float32)
+        for at in range(D):
+            left = tl.load(q_pool + q_row * D + at, mask=is_query, other=0.0)
+            right = tl.load(k_pool + k_row * D + at, mask=is_key, other=0.0)
+            acc += left[:, None] * right[None, :]
+    where = (here * num_queries + query)[:, None] * num_keys + key[None, :]
+    tl.store(scores + where, acc, mask=is_query[:, None] & is_key[None, :])

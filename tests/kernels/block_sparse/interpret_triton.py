@@ -80,6 +80,10 @@ RULES: dict[str, dict[str, Any]] = {
     "kept blocks": {"least": 3, "kept": True},
     "kept blocks, share of mass, cut": {"least": 2, "cdf_p": 0.8, "kept": True, "width": 9},
     "values that are not finite": {"least": 3, "broken": True},
+    "infinite scores of both signs": {"least": 9, "infinite": True},
+    "all scores equal": {"least": 33, "factor": 0.0},
+    "large scores, most blocks": {"least": 36, "factor": 1e18},
+    "small scores": {"least": 5, "factor": 1e-18},
 }
 
 
@@ -89,6 +93,9 @@ def selection(rule: dict[str, Any], draw: torch.Generator) -> dict[str, Any]:
         q, k = q.round(), k.round()
     if rule.get("broken"):
         k[0, 0, 3], k[0, 0, 8] = math.nan, math.inf
+    if rule.get("infinite"):
+        q[0, 0, 0, 2], k[0, 0, 5, 3], k[0, 0, 9, 2] = math.inf, math.inf, -math.inf
+    q *= rule.get("factor", 1.0)
     kept = None
     if rule.get("kept"):
         kept = torch.rand((1, 2, 2, 37), generator=draw) < 0.1

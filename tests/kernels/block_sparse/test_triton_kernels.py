@@ -72,6 +72,10 @@ def test_attention_and_gradients_agree_with_float64(interpreted: Any, case: str)
         "kept blocks",
         "kept blocks, share of mass, cut",
         "values that are not finite",
+        "infinite scores of both signs",
+        "all scores equal",
+        "large scores, most blocks",
+        "small scores",
     ],
 )
 def test_selection_equals_sorting(interpreted: Any, rule: str) -> None:
