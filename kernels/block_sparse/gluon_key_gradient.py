@@ -250,10 +250,7 @@ def add_whole_tiles(
             mbarrier.wait(delta_ready.index(slot), phase)
         s_pending = multiply_transposed(0, key, query, zero, 0, D)
         dp_pending = multiply_transposed(0, value, d_out, zero, 0, D)
-        if RAGGED_Q:
-            row_lse = gl.load(lse + row + column)
-        else:
-            row_lse = lse_rows.index(slot).load(columns)
+        row_lse = gl.load(lse + row + column) if RAGGED_Q else lse_rows.index(slot).load(columns)
         s, dk_acc, dv_acc = warpgroup_mma_wait(1, deps=[s_pending, dk_acc, dv_acc])
         # The products of the previous tile are done: its buffers are free.
         other = 1 - slot
@@ -284,10 +281,9 @@ def add_whole_tiles(
         p = gl.exp2(s * scale_log2 - gl.expand_dims(row_lse * 1.4426950408889634, 0))
         weights = gl.convert_layout(p.to(dtype), factor_layout(D))
         dv_acc = warpgroup_mma(weights, d_out, dv_acc, is_async=True)
-        if RAGGED_Q:
-            row_delta = gl.load(delta + row + column)
-        else:
-            row_delta = delta_rows.index(slot).load(columns)
+        row_delta = (
+            gl.load(delta + row + column) if RAGGED_Q else delta_rows.index(slot).load(columns)
+        )
         dp = warpgroup_mma_wait(1, deps=[dp_pending])
         ds = p * (dp - gl.expand_dims(row_delta, 0))
         factor = gl.convert_layout(ds.to(dtype), factor_layout(D))

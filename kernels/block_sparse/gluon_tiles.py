@@ -46,10 +46,7 @@ def tile_start(blocks, tile, last, offsets, TILES: gl.constexpr, RAGGED: gl.cons
     """
     tile = gl.minimum(tile, last)
     block = gl.load(blocks + tile // TILES, mask=last >= 0, other=0)
-    if RAGGED:
-        start = gl.load(offsets + block)
-    else:
-        start = block * (64 * TILES)
+    start = gl.load(offsets + block) if RAGGED else block * (64 * TILES)
     return start + tile % TILES * 64
 
 
