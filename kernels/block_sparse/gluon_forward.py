@@ -139,7 +139,7 @@ def forward_kernel(
         if whole > 0:
             acc, top, total = add_whole_tiles(
                 query, q_tile, q_ready, k_box, k_tiles, v_box, v_tiles, blocks, whole * TILES_K,
-                batch, key_head, scale_log2, D, TILES_K, Q_REGISTERS,
+                k_offsets, batch, key_head, scale_log2, D, TILES_K, RAGGED_K, Q_REGISTERS,
             )  # fmt: skip
         if RAGGED_K:
             if Q_REGISTERS < D:
@@ -172,11 +172,13 @@ def add_whole_tiles(
     v_tiles,
     blocks,
     n,
+    k_offsets,
     batch,
     head,
     scale_log2,
     D: gl.constexpr,
     TILES_K: gl.constexpr,
+    RAGGED_K: gl.constexpr,
     Q_REGISTERS: gl.constexpr,
 ):
     """Attend to ``n`` >= 1 whole tiles of a list.
@@ -195,10 +197,10 @@ def add_whole_tiles(
         mbarrier.init(v_ready.index(buffer), count=1)
     size: gl.constexpr = k_box.block_type.nbytes
     last = n - 1
-    start_0 = tile_start(blocks, 0, last, TILES_K)
-    start_1 = tile_start(blocks, 1, last, TILES_K)
-    start_2 = tile_start(blocks, 2, last, TILES_K)
-    start_3 = tile_start(blocks, 3, last, TILES_K)
+    start_0 = tile_start(blocks, 0, last, k_offsets, TILES_K, RAGGED_K)
+    start_1 = tile_start(blocks, 1, last, k_offsets, TILES_K, RAGGED_K)
+    start_2 = tile_start(blocks, 2, last, k_offsets, TILES_K, RAGGED_K)
+    start_3 = tile_start(blocks, 3, last, k_offsets, TILES_K, RAGGED_K)
     mbarrier.expect(k_ready.index(0), size)
     mbarrier.expect(v_ready.index(0), size)
     mbarrier.expect(k_ready.index(1), size, pred=n > 1)
@@ -232,7 +234,7 @@ def add_whole_tiles(
         acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, output)), 1)
         mbarrier.wait(v_ready.index(other), (i - 1) // 2 & 1)
         adding = warpgroup_mma(weights, v_tiles.index(other).reshape([64, D]), acc, is_async=True)
-        start_4 = tile_start(blocks, i + 3, last, TILES_K)
+        start_4 = tile_start(blocks, i + 3, last, k_offsets, TILES_K, RAGGED_K)
         s = warpgroup_mma_wait(1, deps=[pending])
         new_top = gl.maximum(top, gl.max(s, 1) * scale_log2)
         shrink = gl.exp2(top - new_top)

@@ -140,9 +140,9 @@ def key_gradient_kernel(
             whole = gl.where(size > 0, whole, 0)
         dk_acc, dv_acc = add_whole_tiles(
             dk_acc, dv_acc, key, value, q_box, q_tiles, q_ready, do_box, do_tiles, do_ready,
-            lse_box, lse_rows, lse_ready, delta_box, delta_rows, delta_ready,
+            lse, lse_box, lse_rows, lse_ready, delta, delta_box, delta_rows, delta_ready,
             query_blocks + (head_row.to(gl.int64) * list_size + begin), whole * TILES_Q, done,
-            batch, head, head_row * num_tokens, scale_log2, D, TILES_Q,
+            q_offsets, batch, head, head_row * num_tokens, scale_log2, D, TILES_Q, RAGGED_Q,
         )  # fmt: skip
         done += whole * TILES_Q
     if RAGGED_Q:
@@ -191,87 +191,101 @@ def add_whole_tiles(
     do_box,
     do_tiles,
     do_ready,
+    lse,
     lse_box,
     lse_rows,
     lse_ready,
+    delta,
     delta_box,
     delta_rows,
     delta_ready,
     blocks,
     n,
     done,
+    q_offsets,
     batch,
     head,
     token,
     scale_log2,
     D: gl.constexpr,
     TILES_Q: gl.constexpr,
+    RAGGED_Q: gl.constexpr,
 ):
     """Add the products of ``n`` whole tiles, after ``done`` earlier ones of this program."""
     dtype: gl.constexpr = q_box.dtype
     scores: gl.constexpr = product_layout(64)
     columns: gl.constexpr = gl.SliceLayout(0, scores)
-    last = gl.maximum(n - 1, 0)
-    start = tile_start(blocks, 0, last, TILES_Q)
+    column = gl.arange(0, 64, columns)
+    last = n - 1
+    start = tile_start(blocks, 0, last, q_offsets, TILES_Q, RAGGED_Q)
     slot = done % 2
     some = n > 0
     mbarrier.expect(q_ready.index(slot), q_box.block_type.nbytes, pred=some)
     mbarrier.expect(do_ready.index(slot), do_box.block_type.nbytes, pred=some)
-    mbarrier.expect(lse_ready.index(slot), 256, pred=some)
-    mbarrier.expect(delta_ready.index(slot), 256, pred=some)
     async_load(q_box, [batch, head, start, 0], q_ready.index(slot), q_tiles.index(slot), pred=some)
     async_load(
         do_box, [batch, head, start, 0], do_ready.index(slot), do_tiles.index(slot), pred=some
     )
-    async_load(lse_box, [token + start], lse_ready.index(slot), lse_rows.index(slot), pred=some)
-    async_load(
-        delta_box, [token + start], delta_ready.index(slot), delta_rows.index(slot), pred=some
-    )
-    start = tile_start(blocks, 1, last, TILES_Q)
+    if not RAGGED_Q:  # TMA reads along the innermost axis from multiples of 16 bytes only
+        mbarrier.expect(lse_ready.index(slot), 256, pred=some)
+        mbarrier.expect(delta_ready.index(slot), 256, pred=some)
+        async_load(lse_box, [token + start], lse_ready.index(slot), lse_rows.index(slot), pred=some)
+        async_load(
+            delta_box, [token + start], delta_ready.index(slot), delta_rows.index(slot), pred=some
+        )
+    next_start = tile_start(blocks, 1, last, q_offsets, TILES_Q, RAGGED_Q)
     zero = gl.zeros([64, 64], gl.float32, scores)
     dk_acc = warpgroup_mma_init(dk_acc)
     dv_acc = warpgroup_mma_init(dv_acc)
     for i in range(0, n):
+        row = token + start
         slot = (done + i) % 2
         phase = (done + i) // 2 & 1
         query = q_tiles.index(slot).reshape([64, D])
         d_out = do_tiles.index(slot).reshape([64, D])
         mbarrier.wait(q_ready.index(slot), phase)
         mbarrier.wait(do_ready.index(slot), phase)
-        mbarrier.wait(lse_ready.index(slot), phase)
-        mbarrier.wait(delta_ready.index(slot), phase)
+        if not RAGGED_Q:
+            mbarrier.wait(lse_ready.index(slot), phase)
+            mbarrier.wait(delta_ready.index(slot), phase)
         s_pending = multiply_transposed(0, key, query, zero, 0, D)
         dp_pending = multiply_transposed(0, value, d_out, zero, 0, D)
-        lse = lse_rows.index(slot).load(columns) * 1.4426950408889634
+        row_lse = gl.load(lse + row + column) if RAGGED_Q else lse_rows.index(slot).load(columns)
         s, dk_acc, dv_acc = warpgroup_mma_wait(1, deps=[s_pending, dk_acc, dv_acc])
         # The products of the previous tile are done: its buffers are free.
         other = 1 - slot
         more = i + 1 < n
         mbarrier.expect(q_ready.index(other), q_box.block_type.nbytes, pred=more)
         mbarrier.expect(do_ready.index(other), do_box.block_type.nbytes, pred=more)
-        mbarrier.expect(lse_ready.index(other), 256, pred=more)
-        mbarrier.expect(delta_ready.index(other), 256, pred=more)
         async_load(
-            q_box, [batch, head, start, 0], q_ready.index(other), q_tiles.index(other), pred=more
-        )
-        async_load(
-            do_box, [batch, head, start, 0], do_ready.index(other), do_tiles.index(other),
+            q_box, [batch, head, next_start, 0], q_ready.index(other), q_tiles.index(other),
             pred=more,
         )  # fmt: skip
         async_load(
-            lse_box, [token + start], lse_ready.index(other), lse_rows.index(other), pred=more
-        )
-        async_load(
-            delta_box, [token + start], delta_ready.index(other), delta_rows.index(other),
+            do_box, [batch, head, next_start, 0], do_ready.index(other), do_tiles.index(other),
             pred=more,
         )  # fmt: skip
-        start = tile_start(blocks, i + 2, last, TILES_Q)
-        p = gl.exp2(s * scale_log2 - gl.expand_dims(lse, 0))
+        if not RAGGED_Q:
+            mbarrier.expect(lse_ready.index(other), 256, pred=more)
+            mbarrier.expect(delta_ready.index(other), 256, pred=more)
+            async_load(
+                lse_box, [token + next_start], lse_ready.index(other), lse_rows.index(other),
+                pred=more,
+            )  # fmt: skip
+            async_load(
+                delta_box, [token + next_start], delta_ready.index(other), delta_rows.index(other),
+                pred=more,
+            )  # fmt: skip
+        start = next_start
+        next_start = tile_start(blocks, i + 2, last, q_offsets, TILES_Q, RAGGED_Q)
+        p = gl.exp2(s * scale_log2 - gl.expand_dims(row_lse * 1.4426950408889634, 0))
         weights = gl.convert_layout(p.to(dtype), factor_layout(D))
         dv_acc = warpgroup_mma(weights, d_out, dv_acc, is_async=True)
-        delta = delta_rows.index(slot).load(columns)
+        row_delta = (
+            gl.load(delta + row + column) if RAGGED_Q else delta_rows.index(slot).load(columns)
+        )
         dp = warpgroup_mma_wait(1, deps=[dp_pending])
-        ds = p * (dp - gl.expand_dims(delta, 0))
+        ds = p * (dp - gl.expand_dims(row_delta, 0))
         factor = gl.convert_layout(ds.to(dtype), factor_layout(D))
         dk_acc = warpgroup_mma(factor, query, dk_acc, is_async=True)
     dk_acc, dv_acc = warpgroup_mma_wait(0, deps=[dk_acc, dv_acc])

@@ -125,7 +125,7 @@ def query_gradient_kernel(
         if whole > 0:
             acc = add_whole_tiles(
                 query, d_out, row_lse, row_delta, k_box, k_tiles, v_box, v_tiles, blocks,
-                whole * TILES_K, batch, key_head, scale_log2, D, TILES_K,
+                whole * TILES_K, k_offsets, batch, key_head, scale_log2, D, TILES_K, RAGGED_K,
             )  # fmt: skip
         if RAGGED_K:
             k_head = head_of(k, batch, key_head, k_stride_b, k_stride_h)
@@ -155,11 +155,13 @@ def add_whole_tiles(
     v_tiles,
     blocks,
     n,
+    k_offsets,
     batch,
     head,
     scale_log2,
     D: gl.constexpr,
     TILES_K: gl.constexpr,
+    RAGGED_K: gl.constexpr,
 ):
     """Sum of dS K over ``n`` >= 1 whole tiles of a list: [64, D]."""
     dtype: gl.constexpr = k_box.dtype
@@ -172,9 +174,9 @@ def add_whole_tiles(
         mbarrier.init(v_ready.index(buffer), count=1)
     size: gl.constexpr = k_box.block_type.nbytes
     last = n - 1
-    start_0 = tile_start(blocks, 0, last, TILES_K)
-    start_1 = tile_start(blocks, 1, last, TILES_K)
-    start_2 = tile_start(blocks, 2, last, TILES_K)
+    start_0 = tile_start(blocks, 0, last, k_offsets, TILES_K, RAGGED_K)
+    start_1 = tile_start(blocks, 1, last, k_offsets, TILES_K, RAGGED_K)
+    start_2 = tile_start(blocks, 2, last, k_offsets, TILES_K, RAGGED_K)
     mbarrier.expect(k_ready.index(0), size)
     mbarrier.expect(v_ready.index(0), size)
     mbarrier.expect(k_ready.index(1), size, pred=n > 1)
@@ -201,7 +203,9 @@ def add_whole_tiles(
         # behind the next one, where no product would run beside it.
         following = gl.minimum(i + 1, last)
         mbarrier.wait(k_ready.index(following % 3), following // 3 & 1)
-        dp = warpgroup_mma_wait(0, deps=[dp_pending])
+        # With d_out, which this product reads: ptxas 12.8 puts the next factor into its registers
+        # otherwise, for heads of 64.
+        dp, d_out = warpgroup_mma_wait(0, deps=[dp_pending, d_out])
         # Free since the waits above: the keys of tile i - 1 and the values of tile i.
         more = i + 2 < n
         free = (i + 2) % 3
@@ -214,7 +218,7 @@ def add_whole_tiles(
             v_box, [batch, head, start_2, 0], v_ready.index(v_slot), v_tiles.index(v_slot),
             pred=more,
         )  # fmt: skip
-        start_2 = tile_start(blocks, i + 3, last, TILES_K)
+        start_2 = tile_start(blocks, i + 3, last, k_offsets, TILES_K, RAGGED_K)
         ds = p * (dp - gl.expand_dims(row_delta, 1))
         factor = gl.convert_layout(ds.to(dtype), factor_layout(D))
         acc = warpgroup_mma(factor, key, acc, is_async=True)

@@ -38,13 +38,16 @@ def memory_layout(dim):
 
 
 @gluon.jit
-def tile_start(blocks, tile, last, TILES: gl.constexpr):
-    """First token of a tile of a list of whole blocks; past ``last``, of the last one."""
+def tile_start(blocks, tile, last, offsets, TILES: gl.constexpr, RAGGED: gl.constexpr):
+    """First token of a tile of a list of whole blocks; past ``last``, of the last one.
+
+    With RAGGED shorter blocks may lie between whole ones, and ``offsets`` tells where these start.
+    An empty list has ``last`` -1.
+    """
     tile = gl.minimum(tile, last)
-    if TILES == 1:
-        return gl.load(blocks + tile) * 64
-    else:
-        return (gl.load(blocks + tile // TILES) * TILES + tile % TILES) * 64
+    block = gl.load(blocks + tile // TILES, mask=last >= 0, other=0)
+    start = gl.load(offsets + block) if RAGGED else block * (64 * TILES)
+    return start + tile % TILES * 64
 
 
 @gluon.jit

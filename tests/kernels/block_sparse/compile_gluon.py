@@ -5,12 +5,17 @@
 A process of its own: it replaces Triton's driver with one that names a GPU which is not there.
 """
 
+import itertools
 import json
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from fragments import lost_factors
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
@@ -42,6 +47,15 @@ class Driver(DriverBase):
         raise NotImplementedError
 
 
+def disassembled(kernel: Any) -> str:
+    """Machine code of a compiled kernel; the program that shows it comes with Triton."""
+    program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        return subprocess.check_output([program, "-sass", file.name], text=True)
+
+
 def main() -> None:
     triton.runtime.driver.set_active(Driver())
     run, records = JITFunction.run, []
@@ -50,13 +64,14 @@ def main() -> None:
         kernel = run(self, *args, grid=grid, warmup=True, **options)
         products = kernel.asm["ptx"].count("wgmma.mma_async.sync")
         name = self.fn.__name__
-        records.append({"name": name, "shared": kernel.metadata.shared, "products": products})
+        record = {"name": name, "shared": kernel.metadata.shared, "products": products}
+        records.append(record | {"lost": lost_factors(kernel.asm["ptx"], disassembled(kernel))})
         return kernel
 
     JITFunction.run = compile_only
-    for grid in ((4, 8, 8), (4, 7, 8)):
+    for dim, grid in itertools.product((128, 64), ((4, 8, 8), (4, 7, 8))):
         layout = BlockLayout(grid)
-        q, k = (torch.zeros((1, h, layout.num_tokens, 128), dtype=torch.bfloat16) for h in (2, 1))
+        q, k = (torch.zeros((1, h, layout.num_tokens, dim), dtype=torch.bfloat16) for h in (2, 1))
         blocks = Blocks(layout.offsets(), layout.num_tokens, 64)
         indices = torch.zeros((1, 2, blocks.count, 2), dtype=torch.int32)
         counts = torch.full((1, 2, blocks.count), 2, dtype=torch.int32)

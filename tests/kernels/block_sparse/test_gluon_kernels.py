@@ -221,6 +221,7 @@ class Machine:
         self, box: Box, corner: list[Any], barrier: Barrier, to: Shared, pred: Any = True
     ) -> None:
         if pred:
+            assert int(corner[-1]) * box.base.element_size() % 16 == 0, "an illegal instruction"
             to.data.fill_(math.nan)
             data = box.read(corner)
             barrier.copies.append((box.block_type.nbytes, lambda: to.data.copy_(data)))
@@ -365,7 +366,16 @@ CASES = {
     "tokens before heads, grouped heads": ((4, 4, 8), (4, 8, 8), (4, 4, 4), 64, (4, 2), True),
     "ragged keys": ((4, 4, 4), (6, 7, 5), (4, 4, 4), 64, (1, 1), False),
     "ragged queries": ((5, 6, 7), (4, 4, 8), (4, 4, 4), 64, (2, 1), True),
+    "whole blocks behind shorter ones": ((8, 5, 9), (8, 5, 9), (4, 4, 4), 64, (2, 1), False),
     "ragged blocks of 128": ((4, 4, 12), (3, 4, 20), (4, 4, 8), 64, (1, 1), False),
+    "whole blocks of 128 behind shorter ones": (
+        (8, 5, 8),
+        (8, 4, 12),
+        (4, 4, 8),
+        64,
+        (1, 1),
+        False,
+    ),
 }
 
 
