@@ -32,6 +32,13 @@ ScopeOption = Annotated[Scope, typer.Option(help="What is rated again after a di
 Confidence = Annotated[float, typer.Option(help="Coverage of the intervals, in (0, 1).")]
 Resamples = Annotated[int, typer.Option(help="Bootstrap resamples and sign patterns.")]
 Seed = Annotated[int, typer.Option(help="Of the resampling.")]
+Page = Annotated[
+    bool, typer.Option("--page/--no-page", help="Write pages to answer on in a browser.")
+]
+EmbedMegabytes = Annotated[
+    float,
+    typer.Option(min=0, help="Videos that take less are put into the page; else it links them."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, no tables.")]
 Excluded = Annotated[
     list[str] | None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from longtake.evaluation.findings import Finding, Findings
 from longtake.evaluation.rating_sheets import ReadCell, read_ratings
 from longtake.evaluation.records import Rating, append_ratings, read_log, read_score
+from longtake.evaluation.study_files import of_study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ def import_ratings(
     *,
     rater: str = "",
     read_cell: ReadCell = read_score,
+    study: str = "",
 ) -> ImportReport:
     """Append the ratings of a sheet or log that ``log`` does not have yet.
 
@@ -41,16 +43,17 @@ def import_ratings(
         dimensions: names that a wide sheet may have as columns.
         rater: who filled in the rows that name no rater.
         read_cell: see :func:`longtake.evaluation.rating_sheets.read_ratings`.
+        study: digest of the study; answers from a page of another one are left out. Empty: any.
 
     Raises:
         UserError: a file that cannot be read or written.
     """
     ratings, irregular = read_ratings(source, dimensions, read_cell, rater=rater)
-    findings = Findings(irregular)
-    earlier: list[Rating] = []
-    if log.exists():
-        earlier, damage = read_log(log)
-        findings = Findings((*irregular, *damage))
+    earlier, damage = read_log(log) if log.exists() else ([], ())
+    findings = Findings((*irregular, *damage))
+    if study:
+        ratings = of_study(ratings, study, findings)
+    findings.add("page that is not finished", "what it holds is used", _unfinished(ratings))
     latest = {item.key: item.score for item in earlier}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     added, changed = [], []
@@ -64,3 +67,18 @@ def import_ratings(
     append_ratings(log, added)
     findings.add("rating that contradicts the log", "both are kept, the later counts", changed)
     return ImportReport(added=len(added), known=len(ratings) - len(added), findings=findings.all())
+
+
+def _unfinished(ratings: Sequence[Rating]) -> list[str]:
+    """Pages of raters that hold fewer answers than they asked for, in words."""
+    given: dict[tuple[str, str, int], set[tuple[str, str, str]]] = {}
+    for item in ratings:
+        asked = item.provenance.get("asked")
+        if isinstance(asked, int):
+            page = str(item.provenance.get("page", ""))
+            given.setdefault((item.rater, page, asked), set()).add(item.key)
+    return [
+        f"{rater}: {len(keys)} of {asked} answers (page {page})"
+        for (rater, page, asked), keys in given.items()
+        if len(keys) < asked
+    ]

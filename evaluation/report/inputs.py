@@ -16,7 +16,10 @@ from longtake.evaluation.vbench.suites import SUITES
 from longtake.runtime.errors import UserError
 
 Kind = Literal["ratings", "automatic", "samples", "vbench", "scores", "result"]
-_MEDIA = frozenset((".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".png", ".jpg", ".jpeg"))
+_MEDIA = frozenset(
+    (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".png", ".jpg", ".jpeg", ".webp")
+)
+_PAGES = frozenset((".html", ".htm"))
 _UNUSED = "not used"
 
 
@@ -125,10 +128,10 @@ class _Finder:
         written = {path.stem for path in paths if path.suffix == ".json" and _is_written(path)}
         for path in paths:
             ending = path.suffix.lower()
-            if ending in _MEDIA or (
+            if ending in _MEDIA | _PAGES or (
                 ending == ".csv" and any(path.stem.startswith(f"{name}_") for name in written)
             ):
-                continue  # belongs to a list of samples, or to the result of its name
+                continue  # shown through something else, or belongs to the result of its name
             try:
                 kind = _kind(path)
             except (UserError, OSError, ValueError) as error:
