@@ -18,6 +18,7 @@ from longtake.commands.rating_options import (
     Samples,
     Seed,
     TaskOption,
+    echo_pages,
 )
 
 gsb = group("Good-same-bad: plan blind pairs, collect answers, aggregate.")
@@ -59,12 +60,11 @@ def gsb_plan(
     sheet = write_plan(output_dir, pairs, listed, names)
     typer.echo(f"{len(pairs)} pairs; give raters {sheet} and the videos beside it, keep the key")
     if page:
-        pages, unshown = write_gsb_pages(
+        written = write_gsb_pages(
             output_dir, listed, pairs, names, rater or (), round(embed_mb * 1e6)
         )
-        findings += unshown
-        for path in pages:
-            typer.echo(f"or the page {path}")
+        echo_pages(written)
+        findings += written.findings
     print_findings((*listed.findings, *findings))
 
 

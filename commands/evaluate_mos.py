@@ -23,10 +23,10 @@ from longtake.commands.rating_options import (
     Seed,
     TaskOption,
     Threshold,
+    echo_pages,
 )
 
 if TYPE_CHECKING:
-    from longtake.evaluation.findings import Finding
     from longtake.evaluation.mos import MosSettings
 
 mos = group("Mean opinion scores: assign videos to raters, collect, aggregate.")
@@ -89,14 +89,14 @@ def mos_assign(
         typer.echo(sheet)
     if not report.sheets:
         typer.echo("nothing to rate")
-    unshown: tuple[Finding, ...] = ()
+    findings = report.findings
     if page:
-        pages, unshown = write_mos_pages(
+        written = write_mos_pages(
             output_dir, listed, report.assignments, report.files, round(embed_mb * 1e6)
         )
-        for path in pages:
-            typer.echo(path)
-    print_findings((*report.findings, *unshown))
+        echo_pages(written)
+        findings += written.findings
+    print_findings(findings)
 
 
 @mos.command("score")

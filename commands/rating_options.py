@@ -1,9 +1,12 @@
 """Options that the commands on ratings share."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from longtake.evaluation.annotation.study_pages import PagesReport
 
 # Names of evaluation/, repeated so that --help need not import it.
 Task = Literal["t2v", "i2v"]
@@ -48,3 +51,10 @@ Policy = Annotated[
     Contradictions,
     typer.Option(help="Two scores of one rater for one video: the later, their mean, or stop."),
 ]
+
+
+def echo_pages(report: "PagesReport") -> None:
+    """Name the pages for raters, and what must be sent with them."""
+    for path in report.pages:
+        more = "send it with the folders beside it" if path in report.linking else "videos inside"
+        typer.echo(f"{path} ({more})")

@@ -54,19 +54,25 @@ def import_ratings(
     if study:
         ratings = of_study(ratings, study, findings)
     findings.add("page that is not finished", "what it holds is used", _unfinished(ratings))
-    latest = {item.key: item.score for item in earlier}
+    latest = {item.key: _said(item) for item in earlier}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     added, changed = [], []
     for item in ratings:
-        if item.key in latest and latest[item.key] == item.score:
+        before = latest.get(item.key)
+        if before == _said(item):
             continue
-        if latest.get(item.key) is not None:
-            changed.append(f"{item}, before {latest[item.key]}")
-        latest[item.key] = item.score
+        if before is not None and before[0] not in (None, item.score):
+            changed.append(f"{item}, before {before[0]}")
+        latest[item.key] = _said(item)
         added.append(dataclasses.replace(item, time=item.time or now))
     append_ratings(log, added)
     findings.add("rating that contradicts the log", "both are kept, the later counts", changed)
     return ImportReport(added=len(added), known=len(ratings) - len(added), findings=findings.all())
+
+
+def _said(item: Rating) -> tuple[float | None, str, str]:
+    """What a rating says: the score, or why there is none, and the comment."""
+    return item.score, item.reason, str(item.provenance.get("comment", ""))
 
 
 def _unfinished(ratings: Sequence[Rating]) -> list[str]:

@@ -56,8 +56,8 @@ def write_page(
     rater: str,
     items: Sequence[PageItem],
     embed_bytes: int = EMBED_BYTES,
-) -> Path:
-    """Write the page of one rater.
+) -> bool:
+    """Write the page of one rater. Returns whether it holds its videos, so needs no other file.
 
     Args:
         path: of the page; where files are linked, their addresses are relative to its folder.
@@ -70,24 +70,25 @@ def write_page(
     Raises:
         UserError: another page is there already, or a file cannot be read or written.
     """
-    text = _document(path, kind, study, rater, items, embed_bytes)
+    text, is_whole = _document(path, kind, study, rater, items, embed_bytes)
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise UserError(
             "another page is there already and may be in use",
             received=str(path),
             remedy="bring in what was saved from it; then delete it or choose another --output-dir",
         )
-    return write_text(path, text)
+    write_text(path, text)
+    return is_whole
 
 
 def _document(
     path: Path, kind: Kind, study: str, rater: str, items: Sequence[PageItem], embed_bytes: int
-) -> str:
+) -> tuple[str, bool]:
     files = [
         file for item in items for file in (*item.videos, *([item.image] if item.image else []))
     ]
     try:
-        addresses = _addresses(path.parent, dict.fromkeys(files), embed_bytes)
+        addresses, is_whole = _addresses(path.parent, dict.fromkeys(files), embed_bytes)
     except OSError as error:
         raise UserError(
             f"cannot read a file for the page: {error.strerror or error}",
@@ -122,7 +123,7 @@ def _document(
     )
     script = "\n".join((_PARTS / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     style = (_PARTS / "page.css").read_text(encoding="utf-8")
-    return html_page.page("Rating of clips", body, style, script)
+    return html_page.page("Rating of clips", body, style, script), is_whole
 
 
 def script_json(content: object) -> str:
@@ -130,12 +131,15 @@ def script_json(content: object) -> str:
     return json.dumps(content).replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _addresses(folder: Path, files: dict[Path, None], embed_bytes: int) -> dict[Path, str]:
-    """All files as data URIs if they fit, else all as links: one rule, easy to tell raters."""
+def _addresses(
+    folder: Path, files: dict[Path, None], embed_bytes: int
+) -> tuple[dict[Path, str], bool]:
+    """All files as data URIs if they fit (and True), else all as links: easy to tell raters."""
     has_types = all(file.suffix.lower() in MEDIA for file in files)
     if has_types and sum(map(uri_length, files)) <= embed_bytes:
-        return {file: data_uri(file.read_bytes(), file.suffix) for file in files}
-    return {file: quote(Path(os.path.relpath(file, folder)).as_posix()) for file in files}
+        return {file: data_uri(file.read_bytes(), file.suffix) for file in files}, True
+    links = {file: quote(Path(os.path.relpath(file, folder)).as_posix()) for file in files}
+    return links, False
 
 
 def _dimension(name: str) -> dict[str, object]:

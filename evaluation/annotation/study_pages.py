@@ -3,9 +3,10 @@
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from longtake.evaluation.annotation.page import EMBED_BYTES, PageItem, write_page
+from longtake.evaluation.annotation.page import EMBED_BYTES, Kind, PageItem, write_page
 from longtake.evaluation.annotation.playable import why_not_played
 from longtake.evaluation.blind_files import opaque_name, place_file
 from longtake.evaluation.findings import Finding, Findings
@@ -14,8 +15,19 @@ from longtake.evaluation.mos_protocol import Assignment
 from longtake.evaluation.samples import SampleList
 
 IMAGE_FOLDER = "images"
+_TRY = "on the page all the same; try it before you send the page"
 
-Written = tuple[tuple[Path, ...], tuple[Finding, ...]]
+
+@dataclass(frozen=True, kw_only=True)
+class PagesReport:
+    """What was written."""
+
+    pages: tuple[Path, ...]
+    """One for each rater."""
+    linking: tuple[Path, ...]
+    """Those that need the folders of videos and images beside them; the others hold all."""
+    findings: tuple[Finding, ...]
+    """What cannot be shown."""
 
 
 def write_mos_pages(
@@ -24,7 +36,7 @@ def write_mos_pages(
     assignments: Sequence[Assignment],
     files: Mapping[str, str],
     embed_bytes: int = EMBED_BYTES,
-) -> Written:
+) -> PagesReport:
     """Write ``page-RATER.html`` for each rater of a round.
 
     Items have opaque ids (:func:`longtake.evaluation.blind_files.opaque_name`), which the checks
@@ -36,9 +48,6 @@ def write_mos_pages(
         assignments: who rates what, in the order of showing.
         files: blind name of the video of each sample, relative to ``folder``.
         embed_bytes: see :func:`longtake.evaluation.annotation.page.write_page`.
-
-    Returns:
-        The pages, and what cannot be shown on them.
 
     Raises:
         UserError: another page is there already, or a file cannot be read or written.
@@ -57,9 +66,8 @@ def write_mos_pages(
     images = _place_images(folder, samples, {sample: sample for sample in shown}, findings)
     dimensions = dict.fromkeys(name for item in assignments for name in item.dimensions)
     study = opaque_name(json.dumps([sorted(by_id), list(dimensions)]))
-    pages = []
-    for rater in dict.fromkeys(item.rater for item in assignments):
-        items = [
+    lists = {
+        rater: [
             PageItem(
                 id=opaque_name(item.sample),
                 caption=by_id[item.sample].caption,
@@ -70,10 +78,9 @@ def write_mos_pages(
             for item in assignments
             if item.rater == rater and item.sample in blind
         ]
-        if items:
-            path = _page_path(folder, rater)
-            pages.append(write_page(path, "mos", study, rater, items, embed_bytes))
-    return tuple(pages), findings.all()
+        for rater in dict.fromkeys(item.rater for item in assignments)
+    }
+    return _write_all(folder, "mos", study, lists, embed_bytes, findings)
 
 
 def write_gsb_pages(
@@ -83,7 +90,7 @@ def write_gsb_pages(
     dimensions: Sequence[str],
     raters: Sequence[str] = (),
     embed_bytes: int = EMBED_BYTES,
-) -> Written:
+) -> PagesReport:
     """Write ``page-RATER.html`` for each rater of a plan, or ``page.html``, which asks who rates.
 
     Sides are those of the plan; every rater sees the pairs in an order of their own.
@@ -95,9 +102,6 @@ def write_gsb_pages(
         dimensions: what is asked about every pair.
         raters: who; may be empty.
         embed_bytes: see :func:`longtake.evaluation.annotation.page.write_page`.
-
-    Returns:
-        The pages, and what cannot be shown on them.
 
     Raises:
         UserError: another page is there already, or a file cannot be read or written.
@@ -126,20 +130,29 @@ def write_gsb_pages(
         for pair in shown
     ]
     study = plan_study(pairs)
-    pages = []
-    for rater in (raters or ("",)) if items else ():
-        order = list(items)
-        if rater:
-            random.Random(f"{study} {rater}").shuffle(order)
-        pages.append(write_page(_page_path(folder, rater), "gsb", study, rater, order, embed_bytes))
-    return tuple(pages), findings.all()
+    lists = {rater: list(items) for rater in raters or ("",)}
+    for rater in raters:
+        random.Random(f"{study} {rater}").shuffle(lists[rater])
+    return _write_all(folder, "gsb", study, lists, embed_bytes, findings)
 
 
-_TRY = "on the page all the same; try it before you send the page"
-
-
-def _page_path(folder: Path, rater: str) -> Path:
-    return folder / (f"page-{rater.replace('/', '_')}.html" if rater else "page.html")
+def _write_all(
+    folder: Path,
+    kind: Kind,
+    study: str,
+    lists: Mapping[str, Sequence[PageItem]],
+    embed_bytes: int,
+    findings: Findings,
+) -> PagesReport:
+    """Write the page of each rater who has something to do."""
+    pages, linking = [], []
+    for rater, items in lists.items():
+        if items:
+            path = folder / (f"page-{rater.replace('/', '_')}.html" if rater else "page.html")
+            pages.append(path)
+            if not write_page(path, kind, study, rater, items, embed_bytes):
+                linking.append(path)
+    return PagesReport(pages=tuple(pages), linking=tuple(linking), findings=findings.all())
 
 
 def _unplayed(videos: Mapping[str, Path]) -> Iterable[str]:

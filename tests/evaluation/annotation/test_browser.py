@@ -28,17 +28,17 @@ pytestmark = pytest.mark.slow
 def mos_page(listed: SampleList, folder: Path, embed_bytes: int = 0) -> Path:
     settings = MosSettings(dimensions=DIMENSIONS)
     made = write_assignments(listed, [], settings, ["ann", "bob", "cy"], folder)
-    pages, findings = write_mos_pages(folder, listed, made.assignments, made.files, embed_bytes)
-    assert findings == ()
-    return pages[0]
+    report = write_mos_pages(folder, listed, made.assignments, made.files, embed_bytes)
+    assert report.findings == () and bool(report.linking) == (embed_bytes == 0)
+    return report.pages[0]
 
 
 def gsb_page(listed: SampleList, folder: Path) -> Path:
     pairs, _ = plan_pairs(listed, reference="wan", seed=0)
     write_plan(folder, pairs, listed, DIMENSIONS)
-    (page,), findings = write_gsb_pages(folder, listed, pairs, DIMENSIONS)
-    assert findings == ()
-    return page
+    report = write_gsb_pages(folder, listed, pairs, DIMENSIONS)
+    assert report.findings == () == report.linking
+    return report.pages[0]
 
 
 def begin(browser: Any, page: Path) -> None:
@@ -48,8 +48,9 @@ def begin(browser: Any, page: Path) -> None:
 
 def say_why(browser: Any, reason: str) -> None:
     browser.value(
-        "(box => { box.value = %s; box.dispatchEvent(new Event('input')); box.blur(); })"
-        "(document.activeElement)" % json.dumps(reason)
+        "(box => { box.value = "
+        + json.dumps(reason)
+        + "; box.dispatchEvent(new Event('input')); box.blur(); })(document.activeElement)"
     )
 
 
