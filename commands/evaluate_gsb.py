@@ -58,7 +58,7 @@ def gsb_plan(
     pairs, findings = plan_pairs(listed, reference=reference, rivals=rival or (), seed=seed)
     names = dimension_names(task, dimension or ())
     sheet = write_plan(output_dir, pairs, listed, names)
-    typer.echo(f"{len(pairs)} pairs; give raters {sheet} and the videos beside it, keep the key")
+    typer.echo(f"{len(pairs)} pairs; give raters a page, or {sheet} with the videos; keep the key")
     if page:
         written = write_gsb_pages(
             output_dir, listed, pairs, names, rater or (), round(embed_mb * 1e6)

@@ -77,7 +77,7 @@ const memory = {
   load(rater) {
     try {
       const kept = JSON.parse(localStorage.getItem(this.key(rater)));
-      if (kept !== null && typeof kept.answers === "object") return kept;
+      if (kept?.answers instanceof Object) return kept;
     } catch (error) {
       if (!(error instanceof SyntaxError)) this.works = false;
     }

@@ -1,7 +1,11 @@
 """The page of one rater: items as JSON, and a small script that shows them and keeps answers.
 
 The page knows opaque ids and file names only. What it saves is a log of ratings that
-:func:`longtake.evaluation.records.read_log` reads.
+:func:`longtake.evaluation.records.read_log` reads. The provenance of each: ``study``, ``page``,
+``format`` and ``longtake`` (what was answered), ``asked`` (answers that the whole page asks for),
+``position`` (place of the item, from 1), ``seconds`` (time on the item), ``plays`` (to the end),
+``revision`` (how often the answer was changed), ``viewport``, ``comment`` (of the item) and, for
+pairs, ``shown`` (sides from left to right).
 """
 
 import json

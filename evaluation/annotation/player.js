@@ -33,6 +33,7 @@ class Player {
     this.bar = make("input", {
       type: "range", min: 0, max: 1, step: "any", value: 0, "aria-label": "Position",
       oninput: () => this.seek(Number(this.bar.value) * this.length),
+      onchange: () => this.bar.blur(), // the keys go back to the questions
     });
     this.clock = make("span", { class: "clock" });
     this.speed = make("select", { "aria-label": "Speed", onchange: () => this.setSpeed() },
@@ -96,6 +97,7 @@ class Player {
   }
 
   setSpeed() {
+    this.speed.blur();
     for (const video of this.videos) video.playbackRate = Number(this.speed.value);
   }
 

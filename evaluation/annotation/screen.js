@@ -111,6 +111,7 @@ function showStart() {
 
 function begin() {
   state = memory.load(rater);
+  memory.store(rater, state); // a browser that refuses is told of on the first clip
   const place = Math.min(Math.max(state.place, 0), study.items.length - 1);
   if (countDone() === study.items.length) showEnd();
   else showItem(place);

@@ -2,12 +2,12 @@
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from longtake.evaluation.annotation.page import EMBED_BYTES, Kind, PageItem, write_page
-from longtake.evaluation.annotation.playable import why_not_played
+from longtake.evaluation.annotation.video_facts import video_facts
 from longtake.evaluation.blind_files import opaque_name, place_file
 from longtake.evaluation.findings import Finding, Findings
 from longtake.evaluation.gsb_plan import Pair, blind_videos, plan_study
@@ -15,7 +15,6 @@ from longtake.evaluation.mos_protocol import Assignment
 from longtake.evaluation.samples import SampleList
 
 IMAGE_FOLDER = "images"
-_TRY = "on the page all the same; try it before you send the page"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ def write_mos_pages(
         (sample for sample in asked if sample not in files),
     )
     blind = {sample: folder / files[sample] for sample in shown}
-    findings.add("video that browsers may not play", _TRY, _unplayed(blind))
+    _look_at(blind, samples.models, findings)
     images = _place_images(folder, samples, {sample: sample for sample in shown}, findings)
     dimensions = dict.fromkeys(name for item in assignments for name in item.dimensions)
     study = opaque_name(json.dumps([sorted(by_id), list(dimensions)]))
@@ -117,7 +116,7 @@ def write_gsb_pages(
     shown = [pair for pair in pairs if all(named[pair.pair])]
     blind = {pair.pair: tuple(folder / name for name in named[pair.pair]) for pair in shown}
     sides = {f"{pair} {path.stem}": path for pair, paths in blind.items() for path in paths}
-    findings.add("video that browsers may not play", _TRY, _unplayed(sides))
+    _look_at(sides, samples.models, findings)
     images = _place_images(folder, samples, {pair.pair: pair.left for pair in shown}, findings)
     items = [
         PageItem(
@@ -155,9 +154,19 @@ def _write_all(
     return PagesReport(pages=tuple(pages), linking=tuple(linking), findings=findings.all())
 
 
-def _unplayed(videos: Mapping[str, Path]) -> Iterable[str]:
-    reasons = ((name, why_not_played(path)) for name, path in videos.items())
-    return [f"{name}: {why}" for name, why in reasons if why]
+def _look_at(videos: Mapping[str, Path], models: Sequence[str], findings: Findings) -> None:
+    facts = {name: video_facts(path) for name, path in videos.items()}
+    findings.add(
+        "video that browsers may not play",
+        "on the page all the same; try it before you send the page",
+        (f"{name}: {known.problem}" for name, known in facts.items() if known.problem),
+    )
+    named = {name: known.names(models) for name, known in facts.items()}
+    findings.add(
+        "video whose file names a model",
+        "on the page all the same; who looks into the file can read it",
+        (f"{name}: {', '.join(found)}" for name, found in named.items() if found),
+    )
 
 
 def _place_images(

@@ -149,3 +149,16 @@ def test_a_skipped_clip_is_not_watched_and_a_second_tab_takes_over(
     browser.value("dispatchEvent(new StorageEvent('storage', { key: memory.key(rater) }))")
     assert browser.value("state === null && document.body.textContent.includes('another tab')")
     assert browser.value("Object.values(memory.load(rater).answers)[0].marks.text_alignment.score")
+
+
+def test_a_browser_that_keeps_nothing_says_so_and_still_saves(
+    browser: Any, make_list: Callable[..., SampleList], tmp_path: Path
+) -> None:
+    browser.open(mos_page(make_list(), tmp_path / "round"))
+    browser.value("Storage.prototype.setItem = () => { throw new DOMException('full'); }")
+    browser.click("form button")
+    assert "keeps nothing" in browser.value("document.querySelector('.warning').textContent")
+    browser.wait(WATCHED)
+    browser.press("4", "5")
+    assert [record["score"] for record in browser.saved()] == [4, 5]
+    assert browser.errors == []
