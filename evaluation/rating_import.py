@@ -54,20 +54,33 @@ def import_ratings(
     if study:
         ratings = of_study(ratings, study, findings)
     findings.add("page that is not finished", "what it holds is used", _unfinished(ratings))
-    latest = {item.key: _said(item) for item in earlier}
+    latest = {item.key: item for item in earlier}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    added, changed = [], []
+    added, changed, older = [], [], []
     for item in ratings:
         before = latest.get(item.key)
-        if before == _said(item):
-            continue
-        if before is not None and before[0] not in (None, item.score):
-            changed.append(f"{item}, before {before[0]}")
-        latest[item.key] = _said(item)
+        if before is not None:
+            if _said(before) == _said(item):
+                continue
+            if _is_older(item, before):
+                older.append(f"{item}, since then {before.score}")
+                continue
+            if before.score not in (None, item.score):
+                changed.append(f"{item}, before {before.score}")
+        latest[item.key] = item
         added.append(dataclasses.replace(item, time=item.time or now))
     append_ratings(log, added)
     findings.add("rating that contradicts the log", "both are kept, the later counts", changed)
-    return ImportReport(added=len(added), known=len(ratings) - len(added), findings=findings.all())
+    findings.add("answer corrected since on its page", "not added", older)
+    known = len(ratings) - len(added) - len(older)
+    return ImportReport(added=len(added), known=known, findings=findings.all())
+
+
+def _is_older(item: Rating, logged: Rating) -> bool:
+    """Whether an answer comes from a file that its page saved before the one in the log."""
+    page = item.provenance.get("page")
+    same_clock = page is not None and page == logged.provenance.get("page")
+    return same_clock and item.time < logged.time
 
 
 def _said(item: Rating) -> tuple[float | None, str, str]:

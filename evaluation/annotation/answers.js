@@ -5,6 +5,7 @@
 const study = JSON.parse(document.getElementById("study").textContent);
 const isPair = study.kind === "gsb";
 const CANNOT = "0";
+const asked = study.items.reduce((sum, item) => sum + item.dimensions.length, 0);
 
 // What can be answered: the key to press, the recorded score, the word that is shown.
 const CHOICES = isPair
@@ -40,7 +41,6 @@ function setMark(answer, name, score) {
 
 // The lines of the saved file: what `eval mos score` and `eval gsb score` read.
 function toRecords(rater, answers, viewport) {
-  const asked = study.items.reduce((sum, item) => sum + item.dimensions.length, 0);
   const records = [];
   study.items.forEach((item, index) => {
     const answer = answers[item.id];

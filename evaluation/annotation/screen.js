@@ -103,7 +103,7 @@ function showStart() {
       ? "You see two clips of the same text, A and B, side by side. Say for each question which is better, or that they are the same."
       : "You see one clip at a time with the text it was made from. Give each question a score from 1 to 5; what each score means is written beside it."),
     make("p", {}, "A clip can be answered when it has been played to its end once. What you answer is kept in this browser: you can close the page and go on later, and go back and correct."),
-    make("p", {}, `${study.items.length} ${noun}, ${study.dimensions.length} question${study.dimensions.length === 1 ? "" : "s"} each. At the end, or at any time, save your answers to a file and send it back.`),
+    make("p", {}, `${study.items.length} ${noun}, ${asked} questions in all. At the end, or at any time, save your answers to a file and send it back.`),
     keyTable(), ask,
     make("button", { class: "go" }, known > 0 ? "Continue" : "Begin"));
   root.replaceChildren(form);

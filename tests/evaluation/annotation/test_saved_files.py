@@ -113,6 +113,19 @@ def test_a_correction_and_a_new_comment_are_kept(tmp_path: Path) -> None:
     assert "a comment" in log.read_text()
 
 
+def test_an_older_file_of_a_page_does_not_undo_corrections(tmp_path: Path) -> None:
+    log, later = tmp_path / "log.jsonl", tmp_path / "later.jsonl"
+    records = [json.loads(line) for line in MOS.read_text().splitlines()]
+    records[1] |= {"score": 1, "time": "2099-01-01T00:00:00.000Z"}
+    later.write_text("".join(json.dumps(record) + "\n" for record in records))
+    import_ratings(later, log, DIMENSIONS)
+    report = import_ratings(MOS, log, DIMENSIONS)
+    assert (report.added, report.known) == (0, 5)
+    (item,) = kinds(report.findings)["answer corrected since on its page"]
+    assert item.endswith("5.0, since then 1.0")
+    assert read_log(log)[0][1].score == 1
+
+
 @pytest.fixture
 def plan(make_list: Callable[..., SampleList], tmp_path: Path) -> Path:
     listed = make_list()
