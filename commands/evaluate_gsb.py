@@ -10,12 +10,15 @@ from longtake.commands.rating_options import (
     AsJson,
     Confidence,
     Dimensions,
+    EmbedMegabytes,
     Excluded,
+    Page,
     Policy,
     Resamples,
     Samples,
     Seed,
     TaskOption,
+    echo_pages,
 )
 
 gsb = group("Good-same-bad: plan blind pairs, collect answers, aggregate.")
@@ -33,12 +36,19 @@ def gsb_plan(
     ] = None,
     task: TaskOption = "t2v",
     dimension: Dimensions = None,
+    rater: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A page for each; default: one that asks who rates."),
+    ] = None,
+    page: Page = True,
+    embed_mb: EmbedMegabytes = 20.0,
     seed: Annotated[int, typer.Option(help="Of sides and order.")] = 0,
 ) -> None:
-    """Pair the videos of every prompt: balanced sides, opaque names, a sheet, and a key to keep.
+    """Pair the videos of every prompt: balanced sides, opaque names, pages, a sheet, a key to keep.
 
     Example: python cli.py eval gsb plan --samples samples.csv --reference A --output-dir plan
     """
+    from longtake.evaluation.annotation.study_pages import write_gsb_pages
     from longtake.evaluation.dimensions import dimension_names
     from longtake.evaluation.gsb_plan import plan_pairs, write_plan
     from longtake.evaluation.result_files import print_findings
@@ -46,33 +56,42 @@ def gsb_plan(
 
     listed = read_samples(samples)
     pairs, findings = plan_pairs(listed, reference=reference, rivals=rival or (), seed=seed)
-    sheet = write_plan(output_dir, pairs, listed, dimension_names(task, dimension or ()))
-    typer.echo(f"{len(pairs)} pairs; give raters {sheet} and the videos beside it, keep the key")
+    names = dimension_names(task, dimension or ())
+    sheet = write_plan(output_dir, pairs, listed, names)
+    typer.echo(f"{len(pairs)} pairs; give raters a page, or {sheet} with the videos; keep the key")
+    if page:
+        written = write_gsb_pages(
+            output_dir, listed, pairs, names, rater or (), round(embed_mb * 1e6)
+        )
+        echo_pages(written)
+        findings += written.findings
     print_findings((*listed.findings, *findings))
 
 
 @gsb.command("score")
 def gsb_score(
     plan: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the plan.")],
-    answers: Annotated[Path, typer.Option(metavar="FILE", help="The sheet a rater filled in.")],
+    answers: Annotated[
+        Path, typer.Option(metavar="FILE", help="A filled sheet, or a file saved from a page.")
+    ],
     rater: Annotated[str, typer.Option(help="Who filled in rows without a rater.")] = "",
     task: TaskOption = "t2v",
     dimension: Dimensions = None,
 ) -> None:
-    """Bring a filled sheet (left, same, right) into the plan's log; twice changes nothing.
+    """Bring a filled sheet (left, same, right) or page into the plan's log; twice changes nothing.
 
     Example: python cli.py eval gsb score plan --answers sheet-ann.csv --rater ann
     """
     from longtake.evaluation.dimensions import dimension_names
     from longtake.evaluation.gsb import ANSWER_LOG, read_answer
-    from longtake.evaluation.gsb_plan import read_key
+    from longtake.evaluation.gsb_plan import plan_study, read_key
     from longtake.evaluation.rating_import import import_ratings
     from longtake.evaluation.result_files import print_findings
 
-    read_key(plan)  # answers without a key mean nothing
+    study = plan_study(read_key(plan))  # answers without a key mean nothing
     names = dimension_names(task, dimension or ())
     log = plan / ANSWER_LOG
-    report = import_ratings(answers, log, names, rater=rater, read_cell=read_answer)
+    report = import_ratings(answers, log, names, rater=rater, read_cell=read_answer, study=study)
     typer.echo(f"{report.added} answers added to {log}, {report.known} were there already")
     print_findings(report.findings)
 

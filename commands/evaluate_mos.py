@@ -10,9 +10,11 @@ from longtake.commands.rating_options import (
     AsJson,
     Confidence,
     Dimensions,
+    EmbedMegabytes,
     Excluded,
     ExtraRaters,
     FirstRaters,
+    Page,
     Policy,
     Resamples,
     Samples,
@@ -21,6 +23,7 @@ from longtake.commands.rating_options import (
     Seed,
     TaskOption,
     Threshold,
+    echo_pages,
 )
 
 if TYPE_CHECKING:
@@ -63,39 +66,50 @@ def mos_assign(
     extra_raters: ExtraRaters = 2,
     threshold: Threshold = 2.0,
     scope: ScopeOption = "video",
+    page: Page = True,
+    embed_mb: EmbedMegabytes = 20.0,
     seed: Seed = 0,
 ) -> None:
-    """Write each rater a sheet with what the protocol asks now; videos get blind names.
+    """Write each rater a page and a sheet with what the protocol asks now; videos get blind names.
 
     Example: python cli.py eval mos assign --samples samples.csv --rater ann --rater bob
     --rater cy --output-dir round1
     """
+    from longtake.evaluation.annotation.study_pages import write_mos_pages
     from longtake.evaluation.mos_assign import write_assignments
     from longtake.evaluation.result_files import print_findings
     from longtake.evaluation.samples import read_samples
 
     settings = _settings(task, dimension, first_raters, extra_raters, threshold, scope)
-    report = write_assignments(
-        read_samples(samples), ratings or (), settings, rater, output_dir, seed=seed
-    )
+    listed = read_samples(samples)
+    report = write_assignments(listed, ratings or (), settings, rater, output_dir, seed=seed)
     states = ", ".join(f"{count} {state}" for state, count in report.status.states.items())
     typer.echo(f"{'videos' if scope == 'video' else 'videos and dimensions'}: {states}")
     for sheet in report.sheets:
         typer.echo(sheet)
     if not report.sheets:
         typer.echo("nothing to rate")
-    print_findings(report.findings)
+    findings = report.findings
+    if page:
+        written = write_mos_pages(
+            output_dir, listed, report.assignments, report.files, round(embed_mb * 1e6)
+        )
+        echo_pages(written)
+        findings += written.findings
+    print_findings(findings)
 
 
 @mos.command("score")
 def mos_score(
-    sheet: Annotated[Path, typer.Option(metavar="FILE", help="What a rater filled in.")],
+    sheet: Annotated[
+        Path, typer.Option(metavar="FILE", help="A filled sheet, or a file saved from a page.")
+    ],
     ratings: Annotated[Path, typer.Option(metavar="FILE", help="The log, .jsonl; continued.")],
     rater: Annotated[str, typer.Option(help="Who filled in rows without a rater.")] = "",
     task: TaskOption = "t2v",
     dimension: Dimensions = None,
 ) -> None:
-    """Bring a filled sheet into the log of ratings; twice changes nothing.
+    """Bring a filled sheet or page into the log of ratings; twice changes nothing.
 
     Example: python cli.py eval mos score --sheet round1/sheet-ann.csv --ratings ratings.jsonl
     """

@@ -1,9 +1,12 @@
 """Options that the commands on ratings share."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from longtake.evaluation.annotation.study_pages import PagesReport
 
 # Names of evaluation/, repeated so that --help need not import it.
 Task = Literal["t2v", "i2v"]
@@ -32,6 +35,13 @@ ScopeOption = Annotated[Scope, typer.Option(help="What is rated again after a di
 Confidence = Annotated[float, typer.Option(help="Coverage of the intervals, in (0, 1).")]
 Resamples = Annotated[int, typer.Option(help="Bootstrap resamples and sign patterns.")]
 Seed = Annotated[int, typer.Option(help="Of the resampling.")]
+Page = Annotated[
+    bool, typer.Option("--page/--no-page", help="Write pages to answer on in a browser.")
+]
+EmbedMegabytes = Annotated[
+    float,
+    typer.Option(min=0, help="Videos that take less are put into the page; else it links them."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, no tables.")]
 Excluded = Annotated[
     list[str] | None,
@@ -41,3 +51,10 @@ Policy = Annotated[
     Contradictions,
     typer.Option(help="Two scores of one rater for one video: the later, their mean, or stop."),
 ]
+
+
+def echo_pages(report: "PagesReport") -> None:
+    """Name the pages for raters, and what must be sent with them."""
+    for path in report.pages:
+        more = "send it with the folders beside it" if path in report.linking else "videos inside"
+        typer.echo(f"{path} ({more})")

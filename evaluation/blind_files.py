@@ -1,4 +1,4 @@
-"""Videos under names that tell raters nothing."""
+"""Videos and images under names that tell raters nothing."""
 
 import hashlib
 import os
@@ -13,8 +13,8 @@ def opaque_name(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def place_video(source: Path, target: Path) -> Path:
-    """Put a video under another name: a hard link where the file system allows, else a copy.
+def place_file(source: Path, target: Path) -> Path:
+    """Put a file under another name: a hard link where the file system allows, else a copy.
 
     Raises:
         UserError: it cannot be written.
@@ -28,7 +28,7 @@ def place_video(source: Path, target: Path) -> Path:
             shutil.copyfile(source, target)
     except OSError as error:
         raise UserError(
-            f"cannot place a video: {error.strerror or error}",
+            f"cannot place a file: {error.strerror or error}",
             received=str(target),
             remedy="free some space or choose another --output-dir",
         ) from error

@@ -17,6 +17,9 @@ Task = Literal["t2v", "i2v"]
 SCALE = (1, 5)
 """Lowest and highest score of a person; scores are whole numbers."""
 
+TIER_WORDS = ("Bad", "Poor", "Fair", "Good", "Excellent")
+"""Names of the scores 1 to 5, those of the absolute category rating of ITU-T P.910."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dimension:

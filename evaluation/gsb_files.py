@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from longtake.evaluation.findings import Findings
 from longtake.evaluation.gsb import GsbResult, aggregate_gsb, pairs_as_samples, read_answer
-from longtake.evaluation.gsb_plan import read_key
+from longtake.evaluation.gsb_plan import plan_study, read_key
 from longtake.evaluation.model_comparison import ComparisonSettings
 from longtake.evaluation.rating_checks import CheckSettings, check_ratings
-from longtake.evaluation.study_files import Acceptance, read_all
+from longtake.evaluation.study_files import Acceptance, of_study, read_all
 
 
 def gsb_from_files(
@@ -31,6 +32,8 @@ def gsb_from_files(
     """
     pairs = read_key(plan)
     found, irregular = read_all(answers, dimensions, read_answer)
+    findings = Findings(irregular)
+    found = of_study(found, plan_study(pairs), findings)
     rule = acceptance or Acceptance()
     check = CheckSettings(
         dimensions=dimensions,
@@ -38,5 +41,5 @@ def gsb_from_files(
         contradictions=rule.contradictions,
         exclude_raters=rule.exclude_raters,
     )
-    table = check_ratings(found, check, pairs_as_samples(pairs, plan), irregular)
+    table = check_ratings(found, check, pairs_as_samples(pairs, plan), findings.all())
     return aggregate_gsb(table, pairs, dimensions, settings)

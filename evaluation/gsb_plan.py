@@ -6,12 +6,12 @@ For every two models each is on the left in half of the pairs, so a taste for on
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from pathlib import Path
 
-from longtake.evaluation.blind_files import place_video
+from longtake.evaluation.blind_files import opaque_name, place_file
 from longtake.evaluation.csv_rows import write_csv_rows, write_text
 from longtake.evaluation.findings import Finding, Findings
 from longtake.evaluation.jsonl import read_jsonl
@@ -145,7 +145,7 @@ def write_plan(
     Raises:
         UserError: the folder holds another plan, or cannot be written.
     """
-    key = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)
+    key = _key_text(pairs)
     key_path = folder / KEY_FILE
     if key_path.exists() and key_path.read_text(encoding="utf-8") != key:
         raise UserError(
@@ -159,19 +159,39 @@ def write_plan(
     rows = []
     for pair in pairs:
         row = {"sample": pair.pair, "caption": by_id[pair.left].caption}
-        for side, sample in (("left", by_id[pair.left]), ("right", by_id[pair.right])):
-            source = samples.video_path(sample)
-            row[side] = sample.sample
+        sides = zip(
+            ("left", "right"), (pair.left, pair.right), blind_videos(pair, by_id), strict=True
+        )
+        for side, sample, name in sides:
+            source = samples.video_path(by_id[sample])
+            row[side] = name or sample
             if source is not None:
-                target = folder / VIDEO_FOLDER / f"{pair.pair}-{side}{source.suffix}"
-                place_video(source, target)
-                row[side] = f"{VIDEO_FOLDER}/{target.name}"
+                place_file(source, folder / name)
         rows.append(row)
     sheet = folder / SHEET_FILE
     if sheet.exists():  # of this plan, and perhaps filled in already
         return sheet
     columns = ("sample", "rater", "caption", "left", "right", *dimensions)
     return write_csv_rows(sheet, columns, rows)
+
+
+def blind_videos(pair: Pair, samples: Mapping[str, Sample]) -> tuple[str, str]:
+    """Names of the left and right video in a plan; empty where the list names none."""
+
+    def name(side: str, sample: Sample) -> str:
+        ending = Path(sample.video).suffix
+        return f"{VIDEO_FOLDER}/{pair.pair}-{side}{ending}" if sample.video else ""
+
+    return name("left", samples[pair.left]), name("right", samples[pair.right])
+
+
+def plan_study(pairs: Sequence[Pair]) -> str:
+    """What the answers to a plan name it by; pairs of different plans may have the same ids."""
+    return opaque_name(_key_text(pairs))
+
+
+def _key_text(pairs: Sequence[Pair]) -> str:
+    return "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)
 
 
 def read_key(folder: Path) -> tuple[Pair, ...]:

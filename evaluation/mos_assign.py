@@ -1,10 +1,10 @@
 """Who rates what next: sheets for the raters of a MOS study."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longtake.evaluation.blind_files import opaque_name, place_video
+from longtake.evaluation.blind_files import opaque_name, place_file
 from longtake.evaluation.csv_rows import write_csv_rows
 from longtake.evaluation.findings import Finding, Findings
 from longtake.evaluation.mos import MosSettings, ProtocolStatus, protocol_status, protocol_units
@@ -25,6 +25,10 @@ class AssignReport:
     """Progress before the new sheets."""
     sheets: tuple[Path, ...]
     """One for each rater with something to do."""
+    assignments: tuple[Assignment, ...]
+    """What they ask, rater by rater."""
+    files: Mapping[str, str]
+    """Blind name of the video of each assigned sample, relative to the folder."""
     rows: int
     """Their rows."""
     findings: tuple[Finding, ...]
@@ -92,7 +96,7 @@ def write_assignments(
         source = samples.video_path(by_id[sample])
         if source is not None:
             name = f"{opaque_name(sample)}{source.suffix}"
-            place_video(source, folder / VIDEO_FOLDER / name)
+            place_file(source, folder / VIDEO_FOLDER / name)
             files[sample] = f"{VIDEO_FOLDER}/{name}"
     sheets = [
         _write_sheet(folder, rater, [a for a in made if a.rater == rater], samples, files, settings)
@@ -101,6 +105,8 @@ def write_assignments(
     return AssignReport(
         status=protocol_status(units, settings.protocol),
         sheets=tuple(sheets),
+        assignments=made,
+        files=files,
         rows=len(made),
         findings=findings.all(),
     )

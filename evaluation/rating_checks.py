@@ -93,14 +93,19 @@ def check_ratings(
         ratings: in the order in which they were made.
         settings: what is accepted.
         samples: the list of samples, which knows model, prompt and cluster of each id; without it
-            the ratings must name their model and prompt.
+            the ratings must name their model and prompt. Ratings may name a sample by its id or
+            by its opaque name.
         earlier: findings of reading, put first.
 
     Raises:
         UserError: nothing is left, or a contradiction where these are refused.
     """
     findings = Findings(earlier)
-    sieve = _Sieve(_as_rows(ratings), findings)
+    rows = _as_rows(ratings)
+    if samples is not None:
+        names = samples.real_names
+        rows["sample"] = [names.get(name, name) for name in rows["sample"]]
+    sieve = _Sieve(rows, findings)
     excluded = sieve.rows["rater"].isin(settings.exclude_raters)
     absent = set(settings.exclude_raters) - set(sieve.rows["rater"])
     findings.add("excluded rater without a rating", "nothing to exclude", sorted(absent))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from longtake.evaluation.blind_files import opaque_name
 from longtake.evaluation.csv_rows import read_csv_rows, write_csv_rows
 from longtake.evaluation.findings import Finding, Findings
 from longtake.evaluation.jsonl import read_jsonl
@@ -49,6 +50,12 @@ class SampleList:
     def by_id(self) -> dict[str, Sample]:
         """Id -> sample."""
         return {item.sample: item for item in self.samples}
+
+    @property
+    def real_names(self) -> dict[str, str]:
+        """Opaque name, as pages for raters use it, -> id."""
+        names = {opaque_name(item.sample): item.sample for item in self.samples}
+        return names | {item.sample: item.sample for item in self.samples}
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longtake.evaluation.findings import Finding
+from longtake.evaluation.findings import Finding, Findings
 from longtake.evaluation.rating_checks import Contradictions
 from longtake.evaluation.rating_sheets import ReadCell, read_ratings
 from longtake.evaluation.records import Rating, read_score
@@ -20,6 +20,23 @@ class Acceptance:
     """What counts of two scores of one rater for one sample and dimension."""
     exclude_raters: tuple[str, ...] = ()
     """Raters whose ratings are set aside."""
+
+
+def of_study(ratings: Sequence[Rating], study: str, findings: Findings) -> list[Rating]:
+    """Ratings without those that were saved from a page of another study.
+
+    Args:
+        ratings: of any origin; sheets name no study and are kept.
+        study: digest, see :func:`longtake.evaluation.gsb_plan.plan_study`.
+        findings: gets what is left out.
+    """
+    named = [str(rating.provenance.get("study", study)) for rating in ratings]
+    findings.add(
+        "answer from a page of another study",
+        "not used",
+        (f"{r} (study {name})" for r, name in zip(ratings, named, strict=True) if name != study),
+    )
+    return [rating for rating, name in zip(ratings, named, strict=True) if name == study]
 
 
 def read_all(

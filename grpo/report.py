@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longtake.grpo import report_page as page
 from longtake.grpo.curves import interval
 from longtake.grpo.report_data import (
     OVERALL,
@@ -21,7 +20,11 @@ from longtake.grpo.report_data import (
     read_run,
     score_name,
 )
+from longtake.grpo.report_page import STYLE, duration, number, span
+from longtake.runtime import html_page
+from longtake.runtime.data_uri import Embedder
 from longtake.runtime.errors import RunDirectoryError
+from longtake.runtime.html_page import text
 from longtake.runtime.replacing import replacing
 
 MAX_BYTES = 20_000_000
@@ -46,39 +49,39 @@ def write_report(run: Path, max_bytes: int = MAX_BYTES) -> Path:
             "no run to report on", received=str(run), expected="a run directory"
         )
     data = read_run(run)
-    budget = page.Embedder(max_bytes)
+    budget = Embedder(max_bytes)
     seed = data.summary.get("seed")
     title = "GRPO run" if seed is None else f"GRPO run, seed {seed}"
     body = "".join(
         [
-            f"<h1>{page.text(title)}</h1>",
+            f"<h1>{text(title)}</h1>",
             _subtitle(data),
             _verdict(data),
             _missing(data),
-            page.section("Held-out prompts, before and after", _comparison(data, budget)),
-            page.section("Training", _picture(data, budget, "curves.png", "Training curves")),
-            page.section("Clips before and after", _before_after(data, budget)),
-            page.section("Prompts that changed most", _extremes(data)),
-            page.section("Cost", _cost(data)),
-            page.section("Groups during training", _grids(data, budget)),
-            page.section("Configuration and provenance", _origin(data)),
+            _section("Held-out prompts, before and after", _comparison(data, budget)),
+            _section("Training", _picture(data, budget, "curves.png", "Training curves")),
+            _section("Clips before and after", _before_after(data, budget)),
+            _section("Prompts that changed most", _extremes(data)),
+            _section("Cost", _cost(data)),
+            _section("Groups during training", _grids(data, budget)),
+            _section("Configuration and provenance", _origin(data)),
         ]
     )
-    return _write(run / "report.html", page.page(title, body))
+    return _write(run / "report.html", html_page.page(title, body, STYLE))
 
 
 def _subtitle(data: RunData) -> str:
     updates = data.summary.get("updates", len(data.metrics))
     parts = [f"{updates} update{'s' * (updates != 1)}"]
     if data.summary.get("wall_s") is not None:
-        parts.append(page.duration(data.summary["wall_s"]))
+        parts.append(duration(data.summary["wall_s"]))
     git = data.provenance.get("git") or {}
     if git.get("commit"):
         parts.append(f"commit {git['commit'][:10]}{' with local changes' * bool(git['dirty'])}")
     hardware = data.provenance.get("hardware") or {}
     devices = hardware.get("gpus") or ([hardware["cpu"]] if hardware.get("cpu") else [])
     parts += dict.fromkeys(devices)
-    return f'<p class="faint">{page.text(", ".join(map(str, parts)))}</p>'
+    return f'<p class="faint">{text(", ".join(map(str, parts)))}</p>'
 
 
 def _verdict(data: RunData) -> str:
@@ -90,7 +93,7 @@ def _verdict(data: RunData) -> str:
     way, headline = _headline(data.held_out)
     notes = []
     if data.summary.get("stopped"):
-        notes.append(f"Training stopped early: {page.text(data.summary['stopped'])}.")
+        notes.append(f"Training stopped early: {text(data.summary['stopped'])}.")
     fallen = [name for name, cell in data.held_out.items() if direction(cell) == "fall"]
     single = [name for name in data.held_out if name != OVERALL]
     if fallen:
@@ -122,13 +125,13 @@ def _headline(held_out: Cells) -> tuple[str, str]:
         return "flat", f"Nothing can be said about {label}: no complete pair of scores."
     low, high, confidence = bounds
     how = {
-        "rise": f"rose by {page.number(cell['diff'])}",
-        "fall": f"fell by {page.number(-cell['diff'])}",
-        "flat": f"did not change measurably ({page.number(cell['diff'], signed=True)})",
+        "rise": f"rose by {number(cell['diff'])}",
+        "fall": f"fell by {number(-cell['diff'])}",
+        "flat": f"did not change measurably ({number(cell['diff'], signed=True)})",
     }[way]
     sentence = (
-        f"{label} {how}, from {page.number(cell['before'])} to {page.number(cell['after'])} "
-        f"({confidence:g} % interval of the change {page.span(low, high)}, {cell['n']} clips of "
+        f"{label} {how}, from {number(cell['before'])} to {number(cell['after'])} "
+        f"({confidence:g} % interval of the change {span(low, high)}, {cell['n']} clips of "
         f"{cell['n_clusters']} prompts)."
     )
     return way, sentence[0].upper() + sentence[1:]
@@ -147,27 +150,27 @@ def _unscored(data: RunData) -> str:
 
 
 def _name(name: str) -> str:
-    return page.text(name.replace("_", " "))
+    return text(name.replace("_", " "))
 
 
 def _change(cell: Mapping[str, Any]) -> str:
-    diff = page.number(cell.get("diff"), signed=True)
+    diff = number(cell.get("diff"), signed=True)
     return f'<b class="{direction(cell)}">{diff}</b>'
 
 
 def _with_interval(cell: Mapping[str, Any]) -> str:
     bounds = interval(cell)
-    return _change(cell) + ("" if bounds is None else f" {page.span(bounds[0], bounds[1])}")
+    return _change(cell) + ("" if bounds is None else f" {span(bounds[0], bounds[1])}")
 
 
 def _missing(data: RunData) -> str:
     if not data.missing:
         return ""
-    items = "".join(f"<li>{page.text(line)}</li>" for line in data.missing)
-    return page.section("Missing from this run", f"<ul>{items}</ul>")
+    items = "".join(f"<li>{text(line)}</li>" for line in data.missing)
+    return _section("Missing from this run", f"<ul>{items}</ul>")
 
 
-def _comparison(data: RunData, budget: page.Embedder) -> str:
+def _comparison(data: RunData, budget: Embedder) -> str:
     rows: list[Sequence[str] | str] = []
     confidence = 95.0
     for heading, cells in (("held-out metrics", data.held_out), ("training rewards", data.rewards)):
@@ -178,10 +181,10 @@ def _comparison(data: RunData, budget: page.Embedder) -> str:
             rows.append(
                 [
                     f"<b>{_name(name)}</b>" if name == OVERALL else _name(name),
-                    page.number(cell.get("before")),
-                    page.number(cell.get("after")),
+                    number(cell.get("before")),
+                    number(cell.get("after")),
                     _change(cell),
-                    "&ndash;" if bounds is None else page.span(bounds[0], bounds[1]),
+                    "&ndash;" if bounds is None else span(bounds[0], bounds[1]),
                     str(cell.get("n", 0)),
                     str(cell.get("n_clusters", "&ndash;")),
                     str(cell.get("dropped", 0)),
@@ -195,26 +198,26 @@ def _comparison(data: RunData, budget: page.Embedder) -> str:
         "a missing score. Intervals: bootstrap over prompts."
     )
     chart = _picture(data, budget, "held_out.png", "Change and interval of each metric")
-    return page.table(columns, rows, note) + chart
+    return _table(columns, rows, note) + chart
 
 
-def _picture(data: RunData, budget: page.Embedder, name: str, caption: str) -> str:
+def _picture(data: RunData, budget: Embedder, name: str, caption: str) -> str:
     path = data.path / name
     if not path.is_file():
         return ""
     uri = budget.uri(path)
     if uri is None:
-        return f'<p class="faint">{page.text(name)} is too large to be embedded.</p>'
-    return page.figure(uri, caption, caption)
+        return f'<p class="faint">{text(name)} is too large to be embedded.</p>'
+    return _figure(uri, caption, caption)
 
 
-def _before_after(data: RunData, budget: page.Embedder) -> str:
+def _before_after(data: RunData, budget: Embedder) -> str:
     caption = "Frames of held-out clips from the same noise, before above after"
     still = _picture(data, budget, "samples/before_after.png", caption)
     return still + _picture(data, budget, "samples/before_after.mp4", "The same clips as a video")
 
 
-def _grids(data: RunData, budget: page.Embedder) -> str:
+def _grids(data: RunData, budget: Embedder) -> str:
     """Newest first, until the budget is spent."""
     grids = sorted((data.path / "samples").glob("update-*.mp4"), key=_update_of, reverse=True)
     shown = []
@@ -223,12 +226,12 @@ def _grids(data: RunData, budget: page.Embedder) -> str:
         if uri is None:
             break
         caption = f"update {_update_of(path)}"
-        shown.append(page.figure(uri, caption, f"Groups of {caption} with their scores"))
+        shown.append(_figure(uri, caption, f"Groups of {caption} with their scores"))
     left_out = len(grids) - len(shown)
     note = "One row per prompt, one column per member of the group; the best score is bold."
     if left_out:
         note += f" The {left_out} oldest grids are left out to keep this file small; see samples/."
-    return f'<p class="faint">{page.text(note)}</p>{"".join(shown)}' if grids else ""
+    return f'<p class="faint">{text(note)}</p>{"".join(shown)}' if grids else ""
 
 
 def _update_of(path: Path) -> int:
@@ -252,16 +255,16 @@ def _extremes(data: RunData) -> str:
             mark = f'<b class="{"rise" if diff > 0 else "fall"}">'
             rows.append(
                 [
-                    page.text(prompt),
-                    page.number(before),
-                    page.number(after),
-                    f"{mark}{page.number(diff, signed=True)}</b>",
+                    text(prompt),
+                    number(before),
+                    number(after),
+                    f"{mark}{number(diff, signed=True)}</b>",
                     str(count),
                 ]
             )
     up, down = (sum(row[3] * sign > 0 for row in changes) for sign in (1, -1))
     note = f"{label}; {up} prompts rose, {down} fell, {len(changes) - up - down} stayed."
-    return page.table(("prompt", "before", "after", "change", "clips"), rows, note)
+    return _table(("prompt", "before", "after", "change", "clips"), rows, note)
 
 
 def _cost(data: RunData) -> str:
@@ -271,10 +274,10 @@ def _cost(data: RunData) -> str:
         counted, naive = nfe.get(key), nfe.get(f"{key}_naive")
         if counted is not None and naive:
             saved = f"{100 * (1 - counted / naive):.1f} %"
-            rows.append([label, page.number(counted, 0), page.number(naive, 0), saved])
+            rows.append([label, number(counted, 0), number(naive, 0), saved])
     if rows:
         note = "Velocity evaluations of the model; naive: each clip of a group computed on its own."
-        out += page.table(("", "counted", "naive, closed form", "saved"), rows, note)
+        out += _table(("", "counted", "naive, closed form", "saved"), rows, note)
     totals = {phase: math.fsum(float(r.get(phase) or 0) for r in data.timing) for phase in _PHASES}
     total = math.fsum(totals.values())
     if total > 0:
@@ -282,32 +285,50 @@ def _cost(data: RunData) -> str:
         rows = [
             [
                 phase.removesuffix("_s"),
-                page.duration(seconds),
+                duration(seconds),
                 f"{seconds / count:.2f} s",
                 f"{100 * seconds / total:.0f} %",
             ]
             for phase, seconds in totals.items()
         ]
-        rows.append(["all", page.duration(total), f"{total / count:.2f} s", "100 %"])
+        rows.append(["all", duration(total), f"{total / count:.2f} s", "100 %"])
         note = f"Wall-clock of {count} updates on this machine; evaluation is not included."
-        out += page.table(("phase", "total", "per update", "share"), rows, note)
+        out += _table(("phase", "total", "per update", "share"), rows, note)
     return out
 
 
 def _origin(data: RunData) -> str:
-    out = page.details("config.yaml", data.config) if data.config else ""
+    out = _file("config.yaml", data.config) if data.config else ""
     if data.provenance:
-        text = json.dumps(data.provenance, indent=2, ensure_ascii=False)
-        out += page.details("provenance.json", text)
+        out += _file("provenance.json", json.dumps(data.provenance, indent=2, ensure_ascii=False))
     if data.summary:
-        out += page.details("summary.json", json.dumps(data.summary, indent=2, ensure_ascii=False))
+        out += _file("summary.json", json.dumps(data.summary, indent=2, ensure_ascii=False))
     return out
 
 
-def _write(path: Path, text: str) -> Path:
+def _section(title: str, content: str) -> str:
+    """A heading over HTML; nothing when the HTML is empty."""
+    return f"<section><h2>{text(title)}</h2>{content}</section>" if content else ""
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str] | str], note: str) -> str:
+    """A table of names and numbers."""
+    kinds = ("", *["num"] * (len(columns) - 1))
+    return html_page.table(columns, rows, classes=kinds, note=text(note))
+
+
+def _figure(uri: str, caption: str, label: str) -> str:
+    return html_page.figure(html_page.media(uri, label), text(caption))
+
+
+def _file(name: str, content: str) -> str:
+    return html_page.details(text(name), f"<pre>{text(content)}</pre>")
+
+
+def _write(path: Path, document: str) -> Path:
     try:
         with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(document, encoding="utf-8")
     except OSError as error:
         raise RunDirectoryError(
             f"cannot write {path.name}: {error.strerror or error}",

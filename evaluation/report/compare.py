@@ -29,7 +29,7 @@ from longtake.evaluation.report.compare_sides import Sides, find_sides
 from longtake.evaluation.report.compare_vbench import SuiteSides, vbench_sides
 from longtake.evaluation.report.content import Block, Figure, Report, Section, TableBlock, Text
 from longtake.evaluation.report.sources import SourceList
-from longtake.evaluation.report.verdict import corrected, difference_text, verdict
+from longtake.evaluation.report.verdict import difference_text, judge_together, verdict
 from longtake.evaluation.report.videos import VIDEO_NOTE, VideoShelf
 from longtake.evaluation.significance import tie_groups
 from longtake.evaluation.tables import Table, table_of
@@ -104,11 +104,7 @@ class _Comparison:
             rated += score_lines(table, by, sides, settings, self.findings)
         pairs, counts, pair_files = gsb_lines(sides, settings, self.findings)
         suites = vbench_sides(sides, self.findings)
-        families = max(1, bool(rated or pairs) + 2 * len(suites))
-        self.lines = corrected([*rated, *pairs], settings.confidence, families)
-        for suite in suites:
-            confidence = 1 - (1 - settings.confidence) / families
-            self.lines += suite.lines(confidence, settings, self.findings)
+        self.lines, families = judge_together([*rated, *pairs], suites, settings, self.findings)
         made = [self._basis(by, self._score_files(by)) for by in scores]
         if counts:
             made.append(self._basis(PAIRS, pair_files, table_of("counts", "Counts", counts)))

@@ -179,7 +179,7 @@ def gsb_lines(
             files += [plan / KEY_FILE, plan / ANSWER_LOG]
         else:
             findings.add("plan without pairs of the two models", "not compared", [str(plan)])
-    return [_gsb_line(count) for count in counts], counts, files
+    return [gsb_line(count) for count in counts], counts, files
 
 
 def swapped(count: GsbCount) -> GsbCount:
@@ -206,7 +206,8 @@ def swapped(count: GsbCount) -> GsbCount:
     )
 
 
-def _gsb_line(count: GsbCount) -> Line:
+def gsb_line(count: GsbCount) -> Line:
+    """One line of blind pairs, not corrected yet; the reference is the first model."""
     total = count.good + count.same + count.bad
     return Line(
         basis=PAIRS,

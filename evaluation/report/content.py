@@ -1,12 +1,12 @@
 """A report as plain data, before it becomes HTML, Markdown or JSON."""
 
-import base64
 import hashlib
 from dataclasses import dataclass, field
 from typing import Literal
 
 from longtake.evaluation.findings import Finding
 from longtake.evaluation.tables import Table
+from longtake.runtime.data_uri import data_uri
 
 Way = Literal["first", "second", "mixed", "none"]
 """Which model a comparison favours; `mixed`: each on something; `none`: no difference shown."""
@@ -76,7 +76,7 @@ class Figure:
 
     def uri(self) -> str:
         """The picture as a data URI."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+        return data_uri(self.png, ".png")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,21 +2,24 @@
 
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from longtake.evaluation.csv_rows import read_csv_rows
 from longtake.evaluation.findings import Finding, Findings
 from longtake.evaluation.gsb_plan import KEY_FILE
 from longtake.evaluation.jsonl import read_jsonl
-from longtake.evaluation.vbench.result_files import RECORD_ENDING
+from longtake.evaluation.vbench.result_files import named_dimensions
 from longtake.evaluation.vbench.suites import SUITES
 from longtake.runtime.errors import UserError
 
 Kind = Literal["ratings", "automatic", "samples", "vbench", "scores", "result"]
-_MEDIA = frozenset((".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".png", ".jpg", ".jpeg"))
+_MEDIA = frozenset(
+    (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".png", ".jpg", ".jpeg", ".webp")
+)
+_PAGES = frozenset((".html", ".htm"))
 _UNUSED = "not used"
 
 
@@ -125,10 +128,10 @@ class _Finder:
         written = {path.stem for path in paths if path.suffix == ".json" and _is_written(path)}
         for path in paths:
             ending = path.suffix.lower()
-            if ending in _MEDIA or (
+            if ending in _MEDIA | _PAGES or (
                 ending == ".csv" and any(path.stem.startswith(f"{name}_") for name in written)
             ):
-                continue  # belongs to a list of samples, or to the result of its name
+                continue  # shown through something else, or belongs to the result of its name
             try:
                 kind = _kind(path)
             except (UserError, OSError, ValueError) as error:
@@ -248,27 +251,8 @@ def _is_written(path: Path) -> bool:
 
 def _suites_of(path: Path) -> list[str]:
     """Suites whose dimensions a result file or zip names."""
-    names = set(_dimensions_in(path))
-    return [suite.name for suite in SUITES.values() if names & set(suite.dimensions)]
-
-
-def _dimensions_in(path: Path) -> Iterator[str]:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith(".json"):
-                    yield from _keys(json.loads(archive.read(name)))
-        return
-    if path.name.endswith(RECORD_ENDING):
-        yield path.name.removesuffix(RECORD_ENDING)
-    yield from _keys(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _keys(content: Any) -> Iterator[str]:
-    if isinstance(content, dict):
-        for key, value in content.items():
-            if isinstance(value, list) and len(value) == 2 and isinstance(value[1], list):
-                yield key.replace(" ", "_")
+    names = named_dimensions(path)
+    return [suite.name for suite in SUITES.values() if names & suite.dimensions.keys()]
 
 
 def _model_folder(path: Path) -> Path:

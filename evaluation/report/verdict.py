@@ -4,7 +4,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from longtake.evaluation.findings import Findings
+from longtake.evaluation.model_comparison import ComparisonSettings
 from longtake.evaluation.report.compare_lines import PAIRS, Line, Outcome
+from longtake.evaluation.report.compare_vbench import SuiteSides
 from longtake.evaluation.report.content import Verdict, Way
 from longtake.evaluation.report.score_sets import PEOPLE
 from longtake.evaluation.significance import holm
@@ -33,6 +36,28 @@ def corrected(lines: Sequence[Line], confidence: float, families: int) -> list[L
             outcome = "first" if line.diff > 0 else "second"
         decided.append(dataclasses.replace(line, p_corrected=p, outcome=outcome))
     return decided
+
+
+def judge_together(
+    tested: Sequence[Line],
+    suites: Sequence[SuiteSides],
+    settings: ComparisonSettings,
+    findings: Findings,
+) -> tuple[list[Line], int]:
+    """All lines of a page with their verdicts, and the number of families that share its error.
+
+    Args:
+        tested: lines of people, judges and pairs, with p-values.
+        suites: VBench suites with results of both models.
+        settings: confidence of the page, resampling.
+        findings: gets what the comparisons of suites remark.
+    """
+    families = max(1, bool(tested) + 2 * len(suites))
+    lines = corrected(tested, settings.confidence, families)
+    confidence = 1 - (1 - settings.confidence) / families
+    for suite in suites:
+        lines += suite.lines(confidence, settings, findings)
+    return lines, families
 
 
 def verdict(lines: Sequence[Line], first: str, second: str, confidence: float) -> Verdict:

@@ -3,7 +3,6 @@
 Small videos go into the page as data URIs. Larger ones are linked relative to the page.
 """
 
-import base64
 import os
 import random
 from collections.abc import Mapping
@@ -15,10 +14,7 @@ import pandas as pd
 
 from longtake.evaluation.report.content import Video, VideoRow
 from longtake.evaluation.samples import Sample, SampleList
-
-MEDIA = {".mp4": "video/mp4", ".webm": "video/webm", ".gif": "image/gif"}
-"""Endings that browsers play, with their types."""
-
+from longtake.runtime.data_uri import MEDIA, Embedder
 
 VIDEO_NOTE = (
     "Beside each video: the mean of its n ratings, too few for an interval. The prompts with the "
@@ -35,7 +31,7 @@ class VideoSettings:
     max_bytes: int = 2_000_000
     """A larger video is linked."""
     budget: int = 20_000_000
-    """Bytes of all videos in the page together; what does not fit any more is linked."""
+    """Characters that all videos in the page may take; what does not fit any more is linked."""
     seed: int = 0
     """Of the drawn prompts."""
 
@@ -51,7 +47,7 @@ class VideoShelf:
     def __init__(self, page: Path, settings: VideoSettings) -> None:
         self.settings = settings
         self._folder = page.resolve().parent
-        self._left = settings.budget
+        self._embedder = Embedder(settings.budget)
         self.linked: set[str] = set()
         """Folders that the page links into."""
 
@@ -91,15 +87,12 @@ class VideoShelf:
 
         try:
             size = path.stat().st_size
-            media = MEDIA.get(path.suffix.lower())
             if not size:
                 return shown(problem="the file is empty")
-            if media is None:
+            if path.suffix.lower() not in MEDIA:
                 return shown(self._link(path), f"browsers may not play {path.suffix or 'it'}")
-            if size <= min(self.settings.max_bytes, self._left):
-                content = base64.b64encode(path.read_bytes()).decode("ascii")
-                self._left -= size
-                return shown(f"data:{media};base64,{content}")
+            if size <= self.settings.max_bytes and (uri := self._embedder.uri(path)) is not None:
+                return shown(uri)
         except OSError as error:
             return shown(problem=f"no video: {error.strerror or error}")
         return shown(self._link(path), f"linked, not in the page: {size / 1e6:.1f} MB")

@@ -7,6 +7,7 @@ results of videos: there, a rough standard error stands in, and the comparison s
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from scipy.stats import t as student_t
@@ -185,9 +186,10 @@ class _Side:
         """Standard error of a score; None when unknown."""
         if name in self.errors:
             return self.errors[name]
-        found = standard_error(suite, name, self.samples, self.prompts())
+        found = standard_error(suite, name, self.samples, self.prompts)
         return None if found is None else found[0]
 
+    @cached_property
     def prompts(self) -> dict[str, int]:
         """Number of prompts that count, by dimension."""
         return {
@@ -208,8 +210,8 @@ def _interval(
             n: first.samples[n] - second.samples[n]
             for n in first.samples.keys() & second.samples.keys()
         }
-        others = second.prompts()
-        prompts = {n: min(count, others.get(n, 0)) for n, count in first.prompts().items()}
+        others = second.prompts
+        prompts = {n: min(count, others.get(n, 0)) for n, count in first.prompts.items()}
         found, basis = standard_error(suite, name, differences, prompts), PAIRED
     else:
         errors = [side.error(suite, name) for side in sides]

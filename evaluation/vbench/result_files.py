@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from longtake.evaluation.vbench.results import DimensionResults, VideoResult
 from longtake.evaluation.vbench.suites import NOT_APPLICABLE, Dimension, Suite
@@ -68,15 +68,32 @@ def read_results(suite: Suite, source: Path) -> ResultSet:
         except ValueError as error:
             found.problems.append(f"{name}: no JSON, maybe torn ({error})")
             continue
-        if isinstance(content, dict) and any(_is_result(value) for value in content.values()):
+        if _is_results(content):
             _add_results(found, name, content)
         elif isinstance(content, list) and name.endswith(RECORD_ENDING):
-            records[name.rpartition("/")[2].removesuffix(RECORD_ENDING)] = content
+            records[_recorded(name)] = content
         else:
             found.ignored.append(name)
     for dimension, record in records.items():
         _add_record(found, dimension, record)
     return found
+
+
+def named_dimensions(source: Path) -> frozenset[str]:
+    """The dimensions, of whatever suite, that the result files of a folder or zip name.
+
+    Raises:
+        UserError: the files cannot be read.
+        ValueError: one of them holds no JSON.
+    """
+    names: set[str] = set()
+    for name, text in _json_files(source):
+        content = json.loads(text)
+        if _is_results(content):
+            names |= {_dimension(key) for key, value in content.items() if _is_result(value)}
+        elif isinstance(content, list) and name.endswith(RECORD_ENDING):
+            names.add(_recorded(name))
+    return frozenset(names)
 
 
 def _json_files(source: Path) -> list[tuple[str, bytes]]:
@@ -104,6 +121,20 @@ def _is_wanted(name: str) -> bool:
     return not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
+def _is_results(content: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(content, dict) and any(_is_result(value) for value in content.values())
+
+
+def _dimension(key: str) -> str:
+    """The public code writes some names with spaces."""
+    return key.replace(" ", "_")
+
+
+def _recorded(name: str) -> str:
+    """The dimension of a record of ours, by its file name."""
+    return name.rpartition("/")[2].removesuffix(RECORD_ENDING)
+
+
 def _is_result(value: object) -> bool:
     return (
         isinstance(value, list)
@@ -115,7 +146,7 @@ def _is_result(value: object) -> bool:
 
 def _add_results(found: ResultSet, name: str, content: Mapping[str, Any]) -> None:
     for key, value in content.items():
-        dimension = found.suite.dimensions.get(key.replace(" ", "_"))
+        dimension = found.suite.dimensions.get(_dimension(key))
         if key in found.suite.outside_total:
             found.ignored.append(f"{name}: {key}, which no total uses")
         elif dimension is None:

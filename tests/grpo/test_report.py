@@ -11,7 +11,7 @@ import torch
 from longtake.core.video import read_video, write_mp4, write_png
 from longtake.grpo.report import write_report
 from longtake.grpo.report_data import per_prompt
-from longtake.grpo.report_page import Embedder, duration, number, span, table
+from longtake.grpo.report_page import duration, number, span
 from longtake.runtime.errors import RunDirectoryError
 
 EVIL = '<script>alert("x")</script> & a cat'
@@ -308,12 +308,3 @@ def test_numbers_and_durations() -> None:
         "8 min 43 s",
         "3 h 05 min",
     ]
-    assert "<td colspan" in table(("a", "b"), ["heading"])
-
-
-def test_embedder_keeps_its_budget(tmp_path: Path) -> None:
-    path = write_png(torch.zeros(2, 2, 3, dtype=torch.uint8), tmp_path / "a.png")
-    uri = Embedder(10_000).uri(path)
-    assert uri is not None and base64.b64decode(uri.partition(",")[2]) == path.read_bytes()
-    exact = Embedder(len(uri))
-    assert exact.uri(path) == uri and exact.uri(path) is None

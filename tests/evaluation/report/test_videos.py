@@ -14,6 +14,7 @@ from longtake.evaluation.report.inputs import Study
 from longtake.evaluation.report.page import html_page
 from longtake.evaluation.report.score_sets import ScoreSet, read_score_sets
 from longtake.evaluation.report.videos import VideoSettings, VideoShelf, pick_prompts
+from longtake.runtime.data_uri import uri_length
 
 MODELS = {"A": 3.8, "B": 3.2}
 
@@ -47,9 +48,10 @@ def test_the_budget_holds_and_the_rest_is_linked(
     make_study: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = make_study(MODELS, videos=True)
-    size = (folder / "videos" / "s00001.mp4").stat().st_size
+    first = folder / "videos" / "s00001.mp4"
+    size = first.stat().st_size
     page = tmp_path / "pages" / "r.html"
-    videos, shelf = shelved(folder, page, prompts=4, budget=3 * size)
+    videos, shelf = shelved(folder, page, prompts=4, budget=3 * uri_length(first))
     assert sum(video.is_inline for video in videos) == 3
     assert shelf.linked == {"../study/videos"}
     for video in videos:

@@ -1,0 +1,1 @@
+"""Pages on which raters answer: one HTML file that works without a network."""

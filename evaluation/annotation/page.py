@@ -1,0 +1,158 @@
+"""The page of one rater: items as JSON, and a small script that shows them and keeps answers.
+
+The page knows opaque ids and file names only. What it saves is a log of ratings that
+:func:`longtake.evaluation.records.read_log` reads. The provenance of each: ``study``, ``page``,
+``format`` and ``longtake`` (what was answered), ``asked`` (answers that the whole page asks for),
+``position`` (place of the item, from 1), ``seconds`` (time on the item), ``plays`` (to the end),
+``revision`` (how often the answer was changed), ``viewport``, ``comment`` (of the item) and, for
+pairs, ``shown`` (sides from left to right).
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from longtake import __version__
+from longtake.evaluation.blind_files import opaque_name
+from longtake.evaluation.csv_rows import write_text
+from longtake.evaluation.dimensions import DIMENSIONS, TIER_WORDS, title_of
+from longtake.runtime import html_page
+from longtake.runtime.data_uri import MEDIA, data_uri, uri_length
+from longtake.runtime.errors import UserError
+
+Kind = Literal["mos", "gsb"]
+
+FORMAT = 1
+"""Of the page and of what it saves; a higher number once one of them changes."""
+EMBED_BYTES = 20_000_000
+"""Videos and images that take less in the page are put into it: it is then the only file."""
+REASONS = ("The clip does not play.", "I do not understand the text.", "I do not know the subject.")
+"""Offered for "cannot judge"; raters may write their own."""
+
+_PARTS = Path(__file__).parent
+_SCRIPTS = ("answers.js", "player.js", "screen.js")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageItem:
+    """One clip, or two clips side by side."""
+
+    id: str
+    """Opaque; the ``sample`` of the answers."""
+    caption: str
+    """Text of the prompt."""
+    dimensions: tuple[str, ...]
+    """What is asked."""
+    videos: tuple[Path, ...]
+    """Blind files: one, or left and right."""
+    image: Path | None = None
+    """Blind file of the reference image."""
+
+
+def write_page(
+    path: Path,
+    kind: Kind,
+    study: str,
+    rater: str,
+    items: Sequence[PageItem],
+    embed_bytes: int = EMBED_BYTES,
+) -> bool:
+    """Write the page of one rater. Returns whether it holds its videos, so needs no other file.
+
+    Args:
+        path: of the page; where files are linked, their addresses are relative to its folder.
+        kind: ``mos``: one clip and scores from 1 to 5; ``gsb``: two clips, which is better.
+        study: digest of what is rated; answers name it.
+        rater: who; empty: the page asks for the name.
+        items: in the order of showing; at least one.
+        embed_bytes: characters that embedded files may take; if they need more, all are linked.
+
+    Raises:
+        UserError: another page is there already, or a file cannot be read or written.
+    """
+    text, is_whole = _document(path, kind, study, rater, items, embed_bytes)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise UserError(
+            "another page is there already and may be in use",
+            received=str(path),
+            remedy="bring in what was saved from it; then delete it or choose another --output-dir",
+        )
+    write_text(path, text)
+    return is_whole
+
+
+def _document(
+    path: Path, kind: Kind, study: str, rater: str, items: Sequence[PageItem], embed_bytes: int
+) -> tuple[str, bool]:
+    files = [
+        file for item in items for file in (*item.videos, *([item.image] if item.image else []))
+    ]
+    try:
+        addresses, is_whole = _addresses(path.parent, dict.fromkeys(files), embed_bytes)
+    except OSError as error:
+        raise UserError(
+            f"cannot read a file for the page: {error.strerror or error}",
+            received=str(error.filename),
+        ) from error
+    names = dict.fromkeys(name for item in items for name in item.dimensions)
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": kind,
+        "longtake": __version__,
+        "study": study,
+        "rater": rater,
+        "tiers": TIER_WORDS,
+        "dimensions": [_dimension(name) for name in names],
+        "items": [
+            {
+                "id": item.id,
+                "caption": item.caption,
+                "dimensions": item.dimensions,
+                "videos": [addresses[file] for file in item.videos],
+                "image": addresses[item.image] if item.image else "",
+            }
+            for item in items
+        ],
+    }
+    content["page"] = opaque_name(json.dumps(content))
+    reasons = "".join(f'<option value="{html_page.text(reason)}">' for reason in REASONS)
+    body = (
+        f'<div id="annotate"></div><datalist id="reasons">{reasons}</datalist>'
+        "<noscript><p>This page needs JavaScript; nothing is loaded from a network.</p></noscript>"
+        f'<script type="application/json" id="study">{script_json(content)}</script>'
+    )
+    script = "\n".join((_PARTS / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    style = (_PARTS / "page.css").read_text(encoding="utf-8")
+    return html_page.page("Rating of clips", body, style, script), is_whole
+
+
+def script_json(content: object) -> str:
+    """JSON that no text in it can end: without a ``<``, and ASCII throughout."""
+    return json.dumps(content).replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _addresses(
+    folder: Path, files: dict[Path, None], embed_bytes: int
+) -> tuple[dict[Path, str], bool]:
+    """All files as data URIs if they fit (and True), else all as links: easy to tell raters."""
+    has_types = all(file.suffix.lower() in MEDIA for file in files)
+    if has_types and sum(map(uri_length, files)) <= embed_bytes:
+        return {file: data_uri(file.read_bytes(), file.suffix) for file in files}, True
+    links = {file: quote(Path(os.path.relpath(file, folder)).as_posix()) for file in files}
+    return links, False
+
+
+def _dimension(name: str) -> dict[str, object]:
+    """A question as the page shows it; your own dimensions have only the words of the scale."""
+    known = DIMENSIONS.get(name)
+    return {
+        "name": name,
+        "title": title_of(name),
+        "question": known.question if known else "",
+        "aspects": known.aspects if known else (),
+        "tiers": known.tiers if known else (),
+    }

@@ -1,0 +1,197 @@
+"""The pages of a study: one for each rater, beside the blind videos."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from longtake.evaluation.annotation.page import EMBED_BYTES, Kind, PageItem, write_page
+from longtake.evaluation.annotation.video_facts import video_facts
+from longtake.evaluation.blind_files import opaque_name, place_file
+from longtake.evaluation.findings import Finding, Findings
+from longtake.evaluation.gsb_plan import Pair, blind_videos, plan_study
+from longtake.evaluation.mos_protocol import Assignment
+from longtake.evaluation.samples import SampleList
+
+IMAGE_FOLDER = "images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PagesReport:
+    """What was written."""
+
+    pages: tuple[Path, ...]
+    """One for each rater."""
+    linking: tuple[Path, ...]
+    """Those that need the folders of videos and images beside them; the others hold all."""
+    findings: tuple[Finding, ...]
+    """What cannot be shown."""
+
+
+def write_mos_pages(
+    folder: Path,
+    samples: SampleList,
+    assignments: Sequence[Assignment],
+    files: Mapping[str, str],
+    embed_bytes: int = EMBED_BYTES,
+) -> PagesReport:
+    """Write ``page-RATER.html`` for each rater of a round.
+
+    Items have opaque ids (:func:`longtake.evaluation.blind_files.opaque_name`), which the checks
+    of ratings turn back into samples of the list.
+
+    Args:
+        folder: of the sheets and the videos.
+        samples: the list of the study.
+        assignments: who rates what, in the order of showing.
+        files: blind name of the video of each sample, relative to ``folder``.
+        embed_bytes: see :func:`longtake.evaluation.annotation.page.write_page`.
+
+    Raises:
+        UserError: another page is there already, or a file cannot be read or written.
+    """
+    by_id = samples.by_id
+    asked = list(dict.fromkeys(item.sample for item in assignments))
+    shown = [sample for sample in asked if sample in files]
+    findings = Findings()
+    findings.add(
+        "sample without a video",
+        "not on a page; the sheet has it",
+        (sample for sample in asked if sample not in files),
+    )
+    blind = {sample: folder / files[sample] for sample in shown}
+    _look_at(blind, samples.models, findings)
+    images = _place_images(folder, samples, {sample: sample for sample in shown}, findings)
+    dimensions = dict.fromkeys(name for item in assignments for name in item.dimensions)
+    study = opaque_name(json.dumps([sorted(by_id), list(dimensions)]))
+    lists = {
+        rater: [
+            PageItem(
+                id=opaque_name(item.sample),
+                caption=by_id[item.sample].caption,
+                dimensions=item.dimensions,
+                videos=(blind[item.sample],),
+                image=images.get(item.sample),
+            )
+            for item in assignments
+            if item.rater == rater and item.sample in blind
+        ]
+        for rater in dict.fromkeys(item.rater for item in assignments)
+    }
+    return _write_all(folder, "mos", study, lists, embed_bytes, findings)
+
+
+def write_gsb_pages(
+    folder: Path,
+    samples: SampleList,
+    pairs: Sequence[Pair],
+    dimensions: Sequence[str],
+    raters: Sequence[str] = (),
+    embed_bytes: int = EMBED_BYTES,
+) -> PagesReport:
+    """Write ``page-RATER.html`` for each rater of a plan, or ``page.html``, which asks who rates.
+
+    Sides are those of the plan; every rater sees the pairs in an order of their own.
+
+    Args:
+        folder: of the plan and its videos.
+        samples: the list of the study.
+        pairs: of the plan.
+        dimensions: what is asked about every pair.
+        raters: who; may be empty.
+        embed_bytes: see :func:`longtake.evaluation.annotation.page.write_page`.
+
+    Raises:
+        UserError: another page is there already, or a file cannot be read or written.
+    """
+    findings = Findings()
+    by_id = samples.by_id
+    named = {pair.pair: blind_videos(pair, by_id) for pair in pairs}
+    findings.add(
+        "pair without videos",
+        "not on a page; the sheet has it",
+        (pair for pair, names in named.items() if not all(names)),
+    )
+    shown = [pair for pair in pairs if all(named[pair.pair])]
+    blind = {pair.pair: tuple(folder / name for name in named[pair.pair]) for pair in shown}
+    sides = {f"{pair} {path.stem}": path for pair, paths in blind.items() for path in paths}
+    _look_at(sides, samples.models, findings)
+    images = _place_images(folder, samples, {pair.pair: pair.left for pair in shown}, findings)
+    items = [
+        PageItem(
+            id=pair.pair,
+            caption=by_id[pair.left].caption,
+            dimensions=tuple(dimensions),
+            videos=blind[pair.pair],
+            image=images.get(pair.pair),
+        )
+        for pair in shown
+    ]
+    study = plan_study(pairs)
+    lists = {rater: list(items) for rater in raters or ("",)}
+    for rater in raters:
+        random.Random(f"{study} {rater}").shuffle(lists[rater])
+    return _write_all(folder, "gsb", study, lists, embed_bytes, findings)
+
+
+def _write_all(
+    folder: Path,
+    kind: Kind,
+    study: str,
+    lists: Mapping[str, Sequence[PageItem]],
+    embed_bytes: int,
+    findings: Findings,
+) -> PagesReport:
+    """Write the page of each rater who has something to do."""
+    pages, linking = [], []
+    for rater, items in lists.items():
+        if items:
+            path = folder / (f"page-{rater.replace('/', '_')}.html" if rater else "page.html")
+            pages.append(path)
+            if not write_page(path, kind, study, rater, items, embed_bytes):
+                linking.append(path)
+    return PagesReport(pages=tuple(pages), linking=tuple(linking), findings=findings.all())
+
+
+def _look_at(videos: Mapping[str, Path], models: Sequence[str], findings: Findings) -> None:
+    facts = {name: video_facts(path) for name, path in videos.items()}
+    findings.add(
+        "video that browsers may not play",
+        "on the page all the same; try it before you send the page",
+        (f"{name}: {known.problem}" for name, known in facts.items() if known.problem),
+    )
+    named = {name: known.names(models) for name, known in facts.items()}
+    findings.add(
+        "video whose file names a model",
+        "on the page all the same; who looks into the file can read it",
+        (f"{name}: {', '.join(found)}" for name, found in named.items() if found),
+    )
+
+
+def _place_images(
+    folder: Path, samples: SampleList, shown: Mapping[str, str], findings: Findings
+) -> dict[str, Path]:
+    """Reference images under blind names, by item.
+
+    Args:
+        folder: gets ``images/``.
+        samples: the list, which names the images.
+        shown: item -> sample.
+        findings: gets images that are not there.
+    """
+    by_id = samples.by_id
+    placed: dict[str, Path] = {}
+    missing = []
+    for item, sample in shown.items():
+        named = by_id[sample].image
+        source = samples.folder / named
+        if not named:
+            continue
+        if not source.is_file():
+            missing.append(f"{sample}: {source}")
+            continue
+        target = folder / IMAGE_FOLDER / f"{opaque_name(named)}{source.suffix}"
+        placed[item] = target if target in placed.values() else place_file(source, target)
+    findings.add("missing reference image", "the item is shown without it", missing)
+    return placed
