@@ -1,9 +1,9 @@
 """Forward attention on Hopper in Gluon: asynchronous tensor-core products over listed tiles.
 
-A program holds 64 queries and walks their key tiles. Scores of tile i are computed while the values
-of tile i - 1 are added, and both products run under the softmax of the other; loads run one to two
-tiles ahead. Half of the queries stay in registers, and three programs fit on one multiprocessor:
-with all operands in shared memory its bandwidth, not the tensor cores, is the limit for 64 rows.
+A program holds 64 queries and walks their key tiles, with one buffer for keys and one for values;
+each is filled again as soon as its product is done. Four programs fit on one multiprocessor, and
+the loads, products and softmax of one run under those of the others: as fast as programs that
+overlap their own work, which need so many registers and buffers that only three fit (docs/LOG.md).
 """
 
 from triton.experimental import gluon
@@ -19,7 +19,6 @@ from longtake.kernels.block_sparse.gluon_tiles import (
     async_load,
     factor_layout,
     head_of,
-    load_rows,
     memory_layout,
     multiply_transposed,
     product_layout,
@@ -32,7 +31,6 @@ from longtake.kernels.block_sparse.gluon_tiles import (
 
 @gluon.jit
 def forward_kernel(
-    q,
     q_box,
     k,
     k_box,
@@ -51,9 +49,6 @@ def forward_kernel(
     num_key_heads,
     num_blocks,
     num_tokens,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
     k_stride_b,
     k_stride_h,
     k_stride_n,
@@ -75,13 +70,12 @@ def forward_kernel(
     RAGGED_Q: gl.constexpr,
     RAGGED_K: gl.constexpr,
     ORDERED: gl.constexpr,
-    Q_REGISTERS: gl.constexpr,
 ):
     """One program per tile of 64 queries; ``hopper.forward`` explains the tensors.
 
-    ``q_box``, ``k_box``, ``v_box`` are the TMA descriptors of ``q`` (columns from Q_REGISTERS on),
-    ``k`` and ``v``. With RAGGED_K a list holds its whole blocks, ``whole_counts`` of them, before
-    the others. ``order`` permutes the rows of lists when ORDERED.
+    The boxes are TMA descriptors of queries, keys and values. With RAGGED_K a list holds its whole
+    blocks, ``whole_counts`` of them, before the others. ``order`` permutes the rows of lists when
+    ORDERED.
     """
     dtype: gl.constexpr = k_box.dtype
     scores: gl.constexpr = product_layout(64)
@@ -116,60 +110,49 @@ def forward_kernel(
         empty = gl.full([64], float("-inf"), gl.float32, rows)
         gl.store(lse_out + lse_row, empty, mask=lse_row < size)
     else:
-        k_tiles = gl.allocate_shared_memory(dtype, [2, 1, 1, 64, D], k_box.layout)
-        v_tiles = gl.allocate_shared_memory(dtype, [2, 1, 1, 64, D], v_box.layout)
+        q_buffer = gl.allocate_shared_memory(dtype, [1, 1, 64, D], q_box.layout)
+        k_buffer = gl.allocate_shared_memory(dtype, [1, 1, 64, D], k_box.layout)
+        v_buffer = gl.allocate_shared_memory(dtype, [1, 1, 64, D], v_box.layout)
+        q_tile = q_buffer.reshape([64, D])
+        k_tile = k_buffer.reshape([64, D])
+        v_tile = v_buffer.reshape([64, D])
         q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
         mbarrier.init(q_ready, count=1)
-        if Q_REGISTERS < D:
-            q_rest = gl.allocate_shared_memory(dtype, [1, 1, 64, D - Q_REGISTERS], q_box.layout)
-            q_tile = q_rest.reshape([64, D - Q_REGISTERS])
-            mbarrier.expect(q_ready, q_box.block_type.nbytes)
-            async_load(q_box, [batch, head, first, Q_REGISTERS], q_ready, q_rest)
-        else:
-            q_tile = 0
-        if Q_REGISTERS > 0:
-            q_start = token_of(head_of(q, batch, head, q_stride_b, q_stride_h), first, q_stride_n)
-            query = load_rows(q_start, size, q_stride_n, 64, Q_REGISTERS, factor_layout(64))
-        else:
-            query = 0
+        mbarrier.expect(q_ready, q_box.block_type.nbytes)
+        async_load(q_box, [batch, head, first, 0], q_ready, q_buffer)
         whole = gl.load(whole_counts + row) if RAGGED_K else count
         top = gl.full([64], float("-inf"), gl.float32, rows)
         total = gl.zeros([64], gl.float32, rows)
         acc = gl.zeros([64, D], gl.float32, output)
         if whole > 0:
             acc, top, total = add_whole_tiles(
-                query, q_tile, q_ready, k_box, k_tiles, v_box, v_tiles, blocks, whole * TILES_K,
-                k_offsets, batch, key_head, scale_log2, D, TILES_K, RAGGED_K, Q_REGISTERS,
+                q_tile, q_ready, k_box, k_buffer, v_box, v_buffer, blocks, whole * TILES_K,
+                k_offsets, batch, key_head, scale_log2, D, TILES_K, RAGGED_K,
             )  # fmt: skip
         if RAGGED_K:
-            if Q_REGISTERS < D:
-                mbarrier.wait(q_ready, 0)
+            mbarrier.wait(q_ready, 0)
             k_head = head_of(k, batch, key_head, k_stride_b, k_stride_h)
             v_head = head_of(v, batch, key_head, v_stride_b, v_stride_h)
-            k_tile = k_tiles.index(0).reshape([64, D])
-            v_tile = v_tiles.index(0).reshape([64, D])
             for entry in range(whole, count):
                 acc, top, total = add_grains(
-                    acc, top, total, query, q_tile, k_head, k_stride_n, k_tile, v_head, v_stride_n,
-                    v_tile, k_offsets, gl.load(blocks + entry), scale_log2, D, Q_REGISTERS,
+                    acc, top, total, q_tile, k_head, k_stride_n, k_tile, v_head, v_stride_n, v_tile,
+                    k_offsets, gl.load(blocks + entry), scale_log2, D,
                 )  # fmt: skip
         share = gl.convert_layout(1.0 / total, gl.SliceLayout(1, output))
-        o_tile = k_tiles.index(0).reshape([64, D])
-        o_tile.store((acc * gl.expand_dims(share, 1)).to(dtype))
+        q_tile.store((acc * gl.expand_dims(share, 1)).to(dtype))
         natural = (top + gl.log2(total)) * 0.6931471805599453
         gl.store(lse_out + lse_row, natural, mask=lse_row < size)
-        store_rows(out, o_tile.load(memory), size, o_stride_n, 64, D, memory)
+        store_rows(out, q_tile.load(memory), size, o_stride_n, 64, D, memory)
 
 
 @gluon.jit
 def add_whole_tiles(
-    query,
     q_tile,
     q_ready,
     k_box,
-    k_tiles,
+    k_buffer,
     v_box,
-    v_tiles,
+    v_buffer,
     blocks,
     n,
     k_offsets,
@@ -179,7 +162,6 @@ def add_whole_tiles(
     D: gl.constexpr,
     TILES_K: gl.constexpr,
     RAGGED_K: gl.constexpr,
-    Q_REGISTERS: gl.constexpr,
 ):
     """Attend to ``n`` >= 1 whole tiles of a list.
 
@@ -190,80 +172,47 @@ def add_whole_tiles(
     dtype: gl.constexpr = k_box.dtype
     scores: gl.constexpr = product_layout(64)
     output: gl.constexpr = product_layout(D)
-    k_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    v_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    for buffer in gl.static_range(2):
-        mbarrier.init(k_ready.index(buffer), count=1)
-        mbarrier.init(v_ready.index(buffer), count=1)
+    rows: gl.constexpr = gl.SliceLayout(1, scores)
+    k_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    v_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    mbarrier.init(k_ready, count=1)
+    mbarrier.init(v_ready, count=1)
     size: gl.constexpr = k_box.block_type.nbytes
     last = n - 1
-    start_0 = tile_start(blocks, 0, last, k_offsets, TILES_K, RAGGED_K)
-    start_1 = tile_start(blocks, 1, last, k_offsets, TILES_K, RAGGED_K)
-    start_2 = tile_start(blocks, 2, last, k_offsets, TILES_K, RAGGED_K)
-    start_3 = tile_start(blocks, 3, last, k_offsets, TILES_K, RAGGED_K)
-    mbarrier.expect(k_ready.index(0), size)
-    mbarrier.expect(v_ready.index(0), size)
-    mbarrier.expect(k_ready.index(1), size, pred=n > 1)
-    async_load(k_box, [batch, head, start_0, 0], k_ready.index(0), k_tiles.index(0))
-    async_load(v_box, [batch, head, start_0, 0], v_ready.index(0), v_tiles.index(0))
-    async_load(k_box, [batch, head, start_1, 0], k_ready.index(1), k_tiles.index(1), pred=n > 1)
-
+    start = tile_start(blocks, 0, last, k_offsets, TILES_K, RAGGED_K)
+    following = tile_start(blocks, 1, last, k_offsets, TILES_K, RAGGED_K)
+    mbarrier.expect(k_ready, size)
+    mbarrier.expect(v_ready, size)
+    async_load(k_box, [batch, head, start, 0], k_ready, k_buffer)
+    async_load(v_box, [batch, head, start, 0], v_ready, v_buffer)
+    key = k_buffer.reshape([64, D])
+    value = v_buffer.reshape([64, D])
     zero = gl.zeros([64, 64], gl.float32, scores)
-    if Q_REGISTERS < D:
-        mbarrier.wait(q_ready, 0)
-    mbarrier.wait(k_ready.index(0), 0)
-    key = k_tiles.index(0).reshape([64, D])
-    s = multiply_transposed(query, q_tile, key, zero, Q_REGISTERS, D)
-    s = warpgroup_mma_wait(0, deps=[s])
-    mbarrier.expect(k_ready.index(0), size, pred=n > 2)
-    mbarrier.expect(v_ready.index(1), size, pred=n > 1)
-    async_load(k_box, [batch, head, start_2, 0], k_ready.index(0), k_tiles.index(0), pred=n > 2)
-    async_load(v_box, [batch, head, start_1, 0], v_ready.index(1), v_tiles.index(1), pred=n > 1)
-    top = gl.max(s, 1) * scale_log2
-    p = gl.exp2(s * scale_log2 - gl.expand_dims(top, 1))
-    total = gl.sum(p, 1)
-    weights = gl.convert_layout(p.to(dtype), factor_layout(D))
-    shrink = gl.full([64], 1.0, gl.float32, gl.SliceLayout(1, scores))
+    top = gl.full([64], float("-inf"), gl.float32, rows)
+    total = gl.zeros([64], gl.float32, rows)
     acc = gl.zeros([64, D], gl.float32, output)
-    mbarrier.wait(k_ready.index(1), 0, pred=n > 1)
-    for i in range(1, n):
-        slot = i % 2
-        other = 1 - slot
-        key = k_tiles.index(slot).reshape([64, D])
-        pending = multiply_transposed(query, q_tile, key, zero, Q_REGISTERS, D)
-        acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, output)), 1)
-        mbarrier.wait(v_ready.index(other), (i - 1) // 2 & 1)
-        adding = warpgroup_mma(weights, v_tiles.index(other).reshape([64, D]), acc, is_async=True)
-        start_4 = tile_start(blocks, i + 3, last, k_offsets, TILES_K, RAGGED_K)
-        s = warpgroup_mma_wait(1, deps=[pending])
+    mbarrier.wait(q_ready, 0)
+    for i in range(0, n):
+        more = i + 1 < n
+        mbarrier.wait(k_ready, i & 1)
+        s = multiply_transposed(q_tile, key, zero)
+        behind = tile_start(blocks, i + 2, last, k_offsets, TILES_K, RAGGED_K)
+        s = warpgroup_mma_wait(0, deps=[s])
+        mbarrier.expect(k_ready, size, pred=more)
+        async_load(k_box, [batch, head, following, 0], k_ready, k_buffer, pred=more)
         new_top = gl.maximum(top, gl.max(s, 1) * scale_log2)
         shrink = gl.exp2(top - new_top)
         p = gl.exp2(s * scale_log2 - gl.expand_dims(new_top, 1))
         total = total * shrink + gl.sum(p, 1)
         top = new_top
-        # Keys of the next tile. This wait also keeps the compiler from moving the softmax behind
-        # the next one, where no product would run beside it.
-        following = gl.minimum(i + 1, last)
-        mbarrier.wait(k_ready.index(following % 2), following // 2 & 1)
-        acc = warpgroup_mma_wait(0, deps=[adding])
-        mbarrier.expect(k_ready.index(slot), size, pred=i + 2 < n)
-        mbarrier.expect(v_ready.index(other), size, pred=i + 1 < n)
-        async_load(
-            k_box, [batch, head, start_3, 0], k_ready.index(slot), k_tiles.index(slot),
-            pred=i + 2 < n,
-        )  # fmt: skip
-        async_load(
-            v_box, [batch, head, start_2, 0], v_ready.index(other), v_tiles.index(other),
-            pred=i + 1 < n,
-        )  # fmt: skip
         weights = gl.convert_layout(p.to(dtype), factor_layout(D))
-        start_2 = start_3
-        start_3 = start_4
-    acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, output)), 1)
-    mbarrier.wait(v_ready.index(last % 2), last // 2 & 1)
-    value = v_tiles.index(last % 2).reshape([64, D])
-    adding = warpgroup_mma(weights, value, acc, is_async=True)
-    acc = warpgroup_mma_wait(0, deps=[adding])
+        acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, output)), 1)
+        mbarrier.wait(v_ready, i & 1)
+        acc = warpgroup_mma(weights, value, acc, is_async=True)
+        acc = warpgroup_mma_wait(0, deps=[acc])
+        mbarrier.expect(v_ready, size, pred=more)
+        async_load(v_box, [batch, head, following, 0], v_ready, v_buffer, pred=more)
+        following = behind
     return acc, top, total
 
 
@@ -272,7 +221,6 @@ def add_grains(
     acc,
     top,
     total,
-    query,
     q_tile,
     k_head,
     k_stride_n,
@@ -284,7 +232,6 @@ def add_grains(
     block,
     scale_log2,
     D: gl.constexpr,
-    Q_REGISTERS: gl.constexpr,
 ):
     """Attend to one block of any size, 16 tokens at a time."""
     dtype: gl.constexpr = k_tile.dtype
@@ -302,7 +249,7 @@ def add_grains(
         stage_grain(v_tile, v_start, end - first, v_stride_n, D)
         fence_async_shared()  # the tensor cores see the stores
         key = k_tile.slice(0, 16)
-        s = multiply_transposed(query, q_tile, key, zero, Q_REGISTERS, D)
+        s = multiply_transposed(q_tile, key, zero)
         s = warpgroup_mma_wait(0, deps=[s])
         s = gl.where(column < end - first, s * scale_log2, float("-inf"))
         highest = gl.convert_layout(gl.max(s, 1), gl.SliceLayout(1, wide))

@@ -248,8 +248,8 @@ def add_whole_tiles(
         if not RAGGED_Q:
             mbarrier.wait(lse_ready.index(slot), phase)
             mbarrier.wait(delta_ready.index(slot), phase)
-        s_pending = multiply_transposed(0, key, query, zero, 0, D)
-        dp_pending = multiply_transposed(0, value, d_out, zero, 0, D)
+        s_pending = multiply_transposed(key, query, zero)
+        dp_pending = multiply_transposed(value, d_out, zero)
         row_lse = gl.load(lse + row + column) if RAGGED_Q else lse_rows.index(slot).load(columns)
         s, dk_acc, dv_acc = warpgroup_mma_wait(1, deps=[s_pending, dk_acc, dv_acc])
         # The products of the previous tile are done: its buffers are free.
@@ -329,8 +329,8 @@ def add_grains(
         row_delta = gl.load(delta + first + column, mask=inside, other=0.0)
         query = q_tile.slice(0, 16)
         d_out = do_tile.slice(0, 16)
-        s = multiply_transposed(0, key, query, zero, 0, D)
-        dp = multiply_transposed(0, value, d_out, zero, 0, D)
+        s = multiply_transposed(key, query, zero)
+        dp = multiply_transposed(value, d_out, zero)
         s, dp = warpgroup_mma_wait(0, deps=[s, dp])
         # Past the end queries and output gradients are zero: these columns add nothing.
         p = gl.exp2(s * scale_log2 - gl.expand_dims(row_lse, 0))

@@ -26,10 +26,6 @@ from longtake.kernels.block_sparse.launch import (
 )
 from longtake.kernels.block_sparse.triton_lists import wholes_first
 
-#: Columns of the queries that the forward kernel keeps in registers. With more, two programs would
-#: fit on a multiprocessor instead of three.
-QUERY_REGISTERS = 64
-
 WARPS = 4
 
 
@@ -38,8 +34,7 @@ def forward(call: Call, o: Tensor, lse: Tensor) -> None:
     dim = call.q.shape[-1]
     lists, counts, wholes, order = _lists(call)
     gluon_forward.forward_kernel[(counts.numel() * call.queries.tiles(BOX_ROWS),)](
-        call.q,
-        _box(call.q, max(dim - QUERY_REGISTERS, 64)),
+        _box(call.q, dim),
         call.k,
         _box(call.k, dim),
         call.v,
@@ -56,10 +51,9 @@ def forward(call: Call, o: Tensor, lse: Tensor) -> None:
         *call.heads,
         call.queries.count,
         call.queries.num_tokens,
-        *strides(call.q, call.k, call.v, o, lists, counts),
+        *strides(call.k, call.v, o, lists, counts),
         **_constants(call),
         ORDERED=order is not None,
-        Q_REGISTERS=QUERY_REGISTERS,
         num_warps=WARPS,
     )
 

@@ -194,9 +194,9 @@ def add_whole_tiles(
         v_slot = i % 2
         key = k_tiles.index(k_slot).reshape([64, D])
         value = v_tiles.index(v_slot).reshape([64, D])
-        s_pending = multiply_transposed(query, 0, key, zero, D, D)
+        s_pending = multiply_transposed(query, key, zero)
         mbarrier.wait(v_ready.index(v_slot), i // 2 & 1)
-        dp_pending = multiply_transposed(d_out, 0, value, zero, D, D)
+        dp_pending = multiply_transposed(d_out, value, zero)
         s, acc = warpgroup_mma_wait(1, deps=[s_pending, acc])
         p = gl.exp2(s * scale_log2 - gl.expand_dims(row_lse, 1))
         # Keys of the next tile. This wait also keeps the compiler from moving the exponential
@@ -258,8 +258,8 @@ def add_grains(
         stage_grain(v_tile, v_start, end - first, v_stride_n, D)
         fence_async_shared()  # the tensor cores see the stores
         key = k_tile.slice(0, 16)
-        s = multiply_transposed(query, 0, key, zero, D, D)
-        dp = multiply_transposed(d_out, 0, v_tile.slice(0, 16), zero, D, D)
+        s = multiply_transposed(query, key, zero)
+        dp = multiply_transposed(d_out, v_tile.slice(0, 16), zero)
         s, dp = warpgroup_mma_wait(0, deps=[s, dp])
         exponent = s * scale_log2 - gl.expand_dims(gl.convert_layout(row_lse, rows), 1)
         # Past the end keys and values are zero, but exp(-lse) may overflow.

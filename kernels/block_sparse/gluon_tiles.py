@@ -95,18 +95,6 @@ def stage_grain(tile, start, size, stride_n, D: gl.constexpr):
 
 
 @gluon.jit
-def multiply_transposed(left, left_tile, right, zero, REGISTERS: gl.constexpr, D: gl.constexpr):
-    """Start ``left right^T`` over D columns and return its token.
-
-    The first REGISTERS columns of the left factor are in registers, the others in shared memory:
-    registers spare the bandwidth of shared memory, which otherwise limits 64-row tiles.
-    """
-    if REGISTERS == D:
-        return warpgroup_mma(left, right.permute((1, 0)), zero, use_acc=False, is_async=True)
-    elif REGISTERS == 0:
-        return warpgroup_mma(left_tile, right.permute((1, 0)), zero, use_acc=False, is_async=True)
-    else:
-        near = right.slice(0, REGISTERS, 1).permute((1, 0))
-        far = right.slice(REGISTERS, D - REGISTERS, 1).permute((1, 0))
-        partial = warpgroup_mma(left, near, zero, use_acc=False, is_async=True)
-        return warpgroup_mma(left_tile, far, partial, is_async=True)
+def multiply_transposed(left, right, zero):
+    """Start ``left right^T`` and return its token; ``right`` is in shared memory."""
+    return warpgroup_mma(left, right.permute((1, 0)), zero, use_acc=False, is_async=True)
