@@ -63,7 +63,7 @@ def train_one(
         ],
         "accuracy": {
             judge: rewards[REWARD]
-            for judge, rewards in measure(pairs, reward, head, device).items()
+            for judge, rewards in measure(pairs, reward, head, folder, device).items()
         },
         "sensitivity": [
             dataclasses.asdict(row)

@@ -45,16 +45,19 @@ class HeadConfig:
     """Names of the rewards that it scores."""
     size: TinySize = dataclasses.field(default_factory=TinySize)
     """Of the model and of its frames."""
-    updates: int = 6000
+    updates: int = 3000
     """Optimiser steps at most."""
     learning_rate: float = 1e-3
     """AdamW, cosine to 0."""
-    batch_pairs: int = 64
-    """Pairs per update, those of some four prompts."""
+    batch_prompts: int = 16
+    """Prompts per update, with all pairs of each. With two to four, heads learned nothing in the
+    first 2,000 updates (docs/LOG.md)."""
 
 
 SIDE = 64
 """Height and width of the sandbox's clips, pixels."""
+FRAMES_PER_CLIP = 2
+"""Frames of a clip that the image head is trained on."""
 HEADS = ("hpsv3", "videoalign_mq", "videoalign_ta")
 """Names of the heads: fields of :class:`TinyHeadsConfig` and folders of the result."""
 
@@ -162,7 +165,13 @@ def train_heads(
         for name in chosen:
             _train(run, pairs, name, config, device)
         record = {
-            name: measure(pairs, run.path / "rewards" / name, config.head(name), device)
+            name: measure(
+                pairs,
+                run.path / "rewards" / name,
+                config.head(name),
+                run.path / "heads" / name,
+                device,
+            )
             for name in chosen
         }
         run.write_json("accuracy.json", to_plain(record))
@@ -225,6 +234,9 @@ def _train(run: RunDirectory, pairs: Path, name: str, config: TinyHeadsConfig, d
 
 def head_overrides(head: HeadConfig, config: TinyHeadsConfig) -> list[str]:
     """Settings of ``rewards train`` for a head: all but its validation pairs."""
+    # An image head is shown pairs of frames: each pair of clips is as many rows.
+    rows = config.pairs_per_prompt * (FRAMES_PER_CLIP if head.kind == "hpsv3" else 1)
+    batch = head.batch_prompts * rows
     return [
         f"dimensions=[{head.dimension}]",
         "method=full",
@@ -232,13 +244,13 @@ def head_overrides(head: HeadConfig, config: TinyHeadsConfig) -> list[str]:
         f"learning_rate={head.learning_rate}",
         "schedule=cosine",
         f"max_updates={head.updates}",
-        f"batch_pairs={head.batch_pairs}",
-        f"micro_batch={head.batch_pairs}",
+        f"batch_pairs={batch}",
+        f"micro_batch={batch}",
         "group_by_prompt=true",
         f"eval_every={min(config.eval_every, head.updates)}",
         "patience=0",
         f"workers={config.loaders}",
-        "data.frames_per_clip=2",
+        f"data.frames_per_clip={FRAMES_PER_CLIP}",
         f"data.cache_mib={config.cache_mib}",
         "export_public=false",
     ]
@@ -283,13 +295,16 @@ def train_head(
     return trained
 
 
-def measure(pairs: Path, reward: Path, head: HeadConfig, device: str = "auto") -> dict[str, Any]:
+def measure(
+    pairs: Path, reward: Path, head: HeadConfig, folder: Path, device: str = "auto"
+) -> dict[str, Any]:
     """Accuracies of a head on held-out pairs, by judge (:data:`ANNOTATORS`) and reward.
 
     Args:
         pairs: folder that :func:`make_pairs` filled.
         reward: its reward directory.
         head: which labels and rewards.
+        folder: gets ``scores.csv``; the judges saw the same clips, which are scored once.
         device: "auto", "cpu" or "cuda".
     """
     record: dict[str, Any] = {}
@@ -297,6 +312,7 @@ def measure(pairs: Path, reward: Path, head: HeadConfig, device: str = "auto") -
         agreements = evaluate_pairs(
             pairs / place / "held_out.csv",
             [f"{name}={reward}" for name in head.rewards],
+            output=folder / "scores.csv",
             device=device,
         )
         record[place] = {

@@ -182,7 +182,7 @@ class BlockLayout:
         parts = []
         for first, frames in self.stretches():
             frame = torch.arange(0, frames, t, device=device)[:, None, None]
-            thick, high = (frames - frame).clamp(max=t), (height - row).clamp(max=h)
+            thick, high = _at_most(frames - frame, t), _at_most(height - row, h)
             before = frame * (height * width) + thick * (row * width + high * column)
             parts.append(before.flatten() + first * height * width)
         parts.append(torch.full((1,), self.num_tokens, device=device))
@@ -194,16 +194,22 @@ class BlockLayout:
         y = torch.arange(height, device=device)[:, None]
         x = torch.arange(width, device=device)
         row, column = y // h * h, x // w * w
-        high, wide = (height - row).clamp(max=h), (width - column).clamp(max=w)
+        high, wide = _at_most(height - row, h), _at_most(width - column, w)
         parts = []
         for first, frames in self.stretches():
             z = torch.arange(frames, device=device)[:, None, None]
             frame = z // t * t
-            thick = (frames - frame).clamp(max=t)
+            thick = _at_most(frames - frame, t)
             before = frame * (height * width) + thick * (row * width + high * column)
             inside = ((z - frame) * high + (y - row)) * wide + (x - column)
             parts.append((before + inside).flatten() + first * height * width)
         return torch.cat(parts)
+
+
+def _at_most(x: Tensor, bound: int) -> Tensor:
+    # A choice, not a minimum: PyTorch 2.11 compiles index arithmetic into symbols, and fails on
+    # minima of them.
+    return torch.where(x < bound, x, bound)
 
 
 def _is_count(value: object) -> bool:

@@ -17,7 +17,7 @@ SMALL = (
     "damaged=1",
     "validation_share=0.4",
     *(f"{name}.updates=2" for name in HEADS),
-    *(f"{name}.batch_pairs=6" for name in HEADS),
+    *(f"{name}.batch_prompts=1" for name in HEADS),
 )
 
 
