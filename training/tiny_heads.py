@@ -47,7 +47,7 @@ class HeadConfig:
     """Of the model and of its frames."""
     updates: int = 3000
     """Optimiser steps at most."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """AdamW, cosine to 0."""
     batch_prompts: int = 16
     """Prompts per update, with all pairs of each. With two to four, heads learned nothing in the
