@@ -215,6 +215,12 @@ def normalize(frames: Tensor, config: PixelConfig) -> Tensor:
     return (frames.to(torch.float32) / 255.0 - mean) / std
 
 
+def normalize_patches(patches: Tensor, config: PixelConfig) -> Tensor:
+    """Rows of :func:`patchify` of uint8 frames, uint8 [..., 1176], as :func:`normalize` would."""
+    channels = patches.unflatten(-1, (3, TEMPORAL_PATCH * PATCH, PATCH))
+    return normalize(channels, config).flatten(-3)
+
+
 def patchify(frames: Tensor) -> Tensor:
     """Cut clips into the patch rows of Qwen2-VL.
 

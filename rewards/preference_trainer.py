@@ -18,6 +18,7 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from longtake.core.weights import iter_tensors, shard_paths, write_shards
+from longtake.rewards.pixels import PixelConfig, normalize_patches
 from longtake.rewards.preference_labels import UNLABELLED, is_labelled
 from longtake.rewards.preference_loss import (
     NUM_DRAWS,
@@ -44,13 +45,17 @@ class PairScorer(nn.Module):
     Args:
         reward: the model.
         tokens: indices of the reward tokens whose scores are trained.
+        pixels: how patches are normalised.
     """
 
     accepts_loss_kwargs = True  # asks Trainer to count the labelled entries of an update
 
-    def __init__(self, reward: Qwen2VLRewardModel, tokens: Sequence[int]) -> None:
+    def __init__(
+        self, reward: Qwen2VLRewardModel, tokens: Sequence[int], pixels: PixelConfig
+    ) -> None:
         super().__init__()
         self.reward = reward
+        self.pixels = pixels
         self.tokens = tuple(tokens)
 
     def forward(
@@ -65,7 +70,8 @@ class PairScorer(nn.Module):
 
         Arguments as ``preference_inputs.collate`` makes them.
         """
-        outputs = self.reward(input_ids, attention_mask, pixel_values, grid_thw, self.tokens)
+        patches = normalize_patches(pixel_values, self.pixels)
+        outputs = self.reward(input_ids, attention_mask, patches, grid_thw, self.tokens)
         sides: Tensor = outputs[clips.to(outputs.device)]
         return sides.transpose(0, 1)
 

@@ -295,7 +295,7 @@ class _Run:
         if config.patience:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.patience))
         trainer = PreferenceTrainer(
-            PairScorer(model, trained_tokens(plan.spec, config.dimensions)),
+            PairScorer(model, trained_tokens(plan.spec, config.dimensions), plan.spec.pixels),
             args,
             loss=plan.loss,
             dimensions=config.dimensions,
