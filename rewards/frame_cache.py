@@ -15,11 +15,11 @@ from torch import Tensor
 _HEADER = 64
 """Bytes before the places; the first eight count the bytes taken."""
 _PLACE = 5
-"""int64 numbers per clip: offset (0: not there) and the shape [F, C, H, W]."""
+"""int64 numbers per clip: offset (0: not there) and a shape of four sizes."""
 
 
 class FrameCache:
-    """Frames uint8 [F, C, H, W] by clip; what does not fit is not kept.
+    """Frames uint8 [F, C, H, W] by clip, or patches [t, h, w, 1176]; what does not fit is not kept.
 
     Args:
         keys: the clips that may be kept.
