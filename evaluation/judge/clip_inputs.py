@@ -28,7 +28,7 @@ from longtake.rewards.reward_spec import RewardSpec
 
 
 class ModelBatch(NamedTuple):
-    """B clips with their prompts; a named tuple, which a loader can pin."""
+    """B clips with their prompts."""
 
     input_ids: Tensor
     """int64 [B, L], padded on the right."""
@@ -72,13 +72,24 @@ def vision_tokens(patches: Tensor) -> int:
     return num_tokens((time, height, width))
 
 
-def as_batch(prompts: Sequence[Sequence[int]], patches: Sequence[Tensor]) -> ModelBatch:
-    """A batch of token ids and of patches of :func:`model_patches`, on one device."""
+def as_batch(
+    prompts: Sequence[Sequence[int]], patches: Sequence[Tensor], *, pin: bool = False
+) -> ModelBatch:
+    """A batch of token ids and of patches of :func:`model_patches`, on one device.
+
+    Args:
+        prompts: B prompts.
+        patches: of B clips.
+        pin: put the patches, which are on the CPU, into pinned memory.
+    """
     ids, mask = pad_prompts(prompts)
+    rows = [clip.flatten(0, 2) for clip in patches]
+    sizes = sum(map(len, rows)), rows[0].shape[1]
+    joined = torch.empty(sizes, dtype=torch.uint8, device=rows[0].device, pin_memory=pin)
     return ModelBatch(
         input_ids=ids,
         attention_mask=mask,
-        patches=torch.cat([clip.flatten(0, 2) for clip in patches]),
+        patches=torch.cat(rows, out=joined),
         grid_thw=torch.tensor([clip.shape[:3] for clip in patches]),
     )
 

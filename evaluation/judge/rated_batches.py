@@ -1,7 +1,7 @@
 """Rated clips as training batches: decoded once, in a reproducible order."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -172,15 +172,34 @@ class ClipSource(ClipCache[Tensor]):
             self._shared.put(row, patches)
         return patches
 
-    def batch(self, rows: Sequence[int]) -> ModelBatch:
-        """Inputs of clips."""
-        patches = [self.frames(row) for row in rows]
+    def decode(self, rows: Sequence[int]) -> dict[int, Tensor]:
+        """Put clips into the shared memory; returns the patches of those without room there."""
+        unkept = {}
+        for row in rows:
+            if self._shared.get(row) is None:
+                patches = self.frames(row)
+                if self._shared.get(row) is None:
+                    unkept[row] = patches
+        return unkept
+
+    def batch(
+        self, rows: Sequence[int], unkept: Mapping[int, Tensor] | None = None, *, pin: bool = False
+    ) -> ModelBatch:
+        """Inputs of clips.
+
+        Args:
+            rows: B clips.
+            unkept: from :meth:`decode`, so that nothing is decoded here.
+            pin: put the patches into pinned memory.
+        """
+        known = unkept or {}
+        patches = [known[row] if row in known else self.frames(row) for row in rows]
         samples = self.clips.samples.samples
         prompts = [
             self._prompt(samples[row].caption, vision_tokens(clip))
             for row, clip in zip(rows, patches, strict=True)
         ]
-        return as_batch(prompts, patches)
+        return as_batch(prompts, patches, pin=pin)
 
     def _prompt(self, caption: str, tokens: int) -> list[int]:
         """Token ids; clips of a prompt share them."""

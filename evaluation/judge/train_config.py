@@ -78,7 +78,7 @@ class JudgeTrainingConfig:
     precision: str = "bfloat16"
     """float32 | bfloat16: of the frozen weights and, by autocast, of the products."""
     workers: int = 2
-    """Processes that decode and resize clips ahead of a GPU, >= 1."""
+    """Processes that decode and resize clips ahead of a GPU, >= 1; on a CPU a thread does."""
     seed: int = 0
     """Names every draw: the split, the order, the LoRA and dropout."""
     trackers: tuple[str, ...] = ()
