@@ -6,6 +6,7 @@ for all. Started in another way (spawn), a loader keeps frames of its own.
 
 import mmap
 import multiprocessing
+import platform
 from collections.abc import Hashable, Iterable
 from typing import Any
 
@@ -13,8 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longtake.runtime.errors import UserError
+
 _HEADER = 64
 """Bytes before the places; the first eight count the bytes taken."""
+_NO_RESERVE = 0x4000 if platform.machine() in ("x86_64", "aarch64") else 0
+"""Linux's MAP_NORESERVE, which Python 3.11 does not name: a bound that is larger than the machine's
+memory costs nothing as long as the clips fit."""
 _PLACE = 5
 """int64 numbers per clip: offset (0: not there) and a shape of four sizes."""
 
@@ -25,6 +31,9 @@ class FrameCache:
     Args:
         keys: the clips that may be kept.
         num_bytes: memory for frames; it is taken as it fills.
+
+    Raises:
+        UserError: more memory than the system gives.
     """
 
     def __init__(self, keys: Iterable[Hashable], num_bytes: int) -> None:
@@ -36,7 +45,16 @@ class FrameCache:
         count = len(self._number)
         first = _HEADER + count * _PLACE * 8
         self._lock = multiprocessing.Lock()
-        self._memory = mmap.mmap(-1, first + self._num_bytes)
+        try:
+            flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _NO_RESERVE
+            self._memory = mmap.mmap(-1, first + self._num_bytes, flags=flags)
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"the memory for frames cannot be had: {error}",
+                received=f"{self._num_bytes / 2**20:.0f} MiB",
+                expected="what the system lets a process map",
+                remedy="lower cache_mib; clips that do not fit are decoded each time",
+            ) from error
         self._end = first + self._num_bytes
         # numpy: a slice of it costs a fraction of torch's, and leaves the interpreter's lock alone.
         self._bytes = np.frombuffer(self._memory, np.uint8)
