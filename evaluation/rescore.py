@@ -1,6 +1,6 @@
 """Score the videos of a study again, with a model: nothing is generated, everything is resumed.
 
-A scorer looks at one video and its caption. Its scores become records of kind ``automatic`` in the
+A scorer looks at videos and their captions. Its scores become records of kind ``automatic`` in the
 same log format as the ratings of people.
 """
 
@@ -8,7 +8,7 @@ import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from longtake import __version__
 from longtake.evaluation.findings import Finding
@@ -17,9 +17,12 @@ from longtake.evaluation.samples import Sample, SampleList
 from longtake.runtime.errors import UserError
 from longtake.runtime.provenance import digest
 
+Found = Mapping[str, tuple[float | None, str]]
+"""Of one video: dimension -> (score, why there is none)."""
+
 
 class Scorer(Protocol):
-    """A model that rates one video."""
+    """A model that rates videos."""
 
     @property
     def name(self) -> str:
@@ -33,8 +36,12 @@ class Scorer(Protocol):
     def calibration(self) -> str:
         """What maps its scores to the raters' scale; empty when nothing does."""
 
-    def score(self, video: Path, caption: str) -> Mapping[str, tuple[float | None, str]]:
-        """Dimension -> (score, why there is none)."""
+    @property
+    def batch(self) -> int:
+        """Videos that are scored together, and lost together when the run is stopped."""
+
+    def score(self, clips: Sequence[tuple[Path, str]]) -> list[Found]:
+        """What is found of each video with its caption."""
 
 
 class RewardScorer:
@@ -50,6 +57,7 @@ class RewardScorer:
     """
 
     calibration = ""
+    batch = 1
 
     def __init__(
         self, rewards: Sequence[str], *, device: str = "auto", max_frames: int = 1000
@@ -69,8 +77,11 @@ class RewardScorer:
         self.dimensions = tuple(names)
         self.name = f"rewards@{self._settings[:12]}"
 
-    def score(self, video: Path, caption: str) -> Mapping[str, tuple[float | None, str]]:
-        """Dimension -> (score, why there is none)."""
+    def score(self, clips: Sequence[tuple[Path, str]]) -> list[Found]:
+        """What is found of each video with its caption."""
+        return [self._score(video, caption) for video, caption in clips]
+
+    def _score(self, video: Path, caption: str) -> Found:
         from longtake.rewards.score_files import score_clip
         from longtake.rewards.score_inputs import ScoreInput
 
@@ -124,41 +135,64 @@ def rescore(
         if rating.score is not None
     }
     scored = unscored = kept = 0
-    for finished, sample in enumerate(samples.samples, start=1):
-        path = samples.video_path(sample)
-        content = digest(path) if path is not None and path.is_file() else None
-        keys = ((sample.sample, d, scorer.name, content) for d in scorer.dimensions)
-        open_dimensions = [key[1] for key in keys if key not in done]
-        kept += len(scorer.dimensions) - len(open_dimensions)
-        if open_dimensions:
-            found = _score(scorer, sample, path, content)
-            ratings = list(_records(scorer, sample, content, open_dimensions, found))
-            append_ratings(log, ratings)
-            unscored += sum(rating.score is None for rating in ratings)
-            scored += sum(rating.score is not None for rating in ratings)
-        on_progress(finished)
+    for start in range(0, len(samples.samples), scorer.batch):
+        chunk = samples.samples[start : start + scorer.batch]
+        todo: list[_Open] = []
+        for sample in chunk:
+            path = samples.video_path(sample)
+            content = digest(path) if path is not None and path.is_file() else None
+            keys = ((sample.sample, d, scorer.name, content) for d in scorer.dimensions)
+            dimensions = [key[1] for key in keys if key not in done]
+            kept += len(scorer.dimensions) - len(dimensions)
+            if dimensions:
+                todo.append(_Open(sample, path, content, dimensions))
+        pairs = zip(todo, _score(scorer, todo), strict=True)
+        ratings = [rating for item, found in pairs for rating in _records(scorer, item, found)]
+        append_ratings(log, ratings)
+        unscored += sum(rating.score is None for rating in ratings)
+        scored += sum(rating.score is not None for rating in ratings)
+        on_progress(start + len(chunk))
     return RescoreReport(scored=scored, unscored=unscored, kept=kept, findings=findings)
 
 
-def _score(
-    scorer: Scorer, sample: Sample, path: Path | None, content: str | None
-) -> Mapping[str, tuple[float | None, str]]:
-    if path is not None and content is not None:
-        return scorer.score(path, sample.caption)
-    reason = "the list names no video" if path is None else f"video not found: {path}"
-    return dict.fromkeys(scorer.dimensions, (None, reason))
+class _Open(NamedTuple):
+    """A sample that the log lacks scores of."""
+
+    sample: Sample
+    path: Path | None
+    content: str | None
+    """Digest of the video; None where there is none."""
+    dimensions: list[str]
 
 
-def _records(
-    scorer: Scorer,
-    sample: Sample,
-    content: str | None,
-    dimensions: Iterable[str],
-    found: Mapping[str, tuple[float | None, str]],
-) -> Iterable[Rating]:
-    provenance = {"video": content, "longtake": __version__, "calibration": scorer.calibration}
+def _score(scorer: Scorer, todo: Sequence[_Open]) -> list[Found]:
+    there = [
+        (item.path, item.sample.caption)
+        for item in todo
+        if item.path is not None and item.content is not None
+    ]
+    scores = iter(scorer.score(there) if there else [])
+    found: list[Found] = []
+    for item in todo:
+        if item.content is not None:
+            found.append(next(scores))
+            continue
+        reason = "the list names no video"
+        if item.path is not None:
+            reason = f"video not found: {item.path}"
+        found.append(dict.fromkeys(scorer.dimensions, (None, reason)))
+    return found
+
+
+def _records(scorer: Scorer, item: _Open, found: Found) -> Iterable[Rating]:
+    sample = item.sample
+    provenance = {
+        "video": item.content,
+        "longtake": __version__,
+        "calibration": scorer.calibration,
+    }
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    for dimension in dimensions:
+    for dimension in item.dimensions:
         score, reason = found[dimension]
         yield Rating(
             sample=sample.sample,

@@ -1,10 +1,10 @@
 """Prompts of different lengths to padded batches of bounded size."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from longtake.runtime.errors import UserError
 
@@ -37,6 +37,8 @@ def token_batches(lengths: Sequence[int], tokens_per_pass: int) -> list[list[int
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Token ids of B prompts as input ids and attention mask, int64 [B, L], padded on the right."""
-    rows = [torch.tensor(list(prompt), dtype=torch.int64) for prompt in prompts]
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return pad_sequence(rows, batch_first=True), mask
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids = torch.zeros(mask.shape, dtype=torch.int64)
+    ids[mask] = torch.tensor(list(chain.from_iterable(prompts)), dtype=torch.int64)
+    return ids, mask.long()

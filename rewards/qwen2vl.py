@@ -23,7 +23,7 @@ from longtake.core.lora import inject, inject_trainable, set_scaling
 from longtake.rewards.heads import build_head
 from longtake.rewards.qwen2vl_config import RewardModelConfig
 from longtake.rewards.qwen2vl_rotary import TextRotary, VisionRotary
-from longtake.rewards.qwen2vl_vision import VisionAttention
+from longtake.rewards.qwen2vl_vision import VisionAttention, patch_positions
 from longtake.runtime.errors import UserError
 
 LORA_TARGETS = (
@@ -202,8 +202,13 @@ class Qwen2VLRewardModel(nn.Module):
 
     def vision_tokens(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
         """Merged vision tokens [sum of t h w / 4, D] of patches (arguments of :meth:`forward`)."""
-        grid = grid_thw.to(self.device)
-        out = self.model.visual(pixel_values.to(self.device), grid_thw=grid)
+        merge = self.config.backbone.vision_config.spatial_merge_size
+        out = self.model.visual(
+            pixel_values.to(self.device),
+            # The attention reads lengths on the CPU: from the device each layer would wait for it.
+            grid_thw=grid_thw.cpu(),
+            position_ids=patch_positions(grid_thw, merge).to(self.device, non_blocking=True),
+        )
         # Since transformers 5 `last_hidden_state` holds the tokens before the merger: four times as
         # many, narrower, and a masked scatter would take them without complaint.
         merged: Tensor = out.pooler_output

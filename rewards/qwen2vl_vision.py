@@ -8,6 +8,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+from transformers.vision_utils import get_vision_position_ids
+
+
+def patch_positions(grid_thw: Tensor, merge: int) -> Tensor:
+    """Row and column of each patch, on the CPU; made once for neighbours of one size.
+
+    Args:
+        grid_thw: [V, 3] patches along time, height and width of each picture or video.
+        merge: patches per side that the merger joins.
+
+    Returns:
+        int64 [sum of t h w, 2].
+    """
+    sizes, counts = grid_thw.cpu().unique_consecutive(dim=0, return_counts=True)
+    one_each = [get_vision_position_ids(size[None], merge) for size in sizes]
+    return torch.cat([p.repeat(n, 1) for p, n in zip(one_each, counts.tolist(), strict=True)])
 
 
 class VisionAttention(nn.Module):

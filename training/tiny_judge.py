@@ -96,7 +96,7 @@ class TinyJudgeConfig:
     workers: int = 0
     """Processes that render and rate."""
     loaders: int = 2
-    """Threads that decode clips in training."""
+    """Processes that decode clips for a GPU in training."""
     cache_mib: int = 32768
     """Memory for resized frames: 0.34 MiB a clip at the default size."""
     data: str | None = None

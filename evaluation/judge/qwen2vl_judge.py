@@ -8,8 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from longtake.evaluation.judge.clip_inputs import ModelInputs, as_batch, model_frames, model_inputs
+from longtake.evaluation.judge.clip_inputs import (
+    as_batch,
+    model_arguments,
+    model_patches,
+    vision_tokens,
+)
 from longtake.evaluation.judge.contract import JudgeClip, Verdict
 from longtake.rewards.prompt_batches import token_batches
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
@@ -72,20 +78,22 @@ class Qwen2VLJudge:
         """Verdicts of clips; one that cannot be shown or scored has a reason instead."""
         none = (None,) * len(self.dimensions)
         verdicts = [Verdict(scores=none)] * len(clips)
-        inputs: list[tuple[int, ModelInputs]] = []
+        rows: list[int] = []
+        inputs: list[tuple[list[int], Tensor]] = []
         for row, clip in enumerate(clips):
             try:
-                inputs.append((row, self._inputs(clip)))
+                inputs.append(self._inputs(clip))
+                rows.append(row)
             except UserError as error:
                 reason = f"{error.what}: {error.received or 'cannot be scored'}"
                 verdicts[row] = Verdict(scores=none, reason=reason)
-        lengths = [len(item.ids) for _, item in inputs]
-        for group in token_batches(lengths, self._tokens_per_pass):
-            batch = as_batch([inputs[index][1] for index in group])
-            for index, raw in zip(
-                group, self._model.score(*batch, self._tokens).tolist(), strict=True
-            ):
-                verdicts[inputs[index][0]] = self._verdict(raw)
+        pixels = self._directory.spec.pixels
+        for group in token_batches([len(ids) for ids, _ in inputs], self._tokens_per_pass):
+            batch = as_batch(*zip(*(inputs[index] for index in group), strict=True))
+            arguments = model_arguments(batch, pixels, self._model.device)
+            scores = self._model.score(*arguments, self._tokens)
+            for index, raw in zip(group, scores.tolist(), strict=True):
+                verdicts[rows[index]] = self._verdict(raw)
         return verdicts
 
     def to(self, device: torch.device) -> "Qwen2VLJudge":
@@ -93,12 +101,12 @@ class Qwen2VLJudge:
         self._model.to(device)
         return self
 
-    def _inputs(self, clip: JudgeClip) -> ModelInputs:
+    def _inputs(self, clip: JudgeClip) -> tuple[list[int], Tensor]:
         if not clip.caption.strip():
             raise UserError("the clip has no caption", received="an empty text")
-        spec = self._directory.spec
-        frames = model_frames(clip.frames.to(self._model.device), clip.fps, spec)
-        return model_inputs(frames, clip.caption, spec, self._encoder)
+        frames = clip.frames.to(self._model.device)
+        patches = model_patches(frames, clip.fps, self._directory.spec)
+        return self._encoder.encode(clip.caption, vision_tokens(patches)), patches
 
     def _verdict(self, raw: Sequence[float]) -> Verdict:
         scales = self._directory.spec.normalization

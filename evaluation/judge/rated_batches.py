@@ -1,7 +1,7 @@
-"""Rated clips as training batches: decoded once, ahead of the model, in a reproducible order."""
+"""Rated clips as training batches: decoded once, in a reproducible order."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -11,8 +11,14 @@ from torch import Tensor
 
 from longtake.core.video import read_video
 from longtake.evaluation.bootstrap import FloatArray
-from longtake.evaluation.judge.clip_inputs import ModelInputs, model_frames, model_inputs
+from longtake.evaluation.judge.clip_inputs import (
+    ModelBatch,
+    as_batch,
+    model_patches,
+    vision_tokens,
+)
 from longtake.evaluation.judge.rated_clips import RatedClips
+from longtake.rewards.frame_cache import FrameCache
 from longtake.rewards.reward_directory import RewardDirectory
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import generator
@@ -134,29 +140,73 @@ class ClipSource(ClipCache[Tensor]):
         clips: the part.
         directory: of the base: spec and prompt.
         scale: of the targets.
-        cache_bytes: memory for frames.
+        cache_bytes: memory for patches; loader processes that are forked share it.
 
     Raises:
         UserError: see :class:`ClipCache`.
+
+    Attributes:
+        pixels: normalisation of the model.
     """
 
     def __init__(
         self, clips: RatedClips, directory: RewardDirectory, scale: TargetScale, cache_bytes: int
     ) -> None:
-        self._spec, self._encoder = directory.spec, directory.encoder()
+        self.pixels, self._encoder = directory.spec.pixels, directory.encoder()
         super().__init__(
             clips,
-            lambda video, fps: model_frames(video, fps, directory.spec),
+            lambda video, fps: model_patches(video, fps, directory.spec),
             self._encoder.problem,
-            cache_bytes,
+            cache_bytes=0,  # kept in shared memory instead
         )
+        self._shared = FrameCache(range(len(self)), cache_bytes)
+        self._ids: dict[tuple[str, int], list[int]] = {}
         self._targets = torch.from_numpy((clips.mean - scale.mean) / np.array(scale.std)).float()
         self._weights = torch.from_numpy(clips.count).float()
 
-    def inputs(self, row: int, frames: Tensor) -> ModelInputs:
-        """Model inputs of a clip; its patches are made on the device of ``frames``."""
-        caption = self.clips.samples.samples[row].caption
-        return model_inputs(frames, caption, self._spec, self._encoder)
+    def frames(self, row: int) -> Tensor:
+        """Patches uint8 [t, h, w, 1176] of a clip, not to be written to."""
+        patches = self._shared.get(row)
+        if patches is None:
+            patches = super().frames(row)
+            self._shared.put(row, patches)
+        return patches
+
+    def decode(self, rows: Sequence[int]) -> dict[int, Tensor]:
+        """Put clips into the shared memory; returns the patches of those without room there."""
+        unkept = {}
+        for row in rows:
+            if self._shared.get(row) is None:
+                patches = self.frames(row)
+                if self._shared.get(row) is None:
+                    unkept[row] = patches
+        return unkept
+
+    def batch(
+        self, rows: Sequence[int], unkept: Mapping[int, Tensor] | None = None, *, pin: bool = False
+    ) -> ModelBatch:
+        """Inputs of clips.
+
+        Args:
+            rows: B clips.
+            unkept: from :meth:`decode`, so that nothing is decoded here.
+            pin: put the patches into pinned memory.
+        """
+        known = unkept or {}
+        patches = [known[row] if row in known else self.frames(row) for row in rows]
+        samples = self.clips.samples.samples
+        prompts = [
+            self._prompt(samples[row].caption, vision_tokens(clip))
+            for row, clip in zip(rows, patches, strict=True)
+        ]
+        return as_batch(prompts, patches, pin=pin)
+
+    def _prompt(self, caption: str, tokens: int) -> list[int]:
+        """Token ids; clips of a prompt share them."""
+        key = (caption, tokens)
+        if key not in self._ids:
+            self._ids[key] = self._encoder.encode(caption, tokens)
+        return self._ids[key]
 
     def targets(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Standardised mean ratings and numbers of ratings, each float32 [B, D]; 0 ratings: 0."""
@@ -171,24 +221,13 @@ def update_rows(num_clips: int, batch: int, update: int, seed: int) -> list[int]
     """
     per_epoch = max(1, num_clips // batch)
     epoch, place = divmod(update, per_epoch)
+    return list(_order(num_clips, epoch, seed)[place * batch : (place + 1) * batch])
+
+
+@functools.lru_cache(maxsize=4)
+def _order(num_clips: int, epoch: int, seed: int) -> tuple[int, ...]:
     order = torch.randperm(num_clips, generator=generator(seed, "order of clips", epoch))
-    rows: list[int] = order[place * batch : (place + 1) * batch].tolist()
-    return rows
-
-
-def prefetched(
-    source: ClipSource, batches: Iterator[list[int]], workers: int
-) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Batches with their frames; the next batch is decoded while the model works on this one."""
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: tuple[list[int], list[Future[Tensor]]] | None = None
-        for rows in batches:
-            following = (rows, [pool.submit(source.frames, row) for row in rows])
-            if waiting is not None:
-                yield waiting[0], [future.result() for future in waiting[1]]
-            waiting = following
-        if waiting is not None:
-            yield waiting[0], [future.result() for future in waiting[1]]
+    return tuple(order.tolist())
 
 
 def weighted_error(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

@@ -7,21 +7,17 @@ and its number of ratings k; an unrated dimension has k = 0.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from longtake.evaluation.bootstrap import FloatArray
-from longtake.evaluation.judge.clip_inputs import as_batch
+from longtake.evaluation.judge.batch_loader import Loaded, loaded_batches, parts
+from longtake.evaluation.judge.clip_inputs import ModelBatch, model_arguments
 from longtake.evaluation.judge.qwen2vl_judge import judge_tokens
-from longtake.evaluation.judge.rated_batches import (
-    ClipSource,
-    prefetched,
-    update_rows,
-    weighted_error,
-)
+from longtake.evaluation.judge.rated_batches import ClipSource, update_rows, weighted_error
 from longtake.evaluation.judge.train_config import JudgeTrainingConfig
 from longtake.rewards.preference_trainer import trained_state
 from longtake.rewards.reward_directory import RewardDirectory
@@ -78,29 +74,30 @@ class JudgeRegression:
         config = self._config
         numbers = range(start, config.updates)
         batches = (update_rows(len(source), config.batch_clips, u, config.seed) for u in numbers)
-        for update, (rows, frames) in zip(
-            numbers, prefetched(source, batches, config.workers), strict=True
-        ):
+        for update, (rows, inputs) in zip(numbers, self._loaded(source, batches), strict=True):
             for group in self._optimizer.param_groups:
                 group["lr"] = config.learning_rate * _rate(update, config)
-            yield update, *self._update(source, rows, frames, update)
+            yield update, *self._update(source, rows, inputs, update)
 
     def _update(
-        self, source: ClipSource, rows: list[int], frames: list[Tensor], update: int
+        self, source: ClipSource, rows: list[int], inputs: list[ModelBatch], update: int
     ) -> tuple[float, float]:
         self.reward.train()
         targets, weights = (part.to(self._device) for part in source.targets(rows))
         total = weights.sum().clamp(min=1)
-        loss = 0.0
+        errors: list[Tensor] = []
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # dropout follows from the number of the update
             torch.manual_seed(derive_key(self._config.seed, "judge dropout", update))
-            for part in _parts(len(rows), self._config.micro_batch):
-                scores = self._scores(source, rows[part], frames[part])
+            for part, batch in zip(parts(len(rows), self._config.micro_batch), inputs, strict=True):
+                scores = self._scores(source, batch)
                 error = weighted_error(scores, targets[part], weights[part]) / total
                 error.backward()
-                loss += float(error.detach())
-        norm = float(torch.nn.utils.clip_grad_norm_(self._trained, self._config.max_grad_norm))
+                errors.append(error.detach())
+        clipped = torch.nn.utils.clip_grad_norm_(self._trained, self._config.max_grad_norm)
+        # Read at once: each read makes this thread wait for the device.
+        *terms, norm = torch.stack([*errors, clipped]).tolist()
+        loss = sum(terms)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(
                 "the training of the judge diverged",
@@ -114,15 +111,16 @@ class JudgeRegression:
 
     def predict(self, source: ClipSource) -> FloatArray:
         """Standardised scores [n, D] of all clips, in evaluation mode and without gradients."""
-        config = self._config
         self.reward.eval()
-        parts = [list(range(len(source)))[p] for p in _parts(len(source), config.batch_clips)]
-        found = []
+        every = list(range(len(source)))
+        batches = [every[part] for part in parts(len(source), self._config.batch_clips)]
         with torch.no_grad():
-            for rows, frames in prefetched(source, iter(parts), config.workers):
-                for part in _parts(len(rows), config.micro_batch):
-                    found.append(self._scores(source, rows[part], frames[part]).double().cpu())
-        return torch.cat(found).numpy()
+            found = [
+                self._scores(source, batch)
+                for _, inputs in self._loaded(source, batches)
+                for batch in inputs
+            ]
+        return torch.cat(found).double().cpu().numpy()
 
     def evaluate(self, source: ClipSource, update: int) -> float:
         """Weighted error of the calibration part; the best weights so far are kept."""
@@ -167,15 +165,23 @@ class JudgeRegression:
             for name, tensor in wanted.items():
                 tensor.copy_(weights[name])
 
-    def _scores(self, source: ClipSource, rows: list[int], frames: list[Tensor]) -> Tensor:
+    def _loaded(self, source: ClipSource, batches: Iterable[list[int]]) -> Iterator[Loaded]:
+        config, on_gpu = self._config, self._device.type == "cuda"
+        # On a CPU loaders would only compete with the model.
+        return loaded_batches(
+            source,
+            batches,
+            micro_batch=config.micro_batch,
+            loaders=config.workers if on_gpu else 0,
+            pin=on_gpu,
+        )
+
+    def _scores(self, source: ClipSource, batch: ModelBatch) -> Tensor:
         """Scores [B, D] float32."""
-        inputs = [
-            source.inputs(row, clip.to(self._device, non_blocking=True))
-            for row, clip in zip(rows, frames, strict=True)
-        ]
+        arguments = model_arguments(batch, source.pixels, self._device)
         half = self._config.precision == "bfloat16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
-            scores: Tensor = self.reward(*as_batch(inputs), self._tokens)
+            scores: Tensor = self.reward(*arguments, self._tokens)
         return scores
 
 
@@ -187,10 +193,6 @@ def _rate(update: int, config: JudgeTrainingConfig) -> float:
     if config.schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (update - warmup) / max(1, config.updates - warmup)))
-
-
-def _parts(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,23 +1,56 @@
 """A judge as a scorer of video files: records for the log, on the raters' scale if calibrated."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from longtake.core.video import read_video
 from longtake.evaluation.judge.contract import JudgeClip, JudgeModel, Verdict
 from longtake.evaluation.judge.controls import CONTROLS, VIDEO_CONTROLS, shuffle_captions
 from longtake.evaluation.judge.judge_directory import JudgeDirectory
 from longtake.evaluation.judge.score_log import CONTROL_MARK
-from longtake.evaluation.rescore import RescoreReport, rescore
+from longtake.evaluation.rescore import Found, RescoreReport, rescore
 from longtake.evaluation.samples import SampleList
 from longtake.runtime.errors import UserError
 
 MAX_FRAMES = 1000
 """Longer clips are unscored instead of filling the memory."""
+BATCH = 64
+"""Clips that the judge gets at once, if they are small: see :data:`BATCH_BYTES`."""
+BATCH_BYTES = 1 << 28
+"""Frames that the judge gets at once; a larger clip goes alone."""
+KEPT_BYTES = 1 << 30
+"""Frames that are kept for the controls, which show the same clips again."""
+
+
+class Videos:
+    """Decoded videos; the first ones are kept, as far as the memory reaches.
+
+    Args:
+        num_bytes: memory for frames.
+    """
+
+    def __init__(self, num_bytes: int = 0) -> None:
+        self._left = num_bytes
+        self._kept: dict[Path, tuple[Tensor, float]] = {}
+
+    def read(self, path: Path) -> tuple[Tensor, float]:
+        """Frames uint8 [T, 3, H, W], at most one more than :data:`MAX_FRAMES`, and their rate.
+
+        Raises:
+            UserError: as :func:`longtake.core.video.read_video`.
+        """
+        if path in self._kept:
+            return self._kept[path]
+        found = read_video(path, MAX_FRAMES + 1)
+        if found[0].nbytes <= self._left:
+            self._left -= found[0].nbytes
+            self._kept[path] = found
+        return found
 
 
 class JudgeScorer:
@@ -28,10 +61,16 @@ class JudgeScorer:
         model: loaded from it.
         calibrated: apply its calibration; raw scores are for fitting one.
         control: name of a control whose change of the frames is applied; empty: none.
+        videos: where frames come from; None reads each clip.
+
+    Attributes:
+        batch: clips that are scored together.
 
     Raises:
         UserError: calibrated scores of a judge without calibration, or an unknown control.
     """
+
+    batch = BATCH
 
     def __init__(
         self,
@@ -40,6 +79,7 @@ class JudgeScorer:
         *,
         calibrated: bool = True,
         control: str = "",
+        videos: Videos | None = None,
     ) -> None:
         if calibrated and judge.calibration is None:
             raise UserError(
@@ -51,6 +91,7 @@ class JudgeScorer:
         if control and control not in CONTROLS:
             raise UserError("unknown control", received=control, expected=", ".join(CONTROLS))
         self._model = model
+        self._videos = videos or Videos()
         self._curves = judge.calibration.curves if calibrated and judge.calibration else {}
         self._change = VIDEO_CONTROLS.get(control)
         self.dimensions = judge.dimensions
@@ -62,17 +103,45 @@ class JudgeScorer:
         if control:
             self.name += f"{CONTROL_MARK}{control}"
 
-    def score(self, video: Path, caption: str) -> Mapping[str, tuple[float | None, str]]:
-        """Dimension -> (score, why there is none)."""
+    def score(self, clips: Sequence[tuple[Path, str]]) -> list[Found]:
+        """What is found of each video with its caption."""
+        found: list[Found | None] = []
+        shown: list[JudgeClip] = []
+        places: list[int] = []
+
+        def judge() -> None:
+            for place, verdict in zip(places, self._model.judge(shown), strict=True):
+                found[place] = self._points(verdict)
+            shown.clear()
+            places.clear()
+
+        for video, caption in clips:
+            found.append(None)
+            clip = self._clip(video, caption)
+            if isinstance(clip, str):
+                found[-1] = dict.fromkeys(self.dimensions, (None, clip))
+                continue
+            if shown and sum(c.frames.nbytes for c in [*shown, clip]) > BATCH_BYTES:
+                judge()
+            shown.append(clip)
+            places.append(len(found) - 1)
+        if shown:
+            judge()
+        return [item for item in found if item is not None]
+
+    def _clip(self, video: Path, caption: str) -> JudgeClip | str:
+        """What the judge is shown, or why it cannot be."""
         try:
-            frames, fps = read_video(video, MAX_FRAMES + 1)
+            frames, fps = self._videos.read(video)
         except UserError as error:
-            return dict.fromkeys(self.dimensions, (None, str(error.what)))
+            return str(error.what)
         if len(frames) > MAX_FRAMES:
-            return dict.fromkeys(self.dimensions, (None, f"longer than {MAX_FRAMES} frames"))
+            return f"longer than {MAX_FRAMES} frames"
         if self._change is not None:
             frames = self._change(frames)
-        (verdict,) = self._model.judge([JudgeClip(frames=frames, fps=fps, caption=caption)])
+        return JudgeClip(frames=frames, fps=fps, caption=caption)
+
+    def _points(self, verdict: Verdict) -> Found:
         found: dict[str, tuple[float | None, str]] = {}
         for name, score in zip(self.dimensions, verdict.scores, strict=True):
             if score is None or not math.isfinite(score):
@@ -115,8 +184,10 @@ def score_samples(
     # All arguments are checked before the weights are loaded.
     names = ["", *dict.fromkeys(controls)]
     model = _Lazy(judge, device)
+    videos = Videos(KEPT_BYTES if controls else 0)
     scorers = {
-        name: JudgeScorer(judge, model, calibrated=calibrated, control=name) for name in names
+        name: JudgeScorer(judge, model, calibrated=calibrated, control=name, videos=videos)
+        for name in names
     }
     reports = {}
     for name, scorer in scorers.items():

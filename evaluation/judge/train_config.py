@@ -34,7 +34,7 @@ class JudgeDataConfig:
     exclude_raters: tuple[str, ...] = ()
     """Raters whose ratings are set aside."""
     cache_mib: int = 4096
-    """Memory for resized frames, so that a clip is decoded once, MiB >= 0."""
+    """Memory for resized frames, so that a clip is decoded once, MiB >= 0; taken as it fills."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ class JudgeTrainingConfig:
     precision: str = "bfloat16"
     """float32 | bfloat16: of the frozen weights and, by autocast, of the products."""
     workers: int = 2
-    """Threads that decode and resize clips ahead, >= 1."""
+    """Processes that decode and resize clips ahead of a GPU, >= 1; on a CPU a thread does."""
     seed: int = 0
     """Names every draw: the split, the order, the LoRA and dropout."""
     trackers: tuple[str, ...] = ()

@@ -4,10 +4,12 @@ import copy
 import multiprocessing
 import pickle
 
+import pytest
 import torch
 from torch import Tensor
 
 from longtake.rewards.frame_cache import FrameCache
+from longtake.runtime.errors import UserError
 
 
 def _frames(seed: int, count: int = 3) -> Tensor:
@@ -75,3 +77,9 @@ def test_a_pickled_one_starts_empty() -> None:
         assert torch.equal(other.get("a"), _frames(1))
     found = cache.get("a")
     assert found is not None and torch.equal(found, _frames(0))
+
+
+def test_more_memory_than_can_be_mapped_is_explained() -> None:
+    for num_bytes in (1 << 50, 1 << 70):
+        with pytest.raises(UserError, match="lower cache_mib"):
+            FrameCache(["a"], num_bytes)

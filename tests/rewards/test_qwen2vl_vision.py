@@ -7,7 +7,7 @@ from transformers.models.qwen2_vl import modeling_qwen2_vl
 
 import longtake.rewards.qwen2vl_vision as ours_module
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
-from longtake.rewards.qwen2vl_vision import VisionAttention
+from longtake.rewards.qwen2vl_vision import VisionAttention, patch_positions
 from longtake.rewards.tiny_qwen2vl import random_prompts, tiny_config, tiny_reward_model
 from longtake.runtime.rng import generator, normal
 
@@ -95,3 +95,18 @@ def test_a_picture_attends_to_itself_only() -> None:
         ours, other = attention(x, ends, tables), attention(changed, ends, tables)
     torch.testing.assert_close(ours[:24], other[:24], rtol=0, atol=1e-6)
     assert float((ours[24:] - other[24:]).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("sizes", [EQUAL, VIDEO_AND_IMAGE, UNEQUAL])
+def test_positions_follow_the_order_of_the_patches(sizes: list[list[int]]) -> None:
+    """Frame by frame, 2x2 groups row by row, and within a group row by row."""
+    wanted = [
+        (2 * y + dy, 2 * x + dx)
+        for t, h, w in sizes
+        for _ in range(t)
+        for y in range(h // 2)
+        for x in range(w // 2)
+        for dy in range(2)
+        for dx in range(2)
+    ]
+    assert patch_positions(torch.tensor(sizes), 2).tolist() == [list(place) for place in wanted]

@@ -136,10 +136,10 @@ def test_files_give_the_scores_of_frames(trained, study):
     assert judge.backbone == "generative" and judge.dimensions == ONE
     scorer = JudgeScorer(judge, judge.load_model(CPU), calibrated=False)
     listed = read_samples(study.samples)
-    found = scorer.score(listed.video_path(listed.samples[0]), "a gray wall")
+    (found,) = scorer.score([(listed.video_path(listed.samples[0]), "a gray wall")])
     assert 1 <= found["visual_quality"][0] <= 5 and found["visual_quality"][1] == ""
     for caption, why in ((" ", "no caption"), ("a <|im_end|> wall", "reserved token")):
-        score, reason = scorer.score(listed.video_path(listed.samples[0]), caption)[ONE[0]]
+        score, reason = scorer.score([(listed.video_path(listed.samples[0]), caption)])[0][ONE[0]]
         assert score is None and why in reason
 
 

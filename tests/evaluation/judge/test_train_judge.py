@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,11 +109,51 @@ def test_unusable_clips_are_unscored_with_a_reason(run, tmp_path):
     video = read_samples(run / "test.csv")
     good = video.video_path(video.samples[0])
     for path, caption in ((broken, "a wall"), (good, ""), (good, "a <|MQ_reward|> wall")):
-        for score, reason in scorer.score(path, caption).values():
+        for score, reason in scorer.score([(path, caption)])[0].values():
             assert score is None and reason
-    assert all(1 <= s <= 5 for s, _ in scorer.score(good, "a gray wall").values())
+    assert all(1 <= s <= 5 for s, _ in scorer.score([(good, "a gray wall")])[0].values())
     with pytest.raises(UserError, match="control"):
         JudgeScorer(judge, judge.load_model(CPU), control="upside_down")
+
+
+def test_clips_are_scored_together_as_alone(run, tmp_path, monkeypatch):
+    from longtake.evaluation.judge import scorer as module
+
+    judge = read_judge(run / "judge")
+    scorer = JudgeScorer(judge, judge.load_model(CPU))
+    listed = read_samples(run / "test.csv")
+    clips = [(listed.video_path(item), item.caption) for item in listed.samples]
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"nothing")
+    clips[2:2] = [(broken, "a wall"), (clips[0][0], "")]
+    alone = [scorer.score([clip])[0] for clip in clips]
+    size = 4 * 3 * 28 * 28
+    for num_bytes in (module.BATCH_BYTES, 3 * size, 1):
+        monkeypatch.setattr(module, "BATCH_BYTES", num_bytes)
+        calls = []
+        judge_clips = scorer._model.judge
+        seen = SimpleNamespace(
+            judge=lambda c, n=calls, judge_clips=judge_clips: (n.append(len(c)), judge_clips(c))[1]
+        )
+        together = JudgeScorer(judge, seen).score(clips)
+        assert max(calls) == min(len(clips) - 1, max(1, num_bytes // size))
+        for a, b in zip(together, alone, strict=True):
+            assert a.keys() == b.keys()
+            for name in a:
+                assert a[name] == (pytest.approx(b[name][0], abs=1e-5), b[name][1])
+
+
+def test_the_controls_show_the_clips_that_were_read(run, tmp_path, monkeypatch):
+    from longtake.evaluation.judge import scorer as module
+
+    read = []
+    plain = module.read_video
+    monkeypatch.setattr(module, "read_video", lambda *a: (read.append(a[0]), plain(*a))[1])
+    listed = read_samples(run / "test.csv")
+    n, judge = len(listed.samples), read_judge(run / "judge")
+    monkeypatch.setattr(module, "KEPT_BYTES", 2 * 4 * 3 * 28 * 28)
+    score_samples(listed, judge, tmp_path, device=CPU, controls=["blank", "repeat"])
+    assert len(read) == 3 * n - 2 * 2 and len(set(read)) == n  # two clips fit
 
 
 def test_calibrated_scores_are_the_curve_of_the_raw_ones(run):
@@ -124,7 +165,7 @@ def test_calibrated_scores_are_the_curve_of_the_raw_ones(run):
     assert raw.name == judge.name and mapped.name.startswith(f"{judge.name}/")
     for item in listed.samples[:3]:
         path = listed.video_path(item)
-        before, after = raw.score(path, item.caption), mapped.score(path, item.caption)
+        (before,), (after,) = (s.score([(path, item.caption)]) for s in (raw, mapped))
         for name, curve in judge.calibration.curves.items():
             assert after[name][0] == pytest.approx(curve(np.array([before[name][0]]))[0])
 
@@ -188,7 +229,7 @@ def test_the_judge_scores_in_points_what_the_training_predicted(
     ((clips, predicted),) = seen
     scorer = JudgeScorer(judge, judge.load_model(CPU), calibrated=False)
     for item, row in zip(clips.samples.samples, predicted, strict=True):
-        found = scorer.score(clips.samples.video_path(item), item.caption)
+        (found,) = scorer.score([(clips.samples.video_path(item), item.caption)])
         scores = [found[name][0] for name in judge.dimensions]
         assert scores == pytest.approx(row.tolist(), abs=tolerance)
 
