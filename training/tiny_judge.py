@@ -95,7 +95,7 @@ class TinyJudgeConfig:
     """Clips sampled at a time; some 250 fill a GPU."""
     workers: int = 0
     """Processes that render and rate."""
-    loaders: int = 2
+    loaders: int = 8
     """Processes that decode clips for a GPU in training."""
     cache_mib: int = 32768
     """Memory for resized frames: 0.34 MiB a clip at the default size."""

@@ -17,7 +17,7 @@ from longtake.rewards.pixels import (
     PATCH,
     TEMPORAL_PATCH,
     PixelConfig,
-    normalize,
+    normalize_patches,
     num_tokens,
     patchify,
     resize,
@@ -105,5 +105,5 @@ def model_arguments(
         device: of the model; patches are copied there and then normalised.
     """
     patches = batch.patches.to(device, non_blocking=True)
-    values = normalize(patches.view(-1, 3, TEMPORAL_PATCH, PATCH * PATCH), pixels)
-    return batch.input_ids, batch.attention_mask, values.flatten(1), batch.grid_thw
+    values = normalize_patches(patches, pixels)
+    return batch.input_ids, batch.attention_mask, values, batch.grid_thw
