@@ -51,6 +51,8 @@ def import_ratings(
     ratings, irregular = read_ratings(source, dimensions, read_cell, rater=rater)
     earlier, damage = read_log(log) if log.exists() else ([], ())
     findings = Findings((*irregular, *damage))
+    if not ratings and not irregular:
+        findings.add("file without an answer", "nothing is added", [source.name])
     if study:
         ratings = of_study(ratings, study, findings)
     findings.add("page that is not finished", "what it holds is used", _unfinished(ratings))

@@ -10,7 +10,6 @@ Ctrl-C ends at once; ``resume`` continues from the last validation.
 import dataclasses
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -48,6 +47,7 @@ from longtake.rewards.train_plan import TrainingPlan, plan_training
 from longtake.runtime.config import config_to_yaml, merge_config
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import ConfigError, UserError
+from longtake.runtime.launcher import refuse_launcher
 from longtake.runtime.progress import ProgressBar, progress_bar, result_table
 from longtake.runtime.provenance import collect
 from longtake.runtime.rng import derive_key
@@ -118,24 +118,17 @@ def _check_launch(config: RewardTrainingConfig, where: torch.device) -> None:
                 expected="a reward directory" if name == "base" else "a .csv or .json of pairs",
                 remedy=f"pass it on the command line or with --set {name}=PATH",
             )
-    refuse_launcher()
+    refuse_launcher(
+        "rewards are trained",
+        "raise batch_pairs with a small micro_batch, and turn on gradient_checkpointing where "
+        "memory is short",
+    )
     if where.index:
         raise UserError(
             "Trainer uses the first visible GPU",
             received=f"--device {where}",
             expected="auto, cpu or cuda",
             remedy=f"start with CUDA_VISIBLE_DEVICES={where.index}",
-        )
-
-
-def refuse_launcher() -> None:
-    """Raise UserError where a launcher started more than one process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "rewards are trained by one process",
-            received=f"WORLD_SIZE={os.environ['WORLD_SIZE']}",
-            remedy="start without a launcher; raise batch_pairs with a small micro_batch, and "
-            "turn on gradient_checkpointing where memory is short",
         )
 
 

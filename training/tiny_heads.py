@@ -17,10 +17,11 @@ from longtake.core.generation import TINY_CHECKPOINT
 from longtake.evaluation.pair_accuracy import PairAgreement, evaluate_pairs
 from longtake.rewards.reward_spec import RewardKind
 from longtake.rewards.tiny_base import TinySize, write_tiny_base
-from longtake.rewards.train import refuse_launcher, train_reward
+from longtake.rewards.train import train_reward
 from longtake.runtime.config import config_to_yaml, merge_config
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import ConfigError
+from longtake.runtime.launcher import refuse_launcher
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.run_directory import RunDirectory, to_plain
 from longtake.sandbox.annotators import Annotator
@@ -158,7 +159,7 @@ def train_heads(
         )
     if dry_run:
         return {"heads": chosen, "config": dataclasses.asdict(config)}
-    refuse_launcher()  # before minutes of making pairs
+    refuse_launcher("rewards are trained")  # before minutes of making pairs
     with RunDirectory.create(out, config_to_yaml(config), resume=resume) as run:
         pairs = run.path if config.data is None else Path(config.data)
         make_pairs(pairs, config, device)

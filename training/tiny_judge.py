@@ -34,6 +34,7 @@ from longtake.rewards.tiny_base import TinySize, write_tiny_base
 from longtake.runtime.config import config_to_yaml, merge_config
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import ConfigError
+from longtake.runtime.launcher import refuse_launcher
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.run_directory import RunDirectory, to_plain
 from longtake.sandbox.facts import NUM_FRAMES
@@ -160,12 +161,14 @@ def train_tiny_judge(
     Raises:
         ConfigError: unusable settings.
         RunDirectoryError: ``out`` is taken, or cannot be written.
+        UserError: more than one process.
     """
     config = merge_config(TinyJudgeConfig(), config_file, overrides)
     if dry_run:
         clips = config.damaged + 3 + len(QUALITIES)
         prompts = config.train_prompts + config.held_out_prompts
         return {"clips": clips * prompts, "config": dataclasses.asdict(config)}
+    refuse_launcher("judges are trained")  # before minutes of making ratings
     with RunDirectory.create(out, config_to_yaml(config), resume=resume) as run:
         data = run.path / "data" if config.data is None else Path(config.data)
         if not (data / SAMPLES).is_file():

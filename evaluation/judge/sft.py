@@ -10,7 +10,6 @@ The update with the lowest loss on the calibration part is exported. Ctrl-C ends
 continues from the last evaluation.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -54,6 +53,7 @@ from longtake.rewards.frame_sampling import FrameSampler
 from longtake.runtime.config import config_to_yaml
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import CheckpointError, UserError
+from longtake.runtime.launcher import refuse_launcher
 from longtake.runtime.progress import ProgressBar, progress_bar
 from longtake.runtime.provenance import digest
 from longtake.runtime.run_directory import RunDirectory, to_plain
@@ -122,12 +122,7 @@ def _check_environment() -> None:
                 remedy="pip install 'longtake[judge]', or train the other kind of judge: "
                 "--kind regression",
             )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "a judge is trained by one process",
-            received=f"WORLD_SIZE={os.environ['WORLD_SIZE']}",
-            remedy="start without a launcher; micro_batch and gradient_checkpointing save memory",
-        )
+    refuse_launcher("judges are trained", "micro_batch and gradient_checkpointing save memory")
 
 
 class _Run:

@@ -45,6 +45,7 @@ from longtake.rewards.reward_spec import Normalization
 from longtake.runtime.config import config_to_yaml
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import CheckpointError, UserError
+from longtake.runtime.launcher import refuse_launcher
 from longtake.runtime.progress import ProgressBar, progress_bar
 from longtake.runtime.run_directory import RunDirectory, to_plain
 from longtake.runtime.tracking import Trackers, check_trackers
@@ -105,6 +106,7 @@ def train_judge(
         UserError: unusable settings, data or run directory.
         CheckpointError: the base or a checkpoint cannot be read.
     """
+    refuse_launcher("judges are trained")
     where = pick_device(device)
     plan = plan_judge(config)
     console = Console(stderr=True)

@@ -133,3 +133,11 @@ def test_a_correction_is_appended_and_reported(tmp_path, study):
     result = mos_from_files([log], settings(), samples=study)
     assert result.comparison.mean_of("overall", "wan").mean == 3.0
     assert "contradictory ratings" in {f.kind for f in result.findings}
+
+
+def test_a_file_without_an_answer_is_reported(tmp_path):
+    saved = tmp_path / "saved.jsonl"
+    saved.write_bytes(b"")
+    report = import_ratings(saved, tmp_path / "log.jsonl", ("overall",))
+    assert report.added == 0
+    assert [finding.kind for finding in report.findings] == ["file without an answer"]

@@ -10,7 +10,7 @@ from longtake.evaluation.judge.judge_directory import read_judge
 from longtake.evaluation.records import read_log
 from longtake.evaluation.samples import read_samples
 from longtake.evaluation.simulated_raters import SimulatedRater
-from longtake.runtime.errors import ConfigError, RunDirectoryError
+from longtake.runtime.errors import ConfigError, RunDirectoryError, UserError
 from longtake.sandbox.preferences import Candidate
 from longtake.training import tiny_judge
 from longtake.training.judge_ratings import ORACLE_OF, RatingConfig, quality_name, rate_clip
@@ -121,3 +121,10 @@ def test_wrong_settings_are_refused_before_anything_is_made(tmp_path):
             train_tiny_judge(tmp_path / "run", [wrong])
     plan = train_tiny_judge(tmp_path / "run", dry_run=True)
     assert plan["clips"] == 5300 * 12 and not (tmp_path / "run").exists()
+
+
+def test_a_launcher_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one process"):
+        train_tiny_judge(tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
