@@ -26,7 +26,13 @@ from longtake.rewards.contract import VideoBatch
 from longtake.rewards.sources import load_from_sources
 from longtake.runtime.provenance import collect
 from longtake.runtime.run_directory import to_plain
-from longtake.training.tiny_heads import TinyHeadsConfig, head_overrides, measure, train_head
+from longtake.training.tiny_heads import (
+    TinyHeadsConfig,
+    head_overrides,
+    measure,
+    take_base,
+    train_head,
+)
 
 MODES = {"colour": "rgb", "gray": "bt601"}
 SEEDS = (0, 1, 2)
@@ -50,6 +56,7 @@ def train_one(
         f"color_mode={MODES[mode]}",
         f"data.validation={pairs / 'pairs' / 'held_out.csv'}",
     ]
+    take_base(folder, REWARD, config)
     reward = train_head(folder, pairs, head, settings, config, seed, device)
     lines = (folder / "training" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
@@ -105,6 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", help="MODE:SEED, repeatable")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--updates", type=int, default=3000)
+    parser.add_argument(
+        "--bases", help="run of sandbox heads whose backbone all start from; else one per seed"
+    )
     parser.add_argument("--eval-every", type=int, default=250)
     parser.add_argument("--loaders", type=int, default=0)
     parser.add_argument("--cache-mib", type=int, default=4096)
@@ -116,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default,
         eval_every=options.eval_every,
         loaders=options.loaders,
+        bases=options.bases,
         cache_mib=options.cache_mib,
         videoalign_mq=dataclasses.replace(default.videoalign_mq, updates=options.updates),
     )

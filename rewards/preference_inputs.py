@@ -1,8 +1,4 @@
-"""Preference pairs as model inputs: clips are decoded, coloured, sampled, resized and tokenized.
-
-The steps and their order are the scorers': frames are chosen, made gray by ``rewards/grayscale.py``
-where the reward asks for it, resized by ``rewards/pixels.py``, cut into patches.
-"""
+"""Preference pairs as model inputs: clips are decoded and cached, and paired with their labels."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -12,22 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from longtake.core.video import read_video
+from longtake.rewards.clip_inputs import ClipInputs, clip_inputs, collate_clips, shown_frames
 from longtake.rewards.frame_cache import FrameCache
 from longtake.rewards.frames import even_frames
-from longtake.rewards.grayscale import to_grayscale
-from longtake.rewards.pixels import (
-    PATCH,
-    TEMPORAL_PATCH,
-    Grid,
-    num_tokens,
-    patchify,
-    resize,
-    resized_size,
-)
 from longtake.rewards.preference_data import PreferencePair
 from longtake.rewards.preference_labels import TIE, UNLABELLED
 from longtake.rewards.reward_spec import DIMENSIONS, RewardSpec
@@ -47,23 +33,6 @@ class ClipKey(NamedTuple):
     prompt: str
     slot: int
     """Number of the chosen frame, for an image reward."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipInputs:
-    """One clip or image with its prompt.
-
-    Args:
-        key: equal for equal inputs.
-        ids: token ids up to the last reward token that is trained.
-        patches: [t h w, 1176] uint8, of resized frames.
-        grid: (t, h, w) in patches.
-    """
-
-    key: Hashable
-    ids: list[int]
-    patches: Tensor
-    grid: Grid
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,11 +170,7 @@ class PreferenceDataset(Dataset[PairInputs]):
         frames = self._frames(key.path, key.fps)
         if self.spec.kind == "hpsv3":
             frames = frames[min(key.slot, len(frames) - 1)][None]
-        height, width = frames.shape[-2:]  # resized already, and a second time could change them
-        grid = (max(1, len(frames) // TEMPORAL_PATCH), height // PATCH, width // PATCH)
-        patches = patchify(frames)  # a quarter of the bytes of normalised ones on their way
-        ids = self.encoder.encode(key.prompt, num_tokens(grid), self._stop)
-        return ClipInputs(key=key, ids=ids, patches=patches, grid=grid)
+        return clip_inputs(frames, key.prompt, self.encoder, key=key, stop_at=self._stop)
 
     def _frames(self, path: str, fps: float | None) -> Tensor:
         """Chosen frames uint8 [F, 3, H, W] in the colour and size that the model sees."""
@@ -219,13 +184,7 @@ class PreferenceDataset(Dataset[PairInputs]):
         else:
             assert fps is not None
             chosen = self.spec.sampler.indices(len(video), fps)
-        frames = video[chosen]
-        if self.spec.color_mode != "rgb":
-            frames = to_grayscale(frames, self.spec.color_mode)
-        pixels = self.spec.pixels
-        height, width = frames.shape[-2:]
-        size = resized_size(height, width, pixels.min_pixels, pixels.max_pixels)
-        frames = resize(frames.contiguous(), size, pixels.resample)
+        frames = shown_frames(video[chosen], self.spec)
         self._cache.put(key, frames)
         return frames
 
@@ -262,24 +221,19 @@ def collate(rows: Sequence[PairInputs]) -> Batch:
 
     Returns:
         ``labels`` int64 [B, n], ``pairs`` int64 [B], ``clips`` int64 [2, B] (which of the C clips
-        is A and which is B of each pair), and the inputs of the reward model: ``input_ids`` and
-        ``attention_mask`` [C, L] padded on the right, ``pixel_values`` uint8, ``grid_thw`` [C, 3].
+        is A and which is B of each pair), and the inputs of the reward model (``collate_clips``).
     """
     clips: dict[Hashable, ClipInputs] = {}
     for row in rows:
         clips |= {row.a.key: row.a, row.b.key: row.b}
     place = {key: number for number, key in enumerate(clips)}
-    ids = [torch.tensor(clip.ids) for clip in clips.values()]
     return {
         "labels": torch.tensor([row.labels for row in rows]),
         "pairs": torch.tensor([row.pair for row in rows]),
         "clips": torch.tensor(
             [[place[row.a.key] for row in rows], [place[row.b.key] for row in rows]]
         ),
-        "input_ids": pad_sequence(ids, batch_first=True),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-        "pixel_values": torch.cat([clip.patches for clip in clips.values()]),
-        "grid_thw": torch.tensor([clip.grid for clip in clips.values()]),
+        **collate_clips(list(clips.values())),
     }
 
 

@@ -140,6 +140,13 @@ class Qwen2VLRewardModel(nn.Module):
         states, _ = self._language(self._embed(ids, lengths, pixel_values, grid_thw))
         return self._head(states, positions, chosen)
 
+    def hidden_states(
+        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, grid_thw: Tensor
+    ) -> Tensor:
+        """Final hidden states [B, L, D] of all tokens; arguments of :meth:`forward`."""
+        ids, lengths = self._prompts(input_ids, attention_mask)
+        return self._language(self._embed(ids, lengths, pixel_values, grid_thw))[0]
+
     def score(
         self,
         input_ids: Tensor,

@@ -10,6 +10,9 @@ d + e > tie_threshold, B when d + e < -tie_threshold and "same" in between. So
 which is Bradley-Terry with ties for scores d / noise and the tie factor
 k = exp(tie_threshold / noise): a reward head trained with that loss can fit these labels exactly.
 
+Several raters may judge a pair independently; the label is then what more than half of them say,
+and "same" without such a majority.
+
 Units: scores, noise and threshold are in oracle points (the oracles span [0, 1]); the bias is in
 oracle points per unit of colourfulness, which spans [0, 1] too.
 """
@@ -41,6 +44,7 @@ class Annotator:
         noise: scale of the logistic noise, oracle points, >= 0; 0 judges without error.
         tie_threshold: noisy differences up to this size are ties, oracle points, >= 0.
         colour_bias: oracle points that a fully colourful clip gains over a gray one; 0 is none.
+        raters: how many judge each pair, with independent noise, >= 1; their majority counts.
 
     Raises:
         UserError: a value out of range.
@@ -49,6 +53,7 @@ class Annotator:
     noise: float = 0.05
     tie_threshold: float = 0.08
     colour_bias: float = 0.15
+    raters: int = 1
 
     def __post_init__(self) -> None:
         for name in ("noise", "tie_threshold"):
@@ -65,10 +70,16 @@ class Annotator:
                 received=self.colour_bias,
                 expected="a finite number of oracle points",
             )
+        if self.raters < 1:
+            raise UserError(
+                "raters of an annotator cannot be used",
+                received=self.raters,
+                expected="a whole number >= 1",
+            )
 
     @property
     def tie_factor(self) -> float:
-        """K of the Bradley-Terry model with ties that these labels follow; needs noise > 0."""
+        """K of the Bradley-Terry model with ties that a rater's labels follow; needs noise > 0."""
         return math.exp(self.tie_threshold / self.noise)
 
     def probabilities(self, difference: Tensor) -> Tensor:
@@ -87,17 +98,27 @@ class Annotator:
         else:
             a = torch.sigmoid((difference - threshold) / self.noise)
             b = torch.sigmoid((-difference - threshold) / self.noise)
+        a, b = self._majority(a), self._majority(b)
         return torch.stack([a, 1 - a - b, b], dim=-1)
 
     def judge(self, difference: Tensor, generator: torch.Generator) -> list[Word]:
         """Draw one label per difference [N]."""
-        u = torch.rand(difference.shape[0], generator=generator, dtype=torch.float64)
+        shape = (self.raters, difference.shape[0])
+        u = torch.rand(shape, generator=generator, dtype=torch.float64)
         noise = self.noise * torch.logit(u, eps=1e-12)  # logistic, by inversion
         noisy = difference.double() + noise
+        a = 2 * (noisy > self.tie_threshold).sum(0) > self.raters
+        b = 2 * (noisy < -self.tie_threshold).sum(0) > self.raters
         return [
-            "A" if value > self.tie_threshold else "B" if value < -self.tie_threshold else "same"
-            for value in noisy.tolist()
+            "A" if wins else "B" if loses else "same"
+            for wins, loses in zip(a.tolist(), b.tolist(), strict=True)
         ]
+
+    def _majority(self, p: Tensor) -> Tensor:
+        """Chance that more than half of the raters say what one says with chance ``p``."""
+        n = self.raters
+        chances = [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n // 2 + 1, n + 1)]
+        return torch.stack(chances).sum(0)
 
 
 def colourfulness(video: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 from longtake.core.checkpoint import load_checkpoint
 from longtake.core.generation import TINY_CHECKPOINT
 from longtake.evaluation.pair_accuracy import PairAgreement, evaluate_pairs
+from longtake.rewards.reward_directory import read_reward_directory
 from longtake.rewards.reward_spec import RewardKind
 from longtake.rewards.tiny_base import TinySize, write_tiny_base
 from longtake.rewards.train import train_reward
@@ -28,10 +29,20 @@ from longtake.sandbox.annotators import Annotator
 from longtake.sandbox.facts import NUM_FRAMES, Split
 from longtake.sandbox.preference_files import make_preferences
 from longtake.sandbox.preferences import PairConfig, preference_prompts
+from longtake.training.caption_pretraining import (
+    CaptionConfig,
+    pretrain_on_captions,
+    verdict_texts,
+)
 from longtake.training.quality_samples import QUALITIES, sample_qualities
 
-ANNOTATORS = {"pairs": Annotator(), "truth": Annotator(noise=0.0, colour_bias=0.0)}
-"""Folder of pairs -> who judged them. The truth is only ever measured against."""
+ANNOTATORS = {"pairs": Annotator(raters=3), "truth": Annotator(noise=0.0, colour_bias=0.0)}
+"""Folder of pairs -> who judged them: three people, as in the report's evaluation (section 5.1),
+and the truth, which is only ever measured against."""
+
+
+SIZE = TinySize(width=128, layers=4, vision_width=128, vision_layers=4)
+"""Of the models: 2.1M parameters, 4 MiB in bfloat16."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,11 +55,11 @@ class HeadConfig:
     """Label column: VQ, MQ or TA."""
     rewards: tuple[str, ...]
     """Names of the rewards that it scores."""
-    size: TinySize = dataclasses.field(default_factory=TinySize)
+    size: TinySize = SIZE
     """Of the model and of its frames."""
-    updates: int = 3000
+    updates: int = 2500
     """Optimiser steps at most."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """AdamW, cosine to 0."""
     batch_prompts: int = 16
     """Prompts per update, with all pairs of each. With two to four, heads learned nothing in the
@@ -70,7 +81,7 @@ def _hpsv3() -> HeadConfig:
 
 def _videoalign_mq() -> HeadConfig:
     # Two frames a second, the published rate, miss what flickers and jumps within two seconds.
-    size = TinySize(frames_per_second=8.0, side=56)
+    size = dataclasses.replace(SIZE, frames_per_second=8.0, side=56)
     return HeadConfig(kind="videoreward", dimension="MQ", rewards=("videoalign_mq",), size=size)
 
 
@@ -106,8 +117,12 @@ class TinyHeadsConfig:
     """Processes that decode clips in training."""
     cache_mib: int = 4096
     """Memory for resized frames, which they share."""
+    captions: CaptionConfig = dataclasses.field(default_factory=CaptionConfig)
+    """What each backbone learns before its pairs."""
     data: str | None = None
     """Folder of another run whose pairs are used; null makes them."""
+    bases: str | None = None
+    """Folder of another run whose pretrained backbones are used; null makes them."""
     hpsv3: HeadConfig = dataclasses.field(default_factory=_hpsv3)
     """The image head: visual quality, colour."""
     videoalign_mq: HeadConfig = dataclasses.field(default_factory=_videoalign_mq)
@@ -221,6 +236,7 @@ def _train(run: RunDirectory, pairs: Path, name: str, config: TinyHeadsConfig, d
     if target.is_dir():
         return
     head = config.head(name)
+    take_base(run.path / "heads" / name, name, config)
     overrides = [
         *head_overrides(head, config),
         f"data.validation_share={config.validation_share}",
@@ -266,10 +282,10 @@ def train_head(
     seed: int,
     device: str,
 ) -> Path:
-    """Train one head from random weights, or go on with it.
+    """Train one head, or go on with it.
 
     Args:
-        folder: gets ``base``, the start, and ``training``, the run.
+        folder: gets ``base``, the start, unless it is there, and ``training``, the run.
         pairs: folder that :func:`make_pairs` filled.
         head: what is trained.
         overrides: settings of the training.
@@ -280,10 +296,7 @@ def train_head(
     Returns:
         The trained reward directory.
     """
-    base, work = folder / "base", folder / "training"
-    if not base.is_dir():
-        captions = preference_prompts("train", 0, config.train_prompts, config.seed)
-        write_tiny_base(base, head.kind, captions, head.size, seed)
+    base, work = make_base(folder, head, config, seed, device), folder / "training"
     trained = train_reward(
         overrides=[*overrides, f"seed={seed}"],
         output_dir=work,
@@ -294,6 +307,41 @@ def train_head(
     )
     assert trained is not None  # no dry run
     return trained
+
+
+def take_base(folder: Path, name: str, config: TinyHeadsConfig) -> None:
+    """Copy a head's pretrained backbone from ``config.bases``, if given, to ``folder/base``."""
+    if config.bases is not None and not (folder / "base").is_dir():
+        source = read_reward_directory(Path(config.bases) / "heads" / name / "base")
+        shutil.copytree(source.path, folder / "base")
+
+
+def make_base(
+    folder: Path, head: HeadConfig, config: TinyHeadsConfig, seed: int, device: str
+) -> Path:
+    """The reward directory ``folder/base`` that a head starts from: captioned, or random weights.
+
+    Half of the clips that the motion head's backbone learns from are gray, as its own will be.
+    """
+    base, random = folder / "base", folder / "random"
+    if base.is_dir():
+        return base
+    texts = preference_prompts("train", 0, config.train_prompts, config.seed) + verdict_texts()
+    shutil.rmtree(random, ignore_errors=True)
+    if not config.captions.updates:
+        write_tiny_base(base, head.kind, texts, head.size, seed)
+        return base
+    pretrain_on_captions(
+        write_tiny_base(random, head.kind, texts, head.size, seed),
+        base,
+        config.captions,
+        seed=seed,
+        gray_share=0.5 if head.dimension == "MQ" else 0.0,
+        device=device,
+        loaders=config.loaders,
+    )
+    shutil.rmtree(random)
+    return base
 
 
 def measure(

@@ -1,5 +1,6 @@
 """Simulated annotators against their closed form."""
 
+import itertools
 import math
 
 import pytest
@@ -70,6 +71,22 @@ def test_without_noise_the_threshold_alone_decides():
     assert torch.equal(annotator.probabilities(differences[[0, 1, 4]]), wanted)
 
 
+@pytest.mark.parametrize("raters", [2, 3])
+@pytest.mark.parametrize("difference", [-0.1, 0.03, 0.12])
+def test_the_majority_of_several_raters_counts(difference, raters):
+    one = dict(
+        zip("AsB", Annotator().probabilities(torch.tensor(difference)).tolist(), strict=True)
+    )
+    wanted = {"A": 0.0, "same": 0.0, "B": 0.0}
+    for votes in itertools.product("AsB", repeat=raters):  # every outcome, counted
+        word = next((w for w in "AB" if votes.count(w) > raters / 2), "same")
+        wanted[word] += math.prod(one[vote] for vote in votes)
+    annotator, expected = Annotator(raters=raters), torch.tensor(list(wanted.values()))
+    exact = annotator.probabilities(torch.tensor(difference))
+    torch.testing.assert_close(exact.float(), expected, rtol=0, atol=1e-6)
+    assert (shares(annotator, difference) - expected).abs().max() < 4.5 * 0.5 / math.sqrt(DRAWS)
+
+
 def test_equal_clips_tie_with_the_chance_of_the_threshold():
     annotator = Annotator(noise=0.04, tie_threshold=0.06)
     share = shares(annotator, 0.0, seed=3)[1].item()
@@ -131,7 +148,8 @@ def test_colour_preference_measures_the_bias_and_only_the_bias(seed):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"noise": -0.1}, {"tie_threshold": math.nan}, {"colour_bias": math.inf}]
+    "wrong",
+    [{"noise": -0.1}, {"tie_threshold": math.nan}, {"colour_bias": math.inf}, {"raters": 0}],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):

@@ -16,6 +16,8 @@ SMALL = (
     "pairs_per_prompt=6",
     "damaged=1",
     "validation_share=0.4",
+    "captions.updates=2",
+    "captions.batch_clips=2",
     *(f"{name}.updates=2" for name in HEADS),
     *(f"{name}.batch_prompts=1" for name in HEADS),
 )
@@ -42,10 +44,20 @@ def test_pairs_heads_and_accuracies(tmp_path, monkeypatch):
     assert len(held_out) == 13
     with pytest.raises(RunDirectoryError):
         train_heads(out, ["videoalign_mq"], SMALL, device="cpu")
+    base = out / "heads" / "videoalign_mq" / "base"
+    assert read_reward_directory(base).provenance["captions"]["updates"] == 2
+    assert not (base.parent / "random").exists()
     # Another run can use the pairs of the first, and a resumed one keeps what is finished.
-    other = (*SMALL, f"data={out}")
+    other = (*SMALL, f"data={out}", "captions.updates=0")
     train_heads(tmp_path / "other", ["videoalign_ta"], other, device="cpu")
     assert not (tmp_path / "other" / "pairs").exists()
+    start = read_reward_directory(tmp_path / "other" / "heads" / "videoalign_ta" / "base")
+    assert "random_weights" in start.provenance
+    # And its backbones.
+    third = tmp_path / "third"
+    train_heads(third, ["videoalign_mq"], (*SMALL, f"data={out}", f"bases={out}"), device="cpu")
+    copied = third / "heads" / "videoalign_mq" / "base" / "model.safetensors"
+    assert copied.read_bytes() == (base / "model.safetensors").read_bytes()
     before = (out / "rewards" / "videoalign_mq" / "reward.json").stat().st_mtime_ns
     assert train_heads(out, ["videoalign_mq"], SMALL, resume=True, device="cpu") == record
     assert (out / "rewards" / "videoalign_mq" / "reward.json").stat().st_mtime_ns == before

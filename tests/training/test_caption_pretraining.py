@@ -1,0 +1,114 @@
+"""Caption pretraining of tiny reward backbones: its texts, its loss, its data and its result."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from longtake.rewards.pixels import normalize_patches
+from longtake.rewards.reward_directory import read_reward_directory
+from longtake.rewards.tiny_base import TinySize, write_tiny_base
+from longtake.runtime.errors import UserError
+from longtake.sandbox.captions import parse_caption
+from longtake.sandbox.facts import split_of
+from longtake.training.caption_pretraining import (
+    CaptionBatches,
+    CaptionConfig,
+    caption_loss,
+    captioned_clips,
+    pretrain_on_captions,
+    verdict_texts,
+)
+
+SIZE = TinySize(width=32, layers=1, heads=2, vision_width=32, vision_layers=1, side=56)
+CONFIG = CaptionConfig(updates=3, batch_clips=4)
+
+
+@pytest.fixture(scope="module", params=["videoreward", "hpsv3"])
+def base(request, tmp_path_factory):
+    texts = [*captioned_clips(40, 5, 0)[1], *verdict_texts()]
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "b", request.param, texts, SIZE, 0)
+
+
+def batch_of(base, number=0, **settings):
+    data = CaptionBatches(base.spec, base.encoder(), CONFIG, 3, **settings)
+    batch = data[number]
+    batch["pixel_values"] = normalize_patches(batch["pixel_values"], base.spec.pixels)
+    return batch
+
+
+def test_texts_name_scene_faults_and_damage_of_the_train_split():
+    video, texts = captioned_clips(80, 1, 0)
+    assert video.shape == (80, 17, 3, 64, 64) and video.dtype == torch.uint8
+    said = [tuple(text.split("; ")) for text in texts]
+    verdicts = {part for text in said for part in text[1:]}
+    assert verdicts <= set(verdict_texts()) and len(verdicts) > 12
+    right = sum("fits" in text for text in said)
+    assert 25 <= right <= 65  # some changes concern what the caption leaves out
+    for told, *rest in said:
+        facts = parse_caption(told)
+        assert all(split_of(s.shape, s.colour, s.motion) == "train" for s in facts.sprites)
+        assert ("fits" in rest) != any(part.startswith("wrong") for part in rest)
+    still = [bool((clip == clip[:1]).all()) for clip in video]
+    assert any("static" in text for text in said)
+    assert all(is_still for is_still, text in zip(still, said, strict=True) if "static" in text)
+    grades = {int(t[-1][-1]) for t in said if t[-1] not in ("clean", "static")}
+    assert grades == {1, 2, 3, 4}
+
+
+def test_loss_is_the_mean_surprise_of_the_text(base):
+    model, batch = base.load_model().float(), batch_of(base)
+    total, count = 0.0, 0
+    end = base.spec.model.backbone.vision_end_token_id
+    for row in range(4):  # one row at a time, no padding, token by token
+        ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
+        per_clip = batch["pixel_values"].chunk(4)[row]
+        one = model.hidden_states(
+            ids[None], torch.ones_like(ids)[None], per_clip, batch["grid_thw"][row : row + 1]
+        )[0]
+        for place in range(ids.tolist().index(end), len(ids) - 1):
+            scores = (model.embedding.weight @ one[place]) / math.sqrt(SIZE.width)
+            total -= (scores[ids[place + 1]] - scores.logsumexp(0)).item()
+            count += 1
+    assert caption_loss(model, batch).item() == pytest.approx(total / count, rel=1e-4)
+
+
+def test_batches_depend_on_seed_and_number_alone(base):
+    data = CaptionBatches(base.spec, base.encoder(), CONFIG, 3)
+    by_loaders = list(DataLoader(data, batch_size=None, num_workers=2))
+    assert len(by_loaders) == 3
+    for number in (2, 0):
+        for name, value in data[number].items():
+            assert torch.equal(value, by_loaders[number][name])
+    other = CaptionBatches(base.spec, base.encoder(), CONFIG, 4)[0]
+    assert not torch.equal(other["pixel_values"], data[0]["pixel_values"])
+
+
+def test_gray_share_makes_clips_gray(base):
+    for share, wanted in ((0.0, 0), (1.0, 4)):
+        patches = CaptionBatches(base.spec, base.encoder(), CONFIG, 3, share)[0]["pixel_values"]
+        channels = patches.unflatten(1, (3, -1)).chunk(4)
+        assert sum(bool((clip == clip[:, :1]).all()) for clip in channels) == wanted
+
+
+def test_pretraining_learns_and_writes_a_base(base, tmp_path):
+    config = CaptionConfig(updates=40, batch_clips=4, learning_rate=2e-2)
+    target = tmp_path / "head" / "base"
+    result = pretrain_on_captions(base, target, config, seed=0, device="cpu")
+    again = read_reward_directory(target, verify_weights=True)
+    assert again.spec == base.spec and again.encoder().template == base.encoder().template
+    start, trained = base.load_model().float(), result.load_model().float()
+    with torch.no_grad():
+        before, after = (caption_loss(m, batch_of(base)).item() for m in (start, trained))
+    assert after < 0.8 * before
+    last = [json.loads(row) for row in (tmp_path / "head" / "captions.jsonl").open()][-1]
+    assert last["update"] == 40 and last["loss"] == result.provenance["captions"]["loss"]
+
+
+def test_divergence_is_an_error_and_leaves_no_base(base, tmp_path):
+    config = CaptionConfig(updates=60, batch_clips=2, learning_rate=1e30)
+    with pytest.raises(UserError, match="diverged"):
+        pretrain_on_captions(base, tmp_path / "base", config, seed=0, device="cpu")
+    assert not (tmp_path / "base").exists()

@@ -1,0 +1,249 @@
+"""Caption pretraining: a tiny reward's backbone learns to say what it sees before it judges.
+
+The published heads start from Qwen2-VL, which can describe a clip. From pairs of clips alone a tiny
+backbone finds shapes, motions and defects slowly, as a label is one bit. Captions of rendered,
+partly damaged scenes name all of them, and renders cost nothing. The text is a caption of the
+sandbox, half of the time with wrong facts, followed by what is wrong in it and by the damage and
+its strength from 1 to 4 ("...; wrong colour; noise 3"). It stands where the reward's prompt holds
+the caption; the loss is the cross-entropy of the next token.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from longtake.rewards.clip_inputs import clip_inputs, collate_clips, shown_frames
+from longtake.rewards.grayscale import to_grayscale
+from longtake.rewards.pixels import normalize_patches
+from longtake.rewards.qwen2vl import Qwen2VLRewardModel
+from longtake.rewards.reward_directory import RewardDirectory, write_reward_directory
+from longtake.rewards.reward_spec import RewardSpec
+from longtake.rewards.template import PromptEncoder
+from longtake.runtime.device import pick_device
+from longtake.runtime.errors import UserError
+from longtake.runtime.progress import progress_bar
+from longtake.runtime.rng import derive_key, generator
+from longtake.sandbox.captions import caption
+from longtake.sandbox.corruptions import CORRUPTIONS, apply_damage, draw_damage
+from longtake.sandbox.facts import FPS
+from longtake.sandbox.misstatements import ATTRIBUTES, misstated, wrong_facts
+from longtake.sandbox.preferences import SATURATION_RANGE, scale_saturation
+from longtake.sandbox.render import render
+from longtake.sandbox.scene import sample_scenes
+from longtake.sandbox.splits import SPLIT_ATTRIBUTES
+
+GRADES = 4
+"""Strengths that a text tells apart."""
+DAMAGED_SHARE = 0.6
+STATIC_SHARE = 0.25
+"""Share of the other clips whose first frame stands still."""
+MISSTATED_SHARE = 0.5
+"""Share of captions with one to three wrong facts."""
+SATURATED_SHARE = 0.5
+"""Share of clips with another saturation, which no text mentions."""
+WARMUP_UPDATES = 50
+LOG_EVERY = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionConfig:
+    """How the backbone is pretrained."""
+
+    updates: int = 2500
+    """AdamW steps; 0 starts the heads from random weights."""
+    batch_clips: int = 64
+    """Clips per update, each rendered once."""
+    learning_rate: float = 1.5e-3
+    """Peak, after a warm-up of 50 updates; cosine to 0."""
+
+
+def verdict_texts() -> list[str]:
+    """All that may follow a caption, for the tokenizer to learn."""
+    names = [name.replace("_", " ") for name in CORRUPTIONS]
+    damage = [f"{name} {n + 1}" for name in names for n in range(GRADES)]
+    return ["fits", *(f"wrong {name}" for name in ATTRIBUTES), "clean", "static", *damage]
+
+
+def captioned_clips(count: int, seed: int, batch: int) -> tuple[Tensor, list[str]]:
+    """Clips and texts of a batch; only scenes of the train split.
+
+    Returns:
+        uint8 [count, T, 3, H, W] and ``count`` texts.
+    """
+    scenes = sample_scenes(derive_key(seed, "captioned scenes"), batch * count, count, "train")
+    video = render(scenes, dtype=torch.float32)
+    rng = generator(seed, "captioned damage", batch)
+    names, strengths = draw_damage(count, rng, DAMAGED_SHARE)
+    video = apply_damage(video, names, strengths, rng)
+    texts: list[str] = []
+    for row, (scene, draw) in enumerate(
+        zip(scenes, torch.rand(count, 4, generator=rng).tolist(), strict=True)
+    ):
+        truth = scene.facts()
+        strength = float(strengths[row])
+        if strength > 0:
+            name = names[row].replace("_", " ")
+            condition = f"{name} {min(GRADES, 1 + int(GRADES * strength))}"
+        elif draw[0] < STATIC_SHARE:
+            video[row] = video[row, :1].clone()
+            condition = "static"
+            stopped = [dataclasses.replace(s, motion="still", speed=None) for s in truth.sprites]
+            truth = dataclasses.replace(truth, sprites=tuple(stopped))
+        else:
+            condition = "clean"
+        if draw[1] < SATURATED_SHARE:
+            low, high = SATURATION_RANGE
+            video[row] = scale_saturation(video[row], low + (high - low) * draw[2])
+        key = derive_key(seed, "captioned text", batch, row)
+        if draw[3] < MISSTATED_SHARE:
+            scene = misstated(scene, key, 1 + int(3 * draw[3] / MISSTATED_SHARE))
+        text = caption(scene, key, states=SPLIT_ATTRIBUTES)
+        wrong = "; ".join(f"wrong {name}" for name in wrong_facts(truth, text))
+        texts.append(f"{text}; {wrong or 'fits'}; {condition}")
+    return video.mul(255).round().to(torch.uint8), texts
+
+
+class CaptionBatches(Dataset[dict[str, Tensor]]):
+    """Batch u as arguments of the reward model (``collate_clips``); named by seed and u alone.
+
+    Args:
+        spec: of the reward: its frames and their size. An image reward gets one random frame.
+        encoder: of its prompts.
+        config: of the pretraining.
+        seed: names scenes, damage and texts.
+        gray_share: share of the clips shown in the gray of motion rewards.
+    """
+
+    def __init__(
+        self,
+        spec: RewardSpec,
+        encoder: PromptEncoder,
+        config: CaptionConfig,
+        seed: int,
+        gray_share: float = 0.0,
+    ) -> None:
+        self.spec, self.encoder, self.config = spec, encoder, config
+        self.seed, self.gray_share = seed, gray_share
+
+    def __len__(self) -> int:
+        return self.config.updates
+
+    def __getitem__(self, batch: int) -> dict[str, Tensor]:
+        count = self.config.batch_clips
+        video, texts = captioned_clips(count, self.seed, batch)
+        draws = torch.rand(count, 2, generator=generator(self.seed, "captioned view", batch))
+        clips = []
+        for frames, text, (gray, when) in zip(video, texts, draws.tolist(), strict=True):
+            if self.spec.sampler is None:
+                chosen = frames[[int(when * len(frames))]]
+            else:
+                chosen = frames[self.spec.sampler.indices(len(frames), FPS)]
+            if gray < self.gray_share:
+                chosen = to_grayscale(chosen, "bt601")
+            clips.append(
+                clip_inputs(
+                    shown_frames(chosen, self.spec), text, self.encoder, key=None, stop_at=None
+                )
+            )
+        return collate_clips(clips)
+
+
+def caption_loss(model: Qwen2VLRewardModel, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy, nats per token, of what follows the image or video.
+
+    The output matrix is the embedding, over the square root of the width (unit gain).
+
+    Args:
+        model: the reward model.
+        batch: normalised arguments of its forward pass.
+    """
+    ids = batch["input_ids"].to(model.device)
+    mask = batch["attention_mask"].to(model.device, torch.bool)
+    states = model.hidden_states(**batch)
+    seen = (ids == model.config.backbone.vision_end_token_id).cumsum(1) > 0
+    wanted = (seen & mask)[:, 1:] & seen[:, :-1]  # not the end of the vision tokens itself
+    logits = F.linear(states[:, :-1][wanted], model.embedding.weight) / states.shape[-1] ** 0.5
+    return F.cross_entropy(logits.float(), ids[:, 1:][wanted])
+
+
+def pretrain_on_captions(
+    source: RewardDirectory,
+    target: Path,
+    config: CaptionConfig,
+    *,
+    seed: int,
+    gray_share: float = 0.0,
+    device: str = "auto",
+    loaders: int = 0,
+) -> RewardDirectory:
+    """Train the backbone of ``source`` on captions and write it to ``target``.
+
+    The loss of every 50 updates goes to ``target.parent / "captions.jsonl"``. Nothing is kept of an
+    interrupted run: it takes minutes.
+
+    Args:
+        source: a reward directory of a tiny model.
+        target: a new directory.
+        config: of the pretraining.
+        seed: names the data.
+        gray_share: see :class:`CaptionBatches`.
+        device: "auto", "cpu" or "cuda".
+        loaders: processes that render; 0 is this one.
+
+    Raises:
+        CheckpointError: ``target`` is taken or cannot be written.
+        UserError: the training diverged.
+    """
+    place = pick_device(device)
+    model = source.load_model().float().to(place).train()
+    model.requires_grad_(True)
+    data = CaptionBatches(source.spec, source.encoder(), config, seed, gray_share)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.98)
+    )
+    losses: list[Tensor] = []
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        (target.parent / "captions.jsonl").open("w", encoding="utf-8") as log,
+        progress_bar(f"captions {target.parent.name}", config.updates) as bar,
+    ):
+        for update, batch in enumerate(DataLoader(data, batch_size=None, num_workers=loaders)):
+            warm = min(1.0, (update + 1) / WARMUP_UPDATES)
+            decay = 0.5 * (1 + math.cos(math.pi * update / config.updates))
+            optimizer.param_groups[0]["lr"] = config.learning_rate * warm * decay
+            on_device = {name: value.to(place) for name, value in batch.items()}
+            on_device["pixel_values"] = normalize_patches(
+                on_device["pixel_values"], source.spec.pixels
+            )
+            loss = caption_loss(model, on_device)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.detach())
+            if len(losses) == LOG_EVERY or update + 1 == config.updates:
+                mean = float(torch.stack(losses).mean())
+                losses.clear()
+                if not math.isfinite(mean):
+                    raise UserError(
+                        "caption pretraining diverged",
+                        received=f"a loss of {mean} near update {update + 1}",
+                        remedy="lower captions.learning_rate",
+                    )
+                log.write(json.dumps({"update": update + 1, "loss": mean}) + "\n")
+                bar.update(update + 1, loss=mean)
+    return write_reward_directory(
+        target,
+        source.spec,
+        source.encoder().template,
+        source.tokenizer(),
+        model.state_dict(),
+        provenance={"captions": {"updates": config.updates, "seed": seed, "loss": mean}},
+    )
