@@ -106,6 +106,7 @@ def held_out_clips(pairs: Path) -> list[VideoBatch]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the trainings that are asked for."""
+    default = TinyHeadsConfig()
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--pairs", type=Path, required=True, help="run of sandbox heads")
     parser.add_argument("--out", type=Path, required=True)
@@ -115,18 +116,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--bases", help="run of sandbox heads whose backbone all start from; else one per seed"
     )
+    parser.add_argument(
+        "--captions", type=int, default=default.captions.updates, help="updates of pretraining"
+    )
     parser.add_argument("--eval-every", type=int, default=250)
     parser.add_argument("--loaders", type=int, default=0)
     parser.add_argument("--cache-mib", type=int, default=4096)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(arguments)
     wanted = options.only or [f"{mode}:{seed}" for seed in options.seeds for mode in MODES]
-    default = TinyHeadsConfig()
     config = dataclasses.replace(
         default,
         eval_every=options.eval_every,
         loaders=options.loaders,
         bases=options.bases,
+        captions=dataclasses.replace(default.captions, updates=options.captions),
         cache_mib=options.cache_mib,
         videoalign_mq=dataclasses.replace(default.videoalign_mq, updates=options.updates),
     )

@@ -10,7 +10,7 @@ from longtake.commands.options import Checkpoint, Device, DryRun, Overrides, Res
 grpo = group("Reward-driven post-training (Algorithm 1 of the report).")
 
 # Names of grpo/presets.py, repeated so that --help need not import it; tests/test_cli.py compares.
-Preset = Literal["tiny", "table9"]
+Preset = Literal["tiny", "tiny_analytic", "table9"]
 
 
 @grpo.command("run")

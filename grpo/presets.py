@@ -1,8 +1,11 @@
 """Ready GRPO configurations: the sandbox run and the report's run (Tables 5 and 9)."""
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 from longtake.grpo.config import (
+    TINY_CHECKPOINT,
     AdvantageConfig,
     EvaluationConfig,
     GRPOConfig,
@@ -14,9 +17,29 @@ from longtake.grpo.config import (
     SDEConfig,
 )
 
+TINY_REWARDS = {
+    "hpsv3_general": "hpsv3",
+    "hpsv3_percentile": "hpsv3",
+    "videoalign_mq": "videoalign_mq",
+    "videoalign_ta": "videoalign_ta",
+}
+"""Learned rewards of the sandbox -> folder in ``checkpoints/tiny/rewards``."""
+
 
 def tiny() -> GRPOConfig:
-    """The sandbox model: the report's algorithm on 64x64 clips of 17 frames, on 2 CPU cores."""
+    """The sandbox model and its four learned rewards, those of the report, on 2 CPU cores."""
+    folder = Path(TINY_CHECKPOINT) / "rewards"
+    return dataclasses.replace(
+        tiny_analytic(),
+        rewards=RewardConfig(
+            reward_weights=dict.fromkeys(TINY_REWARDS, 1.0),
+            sources={name: str(folder / part) for name, part in TINY_REWARDS.items()},
+        ),
+    )
+
+
+def tiny_analytic() -> GRPOConfig:
+    """The report's algorithm on 64x64 clips of 17 frames, rewards written down, not learned."""
     return GRPOConfig(
         num_updates=24,
         prompts_per_update=8,
@@ -73,5 +96,9 @@ def table9() -> GRPOConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], GRPOConfig]] = {"tiny": tiny, "table9": table9}
+PRESETS: dict[str, Callable[[], GRPOConfig]] = {
+    "tiny": tiny,
+    "tiny_analytic": tiny_analytic,
+    "table9": table9,
+}
 """Name -> function that returns the configuration."""

@@ -1,13 +1,14 @@
 """Scoring of video files by registered rewards: the engine of ``rewards score``.
 
-Every clip is decoded once, handed to all rewards in memory, and recorded as soon as it is scored. A
-clip that cannot be scored is a row with the reason, and the rest goes on.
+Every clip is decoded once, handed to all rewards in memory, and recorded as soon as it is scored;
+small clips of one size are scored several at a time. A clip that cannot be scored is a row with the
+reason, and the rest goes on.
 """
 
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,11 @@ from longtake.runtime.run_directory import to_plain
 
 MAX_FRAMES = 1000
 """Longest clip by default: 93 frames of 480x832 take 106 MiB, 1000 frames of 1080p take 6 GiB."""
+
+BATCH_CLIPS = 16
+BATCH_BYTES = 2**25
+"""Clips of one size are scored together up to here: small ones keep a GPU busy only in numbers, and
+one of 93 frames of 480x832 is a batch by itself."""
 
 _SHOWN_ROWS = 20
 _TRUNCATED = "caption_truncated"  # side result of rewards whose text context can be too short
@@ -124,13 +130,15 @@ def score_clips(
         rows = _resume(output, names, settings, inputs)
     resumed = len(rows)
     with progress_bar("scoring", len(inputs), completed=resumed) as bar:
-        for index, item in enumerate(inputs):
-            if index in rows:
-                continue
-            rows[index] = score_clip(item, suite.rewards, settings, target, max_frames)
-            if output is not None:
-                append_row(output, names, rows[index])
-            bar.update(len(rows), **rows[index].scores)
+        missing = [index for index in range(len(inputs)) if index not in rows]
+        decoded = (_decode(inputs[index], suite.rewards, max_frames) for index in missing)
+        indices = iter(missing)
+        for batch in _batches(decoded):
+            for row in _score(batch, suite.rewards, settings, target):
+                rows[next(indices)] = row
+                if output is not None:
+                    append_row(output, names, row)
+            bar.update(len(rows), **row.scores)
     return ScoreReport(
         names=names,
         rows=[rows[index] for index in range(len(inputs))],
@@ -186,20 +194,59 @@ def _digest(item: ScoreInput, settings: str) -> str:
     )
 
 
-def _decode(item: ScoreInput, max_frames: int) -> tuple[Tensor, float | None]:
-    """Frames [T, 3, H, W] and playback rate (None when nothing states it) of one clip.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Clip:
+    """A decoded clip, or why there is none.
 
-    Raises:
-        UserError: the clip cannot be used.
+    Args:
+        item: what was asked for.
+        video: uint8 [T, 3, H, W]; None when it cannot be used.
+        fps: playback rate, None when nothing states it.
+        reasons: why rewards cannot score it, by reward.
     """
-    if item.problem is not None:
-        raise UserError(item.problem)
-    video, rate = read_video(item.path, max_frames + 1)
-    if len(video) > max_frames:
-        raise UserError(f"the clip has more than {max_frames} frames")
-    if item.fps is None and math.isfinite(rate):
-        return video, rate
-    return video, item.fps
+
+    item: ScoreInput
+    video: Tensor | None
+    fps: float | None
+    reasons: Mapping[str, str]
+
+    def fits(self, other: "_Clip") -> bool:
+        """Whether both can be scored in one batch."""
+        if self.video is None or other.video is None:
+            return False
+        return (
+            self.video.shape == other.video.shape
+            and self.reasons.keys() == other.reasons.keys()
+            and (self.fps is None) == (other.fps is None)
+        )
+
+
+def _decode(item: ScoreInput, rewards: Mapping[str, Reward], max_frames: int) -> _Clip:
+    try:
+        if item.problem is not None:
+            raise UserError(item.problem)
+        video, rate = read_video(item.path, max_frames + 1)
+        if len(video) > max_frames:
+            raise UserError(f"the clip has more than {max_frames} frames")
+    except UserError as error:
+        reasons = dict.fromkeys(rewards, error.what)
+        return _Clip(item=item, video=None, fps=item.fps, reasons=reasons)
+    fps = rate if item.fps is None and math.isfinite(rate) else item.fps
+    return _Clip(item=item, video=video, fps=fps, reasons=_missing(rewards, item.prompt, fps))
+
+
+def _batches(clips: Iterable[_Clip]) -> Iterator[list[_Clip]]:
+    """Neighbours that fit, up to the size of a batch, in their order."""
+    batch: list[_Clip] = []
+    for clip in clips:
+        size = 0 if clip.video is None else clip.video.nbytes
+        full = len(batch) == BATCH_CLIPS or (len(batch) + 1) * size > BATCH_BYTES
+        if batch and (full or not clip.fits(batch[0])):
+            yield batch
+            batch = []
+        batch.append(clip)
+    if batch:
+        yield batch
 
 
 def score_clip(
@@ -218,39 +265,51 @@ def score_clip(
         device: where the rewards are.
         max_frames: a longer clip is unscored.
     """
-    video, fps = None, item.fps
-    notes: list[str] = []
-    try:
-        video, fps = _decode(item, max_frames)
-        reasons = _missing(rewards, item.prompt, fps)
-    except UserError as error:
-        reasons = dict.fromkeys(rewards, error.what)
-    scores: dict[str, float | None] = dict.fromkeys(rewards)
-    ready = {name: (reward, 1.0) for name, reward in rewards.items() if name not in reasons}
-    if video is not None and ready:
-        # Without a rate, only rewards are left that do not depend on it.
-        batch = VideoBatch(video=video[None].to(device), prompts=[item.prompt], fps=fps or 1.0)
+    return _score([_decode(item, rewards, max_frames)], rewards, settings, device)[0]
+
+
+def _score(
+    clips: Sequence[_Clip], rewards: Mapping[str, Reward], settings: str, device: torch.device
+) -> list[ScoreRow]:
+    """Rows of clips that fit into one batch."""
+    scores: list[dict[str, float | None]] = [dict.fromkeys(rewards) for _ in clips]
+    reasons = [dict(clip.reasons) for clip in clips]
+    notes: list[list[str]] = [[] for _ in clips]
+    ready = {name: (reward, 1.0) for name, reward in rewards.items() if name not in reasons[0]}
+    videos = [clip.video for clip in clips if clip.video is not None]
+    if videos and ready:
+        batch = VideoBatch(
+            video=torch.stack(videos).to(device),
+            prompts=[clip.item.prompt for clip in clips],
+            # Without a rate, only rewards are left that do not depend on it.
+            fps=torch.tensor([clip.fps or 1.0 for clip in clips], dtype=torch.float64),
+        )
         result = RewardSuite(ready).score(batch)
-        for name, (reason,), score in zip(
-            result.names, result.reasons, result.scores[:, 0].tolist(), strict=True
+        for name, why, column in zip(
+            result.names, result.reasons, result.scores.tolist(), strict=True
         ):
-            if reason is None:
-                scores[name] = score
-            else:
-                reasons[name] = reason
-            if bool(result.aux[name].get(_TRUNCATED, torch.zeros(1))[0] > 0):
-                notes.append(f"{name}: the caption is longer than its text context")
-    return ScoreRow(
-        path=item.name,
-        prompt=item.prompt,
-        fps=fps,
-        frames=None if video is None else len(video),
-        scores=scores,
-        unscored=reasons,
-        notes=notes,
-        settings=settings,
-        digest=_digest(item, settings),
-    )
+            truncated = result.aux[name].get(_TRUNCATED, torch.zeros(len(clips)))
+            for place, score in enumerate(column):
+                if (reason := why[place]) is None:
+                    scores[place][name] = score
+                else:
+                    reasons[place][name] = reason
+                if bool(truncated[place] > 0):
+                    notes[place].append(f"{name}: the caption is longer than its text context")
+    return [
+        ScoreRow(
+            path=clip.item.name,
+            prompt=clip.item.prompt,
+            fps=clip.fps,
+            frames=None if clip.video is None else len(clip.video),
+            scores=scores[place],
+            unscored=reasons[place],
+            notes=notes[place],
+            settings=settings,
+            digest=_digest(clip.item, settings),
+        )
+        for place, clip in enumerate(clips)
+    ]
 
 
 def _missing(rewards: Mapping[str, Reward], prompt: str, fps: float | None) -> dict[str, str]:

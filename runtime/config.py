@@ -4,8 +4,9 @@ OmegaConf's structured configs do the merging and the type checks. This file add
 needs when something is wrong: every leaf is merged on its own, so an error names the exact key,
 where it came from, the type it should have and, for an unknown key, the nearest valid one.
 
-Rules: groups (dataclasses) and dictionaries merge key by key, lists and tuples are replaced whole,
-`${other.key}` refers to another value, NaN is refused.
+Rules: groups (dataclasses) merge key by key; lists, tuples and dictionaries are replaced whole, so
+that a recorded configuration gives the same run over any defaults, but ``--set a.dict.key=value``
+sets one key of a dictionary; `${other.key}` refers to another value; NaN is refused.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from longtake.runtime.errors import ConfigError, UserError
@@ -48,8 +49,10 @@ def merge_config(default: T, file: Path | None = None, overrides: Sequence[str] 
         for path, value in _leaves(type(default), _read_yaml(file), (), str(file)):
             merged = _set_leaf(merged, type(default), path, value, str(file))
     for text in overrides:
+        depth = text.partition("=")[0].count(".") + 1
         for path, value in _leaves(type(default), _parse_override(text), (), f"--set {text}"):
-            merged = _set_leaf(merged, type(default), path, value, f"--set {text}")
+            whole = len(path) >= depth
+            merged = _set_leaf(merged, type(default), path, value, f"--set {text}", whole=whole)
     config: T = _instantiate(merged)
     return config
 
@@ -162,7 +165,9 @@ def _dataclass_in(hint: Any) -> type | None:
     return None
 
 
-def _set_leaf(merged: Any, kind: type, path: KeyPath, value: Any, where: str) -> DictConfig:
+def _set_leaf(
+    merged: Any, kind: type, path: KeyPath, value: Any, where: str, *, whole: bool = True
+) -> DictConfig:
     if isinstance(value, float) and math.isnan(value):
         raise ConfigError(f"`{'.'.join(path)}` in {where} is NaN", expected="a number")
     tree: Any = value
@@ -170,6 +175,11 @@ def _set_leaf(merged: Any, kind: type, path: KeyPath, value: Any, where: str) ->
         tree = {part: tree}
     try:
         result = OmegaConf.merge(merged, tree)
+        if whole and isinstance(value, Mapping):
+            node = OmegaConf.select(result, ".".join(path))
+            with flag_override(node, ["readonly", "struct"], [False, False]):
+                for key in [key for key in node if key not in value]:
+                    del node[key]
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(
             f"wrong value for `{'.'.join(path)}` in {where}",

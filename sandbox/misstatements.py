@@ -3,6 +3,7 @@
 import dataclasses
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from longtake.runtime.rng import derive_key
 from longtake.sandbox.captions import parse_caption
@@ -83,7 +84,8 @@ def _other(scene: Scene, sprite: Sprite, attribute: str, draws: random.Random) -
         return sprite
     value = draws.choice(options[attribute])
     if attribute != "motion":
-        return dataclasses.replace(sprite, **{attribute: value})
+        change: dict[str, Any] = {attribute: value}
+        return dataclasses.replace(sprite, **change)
     speed = None if value == "still" else sprite.speed or draws.choice(list(SPEEDS))
     return dataclasses.replace(sprite, motion=value, speed=speed)
 

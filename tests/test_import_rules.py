@@ -34,6 +34,8 @@ BELOW = {
 # trainers of the model, of its reward heads and of the judge.
 EXCEPTIONS = {
     ("training/sandbox_data.py", "sandbox"),
+    ("training/caption_pretraining.py", "sandbox"),
+    ("training/caption_pretraining.py", "rewards"),
     ("training/tiny_heads.py", "sandbox"),
     ("training/tiny_heads.py", "rewards"),
     ("training/tiny_heads.py", "evaluation"),

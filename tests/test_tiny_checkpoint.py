@@ -5,11 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from longtake.core.checkpoint import Checkpoint, load_checkpoint
 from longtake.core.sampler import generate
+from longtake.grpo.presets import PRESETS, TINY_REWARDS
+from longtake.rewards import load_suite
+from longtake.rewards.contract import VideoBatch
+from longtake.rewards.reward_directory import read_reward_directory
+from longtake.rewards.suite import RewardSuite
+from longtake.sandbox.captions import caption
+from longtake.sandbox.corruptions import CORRUPTIONS
 from longtake.sandbox.oracles import oracle_scores
-from longtake.sandbox.splits import prompts
+from longtake.sandbox.render import render
+from longtake.sandbox.scene import sample_scenes
+from longtake.sandbox.splits import SPLIT_ATTRIBUTES, prompts
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "checkpoints" / "tiny"
@@ -40,6 +50,46 @@ def test_samples_of_held_out_prompts_show_what_was_asked(tiny: Checkpoint) -> No
     assert matched["alignment"].mean() > swapped["alignment"].mean() + 0.3
     # 0.79 on 96 prompts (README); twelve clips scatter by 0.06 around it.
     assert torch.stack(list(matched.values())).mean() > 0.6
+
+
+@pytest.fixture(scope="module")
+def learned() -> RewardSuite:
+    config = PRESETS["tiny"]().rewards
+    return load_suite(config.reward_weights, config.sources)
+
+
+def test_learned_rewards_are_complete_and_those_of_the_preset(learned: RewardSuite) -> None:
+    assert learned.names == ("hpsv3_general", "hpsv3_percentile", "videoalign_mq", "videoalign_ta")
+    folders = sorted((TINY / "rewards").iterdir())
+    assert [folder.name for folder in folders] == sorted(set(TINY_REWARDS.values()))
+    for folder in folders:
+        reward = read_reward_directory(folder, verify_weights=True)
+        assert reward.provenance["training"]["updates"] >= 1500
+        assert (reward.spec.color_mode == "bt601") == (folder.name == "videoalign_mq")
+
+
+def test_learned_rewards_prefer_what_they_should(learned: RewardSuite) -> None:
+    scenes = sample_scenes(77, 0, 16, "held_out")
+    texts = [caption(scene, i, states=SPLIT_ATTRIBUTES) for i, scene in enumerate(scenes)]
+    clean = render(scenes, dtype=torch.float32)
+
+    def share(better: Tensor, worse: Tensor, name: str, captions: list[str]) -> float:
+        """Of the clips: how often the reward agrees."""
+        suite = RewardSuite({name: (learned.rewards[name], 1.0)})
+        high, low = (
+            suite.score(VideoBatch(video=video, prompts=prompts, fps=8.0)).scores[0]
+            for video, prompts in ((better, texts), (worse, captions))
+        )
+        return float((high > low).double().mean())
+
+    def damaged(name: str) -> Tensor:
+        return CORRUPTIONS[name](clean, 0.8, torch.Generator().manual_seed(0))
+
+    assert share(clean, damaged("blur"), "hpsv3_general", texts) >= 0.8
+    # Jitter and frozen frames it hardly sees (checkpoints/tiny/README.md).
+    assert share(clean, damaged("flicker"), "videoalign_mq", texts) >= 0.8
+    assert share(clean, damaged("vanish"), "videoalign_mq", texts) >= 0.8
+    assert share(clean, clean, "videoalign_ta", texts[1:] + texts[:1]) >= 0.8
 
 
 @pytest.mark.parametrize("split, count", [("train", 1024), ("held_out", 256)])

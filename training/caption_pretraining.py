@@ -1,4 +1,4 @@
-"""Caption pretraining: a tiny reward's backbone learns to say what it sees before it judges.
+"""Caption pretraining: a tiny reward's or judge's backbone learns to say what it sees.
 
 The published heads start from Qwen2-VL, which can describe a clip. From pairs of clips alone a tiny
 backbone finds shapes, motions and defects slowly, as a label is one bit. Captions of rendered,
@@ -11,6 +11,8 @@ the caption; the loss is the cross-entropy of the next token.
 import dataclasses
 import json
 import math
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +26,9 @@ from longtake.rewards.grayscale import to_grayscale
 from longtake.rewards.pixels import normalize_patches
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.reward_directory import RewardDirectory, write_reward_directory
-from longtake.rewards.reward_spec import RewardSpec
-from longtake.rewards.template import PromptEncoder
+from longtake.rewards.reward_spec import RewardKind, RewardSpec
+from longtake.rewards.template import PromptEncoder, PromptTemplate
+from longtake.rewards.tiny_base import TinySize, write_tiny_base
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import UserError
 from longtake.runtime.progress import progress_bar
@@ -171,6 +174,52 @@ def caption_loss(model: Qwen2VLRewardModel, batch: dict[str, Tensor]) -> Tensor:
     wanted = (seen & mask)[:, 1:] & seen[:, :-1]  # not the end of the vision tokens itself
     logits = F.linear(states[:, :-1][wanted], model.embedding.weight) / states.shape[-1] ** 0.5
     return F.cross_entropy(logits.float(), ids[:, 1:][wanted])
+
+
+def captioned_base(
+    folder: Path,
+    kind: RewardKind,
+    captions: Iterable[str],
+    size: TinySize,
+    config: CaptionConfig,
+    *,
+    seed: int,
+    template: PromptTemplate | None = None,
+    gray_share: float = 0.0,
+    device: str = "auto",
+    loaders: int = 0,
+) -> Path:
+    """The reward directory ``folder/base`` of a small backbone that can caption; made if missing.
+
+    Args:
+        folder: gets ``base`` and ``captions.jsonl``.
+        kind: ``hpsv3`` or ``videoreward``.
+        captions: the tokenizer learns their words.
+        size: of the model and its frames.
+        config: of the pretraining; without updates the weights stay random.
+        seed: names weights and data.
+        template: of the prompt; None is the tiny reward's of the kind.
+        gray_share: see :class:`CaptionBatches`.
+        device: "auto", "cpu" or "cuda".
+        loaders: processes that render; 0 is this one.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+        UserError: the training diverged.
+    """
+    base, random = folder / "base", folder / "random"
+    if base.is_dir():
+        return base
+    shutil.rmtree(random, ignore_errors=True)  # of an interrupted run
+    texts = [*captions, *verdict_texts()]
+    if not config.updates:
+        return write_tiny_base(base, kind, texts, size, seed, template=template).path
+    start = write_tiny_base(random, kind, texts, size, seed, template=template)
+    pretrain_on_captions(
+        start, base, config, seed=seed, gray_share=gray_share, device=device, loaders=loaders
+    )
+    shutil.rmtree(random)
+    return base
 
 
 def pretrain_on_captions(

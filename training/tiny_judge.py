@@ -1,10 +1,10 @@
 """Train and measure the tiny judge: ``python cli.py sandbox judge``.
 
 Clips of the sandbox (renders, damaged renders, samples of the tiny model at several qualities) are
-rated by simulated people, a small Qwen2-VL learns the ratings with the trainer of ``eval judge
-train``, and a report card measures it on held-out prompts, on a generator it has never seen, and
-under the controls; beside it stands the truth itself, the best that any judge could be with these
-raters. Every stage that is finished is kept; ``--resume`` goes on from there.
+rated by simulated people, a small Qwen2-VL learns captions and then the ratings (trainer: that of
+``eval judge train``), and a report card measures it on held-out prompts, on a generator that it has
+never seen, and under the controls; beside it stands the truth itself, the best that any judge could
+be with these raters. Every stage that is finished is kept; ``--resume`` goes on from there.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from longtake.evaluation.result_files import write_result
 from longtake.evaluation.samples import SampleList, read_samples
 from longtake.evaluation.simulated_raters import SimulatedRater
 from longtake.rewards.template import PromptTemplate
-from longtake.rewards.tiny_base import TinySize, write_tiny_base
+from longtake.rewards.tiny_base import TinySize
 from longtake.runtime.config import config_to_yaml, merge_config
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import ConfigError
@@ -39,6 +39,7 @@ from longtake.runtime.progress import progress_bar
 from longtake.runtime.run_directory import RunDirectory, to_plain
 from longtake.sandbox.facts import NUM_FRAMES
 from longtake.sandbox.preferences import preference_prompts
+from longtake.training.caption_pretraining import CaptionConfig, captioned_base
 from longtake.training.judge_ratings import (
     RATINGS,
     SAMPLES,
@@ -104,6 +105,8 @@ class TinyJudgeConfig:
     """Folder of another run's ratings (``OUT/data``); null makes them."""
     size: TinySize = dataclasses.field(default_factory=_size)
     """Of the model and its frames."""
+    captions: CaptionConfig = dataclasses.field(default_factory=CaptionConfig)
+    """What the backbone learns before the ratings."""
     updates: int = 8000
     """Optimiser steps."""
     learning_rate: float = 1e-3
@@ -224,10 +227,19 @@ def raters(config: TinyJudgeConfig) -> tuple[SimulatedRater, ...]:
 
 
 def _train(run: RunDirectory, data: Path, config: TinyJudgeConfig, device: str) -> None:
-    base, work = run.path / "base", run.path / "training"
-    if not base.is_dir():
-        captions = preference_prompts("train", 0, config.train_prompts, config.seed)
-        write_tiny_base(base, "videoreward", captions, config.size, config.seed, template=TEMPLATE)
+    work = run.path / "training"
+    base = captioned_base(
+        run.path,
+        "videoreward",
+        preference_prompts("train", 0, config.train_prompts, config.seed),
+        config.size,
+        config.captions,
+        seed=config.seed,
+        template=TEMPLATE,
+        device=device,
+        # On a CPU the trainer does without loaders too.
+        loaders=config.loaders if pick_device(device).type == "cuda" else 0,
+    )
     settings = JudgeTrainingConfig(
         base=str(base),
         data=JudgeDataConfig(

@@ -72,16 +72,33 @@ def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
     assert merge_config(original, file) == original
 
 
+def test_the_tiny_presets_differ_in_their_rewards_alone(tmp_path: Path) -> None:
+    tiny, analytic = presets.tiny(), presets.tiny_analytic()
+    assert dataclasses.replace(tiny, rewards=analytic.rewards) == analytic
+    assert (
+        set(tiny.rewards.sources) == set(tiny.rewards.reward_weights) == set(presets.TINY_REWARDS)
+    )
+    # The record of one run over the defaults of the other.
+    file = tmp_path / "config.yaml"
+    file.write_text(config_to_yaml(analytic))
+    assert merge_config(tiny, file) == analytic
+
+
 def test_overrides_reach_every_group() -> None:
     merged = merge_config(
         presets.tiny(),
         None,
-        ["sde.tau=0.3", "loss.epsilon=1e-3", "rewards.reward_weights.general=0", "rollout.shift=3"],
+        [
+            "sde.tau=0.3",
+            "loss.epsilon=1e-3",
+            "rewards.reward_weights.hpsv3_general=0",
+            "rollout.shift=3",
+        ],
     )
     assert merged.sde.tau == 0.3
     assert merged.loss.epsilon == 1e-3
-    assert merged.rewards.reward_weights["general"] == 0
-    assert merged.rewards.reward_weights["percentile"] == 1
+    assert merged.rewards.reward_weights["hpsv3_general"] == 0
+    assert merged.rewards.reward_weights["hpsv3_percentile"] == 1
     assert merged.rollout.shift == 3
 
 

@@ -62,6 +62,40 @@ def test_a_single_video_scores_as_in_memory(folder):
     assert report.unscored() == dict.fromkeys(NAMES, 0) and report.resumed == 0
 
 
+def test_clips_of_one_size_are_scored_together_and_stay_in_order(tmp_path, monkeypatch):
+    lengths = [5] * 18 + [7, 5, 5]
+    for number, length in enumerate(lengths):
+        path = tmp_path / f"{number:02d}.mp4"
+        write_mp4(clip(number, length), path, fps=8 + number % 3)
+        if number != 2:  # no caption: text alignment cannot score it
+            path.with_suffix(".txt").write_text(CAPTION)
+    (tmp_path / "04.mp4").write_bytes(b"no video")
+    sizes, score = [], RewardSuite.score
+
+    def count(suite, batch):
+        sizes.append(batch.num_samples)
+        return score(suite, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardSuite, "score", count)
+        rows = run(tmp_path).rows
+    # Cut by the missing caption (2), the broken file (4), 16 clips, and the longer clip (18).
+    assert sizes == [2, 1, 1, 13, 1, 2]
+    assert [row.path for row in rows] == [f"{n:02d}.mp4" for n in range(len(lengths))]
+    assert rows[4].frames is None and set(rows[4].unscored) == set(NAMES)
+    for number in (0, 2, 5, 17, 18, 20):
+        names = NAMES[:2] if number == 2 else NAMES
+        alone = local(tmp_path / f"{number:02d}.mp4", CAPTION if number != 2 else "", names)
+        for name in names:
+            assert rows[number].scores[name] == pytest.approx(alone[name], abs=1e-5)
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardSuite, "score", count)
+        patch.setattr(engine, "BATCH_BYTES", 1)
+        sizes.clear()
+        run(tmp_path)
+    assert sizes == [1] * 20
+
+
 def test_the_rate_can_be_overridden(folder):
     path = folder / "a.mp4"
     row = run(path, prompt=CAPTION, fps=30.0).rows[0]

@@ -41,6 +41,14 @@ def test_nothing_to_merge_gives_an_equal_config() -> None:
     assert merge_config(Run(seed=3)) == Run(seed=3)
 
 
+def test_a_dictionary_is_replaced_whole_and_set_key_by_key(tmp_path: Path) -> None:
+    recorded = Run(weights={"text": 0.5})  # of a version with another default
+    file = write(tmp_path, config_to_yaml(recorded))
+    assert merge_config(Run(), file) == recorded
+    assert merge_config(Run(), file, ["weights.motion=2"]).weights == {"text": 0.5, "motion": 2.0}
+    assert merge_config(Run(), None, ["weights={}"]).weights == {}
+
+
 def test_file_then_overrides_in_order(tmp_path: Path) -> None:
     file = write(tmp_path, "seed: 1\nname: file\nsampler: {num_steps: 4, betas: [0.5, 1]}\n")
     got = merge_config(Run(), file, ["name=override", "sampler.num_steps=8", "seed=2", "seed=5"])
@@ -59,7 +67,7 @@ def test_file_then_overrides_in_order(tmp_path: Path) -> None:
         ("name='0x1'", "name", "0x1"),
         ("sizes=[480x832,720x1280]", "sizes", ["480x832", "720x1280"]),
         ("weights.text=0.5", "weights", {"motion": 1.0, "text": 0.5}),
-        ("weights={text: 2}", "weights", {"motion": 1.0, "text": 2.0}),
+        ("weights={text: 2}", "weights", {"text": 2.0}),
     ],
 )
 def test_override_values(override: str, field_name: str, value: object) -> None:

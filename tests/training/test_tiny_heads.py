@@ -33,6 +33,11 @@ def test_pairs_heads_and_accuracies(tmp_path, monkeypatch):
     record = train_heads(out, ["videoalign_mq"], SMALL, device="cpu")
     reward = read_reward_directory(out / "rewards" / "videoalign_mq")
     assert reward.spec.color_mode == "bt601" and "MQ" in reward.spec.normalization
+    sizes = [
+        (directory / "model.safetensors").stat().st_size
+        for directory in (reward.path, out / "heads" / "videoalign_mq" / "base")
+    ]
+    assert sizes[0] < 0.55 * sizes[1]  # bfloat16, but for the head
     assert set(record["videoalign_mq"]) == {"pairs", "truth"}
     rows = summary_rows(record)
     assert [row[:3] for row in rows] == [
