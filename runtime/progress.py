@@ -94,6 +94,10 @@ def format_value(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
+_MIN_TEXT = 8
+"""Columns of text keep this width in a narrow terminal."""
+
+
 def result_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str | float | int | None]]
 ) -> Table:
@@ -107,11 +111,15 @@ def result_table(
             raise ValueError(f"row of {len(row)} cells in a table of {len(columns)}: {row!r}")
     table = Table(title=title, title_justify="left")
     for index, name in enumerate(columns):
-        is_text = index == 0
-        # A cut number would be a wrong number; text may go on in the next line.
-        has_words = is_text or any(isinstance(row[index], str) for row in rows)
+        cells = [_cell(row[index]) for row in rows]
+        # A cut number would be a wrong number; text and headings may go on in the next line.
+        numbers = index > 0 and not any(isinstance(row[index], str) for row in rows)
+        widest = max((len(cell) for cell in cells), default=1)
         table.add_column(
-            name, justify="left" if is_text else "right", no_wrap=not has_words, overflow="fold"
+            name,
+            justify="left" if index == 0 else "right",
+            min_width=widest if numbers else min(widest, _MIN_TEXT),
+            overflow="fold",
         )
     for row in rows:
         table.add_row(*(Text(_cell(cell)) for cell in row))

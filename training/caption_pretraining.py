@@ -30,7 +30,7 @@ from longtake.rewards.reward_spec import RewardKind, RewardSpec
 from longtake.rewards.template import PromptEncoder, PromptTemplate
 from longtake.rewards.tiny_base import TinySize, write_tiny_base
 from longtake.runtime.device import pick_device
-from longtake.runtime.errors import UserError
+from longtake.runtime.errors import ConfigError, UserError
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.rng import derive_key, generator
 from longtake.sandbox.captions import caption
@@ -65,6 +65,16 @@ class CaptionConfig:
     """Clips per update, each rendered once."""
     learning_rate: float = 1.5e-3
     """Peak, after a warm-up of 50 updates; cosine to 0."""
+
+    def __post_init__(self) -> None:
+        """Reject values that the loop cannot run with."""
+        if self.updates < 0 or self.batch_clips < 1 or not self.learning_rate > 0:
+            raise ConfigError(
+                "caption pretraining cannot run with these settings",
+                received=f"updates {self.updates}, batch_clips {self.batch_clips}, "
+                f"learning_rate {self.learning_rate:g}",
+                expected="updates >= 0 (0 leaves it out), batch_clips >= 1, learning_rate > 0",
+            )
 
 
 def verdict_texts() -> list[str]:

@@ -69,3 +69,24 @@ def test_a_narrow_terminal_cuts_no_value() -> None:
     for piece in ("0.8512", "0.811", "0.887", "1234"):
         assert piece in shown
     assert all(len(line) <= 40 for line in output.getvalue().splitlines())
+
+
+def test_a_narrow_terminal_keeps_names_beside_wide_headings() -> None:
+    headings = [
+        "clip",
+        "frames",
+        "hpsv3_general",
+        "hpsv3_percentile",
+        "videoalign_mq",
+        "videoalign_ta",
+    ]
+    table = result_table(
+        "scores", headings, [["deep/clip_000017.mp4", 17, -2.01, -1.184, 0.4372, 12]]
+    )
+    output = io.StringIO()
+    Console(file=output, width=80).print(table)
+    lines = output.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    columns = [[part.strip() for part in line.split("│")[1:-1]] for line in lines if "│" in line]
+    assert "".join(parts[0] for parts in columns) == "deep/clip_000017.mp4"
+    assert columns[0][1:] == ["17", "-2.01", "-1.184", "0.4372", "12"]

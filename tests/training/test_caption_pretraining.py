@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from longtake.rewards.pixels import normalize_patches
 from longtake.rewards.reward_directory import read_reward_directory
 from longtake.rewards.tiny_base import TinySize, write_tiny_base
-from longtake.runtime.errors import UserError
+from longtake.runtime.errors import ConfigError, UserError
 from longtake.sandbox.captions import parse_caption
 from longtake.sandbox.facts import split_of
 from longtake.training.caption_pretraining import (
@@ -112,3 +112,9 @@ def test_divergence_is_an_error_and_leaves_no_base(base, tmp_path):
     with pytest.raises(UserError, match="diverged"):
         pretrain_on_captions(base, tmp_path / "base", config, seed=0, device="cpu")
     assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"updates": -1}, {"batch_clips": 0}, {"learning_rate": 0.0}])
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        CaptionConfig(**wrong)
