@@ -9,7 +9,8 @@ from longtake.core.video import read_video
 
 def make(out: Path, *options: str) -> str:
     command = ["sandbox", "preferences", "--out", str(out), "--prompts", "2", *options]
-    result = CliRunner().invoke(cli.app, command)
+    # Wide enough for headings of several words to stay on one line.
+    result = CliRunner().invoke(cli.app, command, env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     return result.stdout
 
