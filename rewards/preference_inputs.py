@@ -88,6 +88,8 @@ class PreferenceDataset(Dataset[PairInputs]):
         root: folder that paths are relative to.
         keep_ties: whether the loss knows ties; otherwise they count as not labelled.
         frames_per_clip: rows per pair of an image reward.
+        general_prompt: stands in the place of the caption in every second row of a pair of an image
+            reward; None shows captions only.
         cache_bytes: memory for resized frames, shared by all loaders; clips that do not fit are
             decoded each time.
 
@@ -106,12 +108,14 @@ class PreferenceDataset(Dataset[PairInputs]):
         *,
         keep_ties: bool,
         frames_per_clip: int = 1,
+        general_prompt: str | None = None,
         cache_bytes: int = 0,
     ) -> None:
         self.pairs, self.dimensions, self.spec, self.encoder = pairs, dimensions, spec, encoder
         self.root, self.keep_ties = root, keep_ties
         self._stop = spec.reward_tokens[max(trained_tokens(spec, dimensions))]
         self._frames_per_clip = frames_per_clip
+        self._general_prompt = general_prompt
         self._rows = [
             (index, slot)
             for index, pair in enumerate(pairs)
@@ -149,9 +153,11 @@ class PreferenceDataset(Dataset[PairInputs]):
     def _keys(self, row: int) -> tuple[ClipKey, ClipKey]:
         index, slot = self._rows[row]
         pair = self.pairs[index]
+        general = self._general_prompt if slot % 2 else None
+        prompt = pair.prompt if general is None else general
         return (
-            ClipKey(pair.path_a, pair.fps_a, pair.prompt, slot),
-            ClipKey(pair.path_b, pair.fps_b, pair.prompt, slot),
+            ClipKey(pair.path_a, pair.fps_a, prompt, slot),
+            ClipKey(pair.path_b, pair.fps_b, prompt, slot),
         )
 
     def _inputs(self, key: ClipKey) -> ClipInputs:

@@ -46,6 +46,9 @@ class PairDataConfig:
     frames_per_clip: int = 4
     """Frames of a clip that an image reward (HPSv3) is trained on, >= 1; each is a pair of its own,
     and the mean over the frames decides in validation."""
+    general_prompt: bool = False
+    """Every second frame of a clip is shown to an image reward with the fixed prompt of
+    ``hpsv3_general`` in the place of its caption. HPSv3 was trained on captions alone."""
     cache_mib: int = 2048
     """Memory for resized frames, so that a clip is decoded once, MiB >= 0."""
 

@@ -8,6 +8,7 @@ from typing import cast
 
 from rich.table import Table
 
+from longtake.rewards.hpsv3 import GENERAL_PROMPT
 from longtake.rewards.preference_data import (
     OVERALL,
     PreferencePair,
@@ -72,6 +73,14 @@ def plan_training(config: RewardTrainingConfig, source: RewardDirectory) -> Trai
             received=f"loss uncertainty for a {spec.model.head} head",
             expected="bradley_terry_ties or bradley_terry",
         )
+    if config.data.general_prompt and (spec.kind != "hpsv3" or config.data.frames_per_clip < 2):
+        raise ConfigError(
+            "the general prompt cannot be shown",
+            received=f"data.general_prompt for a reward of kind {spec.kind}, "
+            f"data.frames_per_clip {config.data.frames_per_clip}",
+            expected="an image reward (hpsv3) and at least 2 frames of each clip: every second "
+            "one gets the prompt",
+        )
     train, validation = _read_pairs(config)
     encoder = source.encoder()
     keep_ties = kind == "bradley_terry_ties"
@@ -87,6 +96,7 @@ def plan_training(config: RewardTrainingConfig, source: RewardDirectory) -> Trai
                 Path(config.data.root) if config.data.root else Path(file).parent,
                 keep_ties=keep_ties,
                 frames_per_clip=config.data.frames_per_clip,
+                general_prompt=GENERAL_PROMPT if config.data.general_prompt else None,
                 cache_bytes=config.data.cache_mib * 2**20 // 2,
             )
         )

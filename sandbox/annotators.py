@@ -29,8 +29,13 @@ from longtake.runtime.errors import UserError
 
 Word = Literal["A", "same", "B"]
 
-DIMENSION_ORACLES: dict[str, str] = {"VQ": "visual", "MQ": "motion", "TA": "alignment"}
-"""Dimension of a label (visual quality, motion quality, text alignment) -> its oracle."""
+DIMENSION_ORACLES: dict[str, str] = {
+    "VQ": "visual",
+    "MQ": "unprompted_motion",
+    "TA": "alignment",
+}
+"""Dimension of a label (visual quality, motion quality, text alignment) -> its oracle. Motion is
+judged without the caption: VideoAlign's motion token stands before it and never sees it."""
 
 COLOURFUL_SHARE = 0.05
 """Share of a frame's pixels that make its colourfulness; the smallest sprite covers 2.6 %."""

@@ -49,7 +49,7 @@ class Candidate:
         video: uint8 [T, 3, H, W].
         origin: "clean", "static", "wrong scene", "model", or corruption and strength ("blur 0.35"),
             followed by the saturation factor where it was changed.
-        oracles: oracle name -> score in [0, 1].
+        oracles: oracle name -> score in [0, 1], with ``oracles.UNPROMPTED_MOTION``.
         colourfulness: see ``annotators.colourfulness``.
     """
 
@@ -265,7 +265,9 @@ def _pool(
 
     # The 8-bit clip is what a reward will see, so it is also what is judged.
     video = torch.stack([clip for clip, _ in clips]).mul(255).round().to(torch.uint8)
-    scores = oracle_scores(video, [prompt] * len(clips))
+    shown = [scene.facts()] * len(clips)
+    shown[2] = other.facts()
+    scores = oracle_scores(video, [prompt] * len(clips), shown)
     colours = colourfulness(video)
     return [
         Candidate(

@@ -5,7 +5,9 @@ backbone finds shapes, motions and defects slowly, as a label is one bit. Captio
 partly damaged scenes name all of them, and renders cost nothing. The text is a caption of the
 sandbox, half of the time with wrong facts, followed by what is wrong in it and by the damage and
 its strength from 1 to 4 ("...; wrong colour; noise 3"). It stands where the reward's prompt holds
-the caption; the loss is the cross-entropy of the next token.
+the caption; the loss is the cross-entropy of the next token. A head that reads its score before the
+caption gets the damage first ("noise 3; ..."); an image reward, which will also be asked with the
+fixed prompt of ``hpsv3_general``, gets that one half of the time ("...; noise 3").
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from longtake.rewards.clip_inputs import clip_inputs, collate_clips, shown_frames
 from longtake.rewards.grayscale import to_grayscale
+from longtake.rewards.hpsv3 import GENERAL_PROMPT
 from longtake.rewards.pixels import normalize_patches
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.reward_directory import RewardDirectory, write_reward_directory
@@ -49,6 +52,8 @@ STATIC_SHARE = 0.25
 """Share of the other clips whose first frame stands still."""
 MISSTATED_SHARE = 0.5
 """Share of captions with one to three wrong facts."""
+GENERAL_SHARE = 0.5
+"""Share of an image reward's texts with the fixed prompt in the place of a caption."""
 SATURATED_SHARE = 0.5
 """Share of clips with another saturation, which no text mentions."""
 WARMUP_UPDATES = 50
@@ -84,7 +89,22 @@ def verdict_texts() -> list[str]:
     return ["fits", *(f"wrong {name}" for name in ATTRIBUTES), "clean", "static", *damage]
 
 
-def captioned_clips(count: int, seed: int, batch: int) -> tuple[Tensor, list[str]]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionText:
+    """What is said about a clip.
+
+    Args:
+        caption: of its scene, perhaps misstated.
+        verdict: what is wrong in it, or "fits".
+        condition: "clean", "static", or a damage and its grade.
+    """
+
+    caption: str
+    verdict: str
+    condition: str
+
+
+def captioned_clips(count: int, seed: int, batch: int) -> tuple[Tensor, list[CaptionText]]:
     """Clips and texts of a batch; only scenes of the train split.
 
     Returns:
@@ -95,7 +115,7 @@ def captioned_clips(count: int, seed: int, batch: int) -> tuple[Tensor, list[str
     rng = generator(seed, "captioned damage", batch)
     names, strengths = draw_damage(count, rng, DAMAGED_SHARE)
     video = apply_damage(video, names, strengths, rng)
-    texts: list[str] = []
+    texts: list[CaptionText] = []
     for row, (scene, draw) in enumerate(
         zip(scenes, torch.rand(count, 4, generator=rng).tolist(), strict=True)
     ):
@@ -119,7 +139,7 @@ def captioned_clips(count: int, seed: int, batch: int) -> tuple[Tensor, list[str
             scene = misstated(scene, key, 1 + int(3 * draw[3] / MISSTATED_SHARE))
         text = caption(scene, key, states=SPLIT_ATTRIBUTES)
         wrong = "; ".join(f"wrong {name}" for name in wrong_facts(truth, text))
-        texts.append(f"{text}; {wrong or 'fits'}; {condition}")
+        texts.append(CaptionText(caption=text, verdict=wrong or "fits", condition=condition))
     return video.mul(255).round().to(torch.uint8), texts
 
 
@@ -132,6 +152,7 @@ class CaptionBatches(Dataset[dict[str, Tensor]]):
         config: of the pretraining.
         seed: names scenes, damage and texts.
         gray_share: share of the clips shown in the gray of motion rewards.
+        condition_first: whether the damage is named before the caption.
     """
 
     def __init__(
@@ -141,9 +162,10 @@ class CaptionBatches(Dataset[dict[str, Tensor]]):
         config: CaptionConfig,
         seed: int,
         gray_share: float = 0.0,
+        condition_first: bool = False,
     ) -> None:
         self.spec, self.encoder, self.config = spec, encoder, config
-        self.seed, self.gray_share = seed, gray_share
+        self.seed, self.gray_share, self.condition_first = seed, gray_share, condition_first
 
     def __len__(self) -> int:
         return self.config.updates
@@ -151,21 +173,27 @@ class CaptionBatches(Dataset[dict[str, Tensor]]):
     def __getitem__(self, batch: int) -> dict[str, Tensor]:
         count = self.config.batch_clips
         video, texts = captioned_clips(count, self.seed, batch)
-        draws = torch.rand(count, 2, generator=generator(self.seed, "captioned view", batch))
+        draws = torch.rand(count, 3, generator=generator(self.seed, "captioned view", batch))
         clips = []
-        for frames, text, (gray, when) in zip(video, texts, draws.tolist(), strict=True):
+        for frames, said, (gray, when, general) in zip(video, texts, draws.tolist(), strict=True):
             if self.spec.sampler is None:
                 chosen = frames[[int(when * len(frames))]]
             else:
                 chosen = frames[self.spec.sampler.indices(len(frames), FPS)]
             if gray < self.gray_share:
                 chosen = to_grayscale(chosen, "bt601")
-            clips.append(
-                clip_inputs(
-                    shown_frames(chosen, self.spec), text, self.encoder, key=None, stop_at=None
-                )
-            )
+            shown = shown_frames(chosen, self.spec)
+            text = self._text(said, general)
+            clips.append(clip_inputs(shown, text, self.encoder, key=None, stop_at=None))
         return collate_clips(clips)
+
+    def _text(self, said: CaptionText, general: float) -> str:
+        if self.spec.kind == "hpsv3" and general < GENERAL_SHARE:
+            return f"{GENERAL_PROMPT}; {said.condition}"
+        facts = f"{said.caption}; {said.verdict}"
+        if self.condition_first:
+            return f"{said.condition}; {facts}"
+        return f"{facts}; {said.condition}"
 
 
 def caption_loss(model: Qwen2VLRewardModel, batch: dict[str, Tensor]) -> Tensor:
@@ -196,6 +224,7 @@ def captioned_base(
     seed: int,
     template: PromptTemplate | None = None,
     gray_share: float = 0.0,
+    condition_first: bool = False,
     device: str = "auto",
     loaders: int = 0,
 ) -> Path:
@@ -210,6 +239,7 @@ def captioned_base(
         seed: names weights and data.
         template: of the prompt; None is the tiny reward's of the kind.
         gray_share: see :class:`CaptionBatches`.
+        condition_first: see :class:`CaptionBatches`.
         device: "auto", "cpu" or "cuda".
         loaders: processes that render; 0 is this one.
 
@@ -221,12 +251,19 @@ def captioned_base(
     if base.is_dir():
         return base
     shutil.rmtree(random, ignore_errors=True)  # of an interrupted run
-    texts = [*captions, *verdict_texts()]
+    texts = [*captions, *verdict_texts(), GENERAL_PROMPT]
     if not config.updates:
         return write_tiny_base(base, kind, texts, size, seed, template=template).path
     start = write_tiny_base(random, kind, texts, size, seed, template=template)
     pretrain_on_captions(
-        start, base, config, seed=seed, gray_share=gray_share, device=device, loaders=loaders
+        start,
+        base,
+        config,
+        seed=seed,
+        gray_share=gray_share,
+        condition_first=condition_first,
+        device=device,
+        loaders=loaders,
     )
     shutil.rmtree(random)
     return base
@@ -239,6 +276,7 @@ def pretrain_on_captions(
     *,
     seed: int,
     gray_share: float = 0.0,
+    condition_first: bool = False,
     device: str = "auto",
     loaders: int = 0,
 ) -> RewardDirectory:
@@ -253,6 +291,7 @@ def pretrain_on_captions(
         config: of the pretraining.
         seed: names the data.
         gray_share: see :class:`CaptionBatches`.
+        condition_first: see :class:`CaptionBatches`.
         device: "auto", "cpu" or "cuda".
         loaders: processes that render; 0 is this one.
 
@@ -263,7 +302,7 @@ def pretrain_on_captions(
     place = pick_device(device)
     model = source.load_model().float().to(place).train()
     model.requires_grad_(True)
-    data = CaptionBatches(source.spec, source.encoder(), config, seed, gray_share)
+    data = CaptionBatches(source.spec, source.encoder(), config, seed, gray_share, condition_first)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.98)
     )

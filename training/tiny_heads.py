@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from longtake.core.checkpoint import load_checkpoint
 from longtake.core.generation import TINY_CHECKPOINT
 from longtake.evaluation.pair_accuracy import PairAgreement, evaluate_pairs
 from longtake.rewards.reward_directory import read_reward_directory, write_reward_directory
@@ -22,7 +21,6 @@ from longtake.rewards.reward_spec import RewardKind
 from longtake.rewards.tiny_base import TinySize
 from longtake.rewards.train import train_reward
 from longtake.runtime.config import config_to_yaml, merge_config
-from longtake.runtime.device import pick_device
 from longtake.runtime.errors import ConfigError
 from longtake.runtime.launcher import refuse_launcher
 from longtake.runtime.progress import progress_bar
@@ -39,8 +37,9 @@ ANNOTATORS = {"pairs": Annotator(raters=3), "truth": Annotator(noise=0.0, colour
 and the truth, which is only ever measured against."""
 
 
-SIZE = TinySize(width=128, layers=4, vision_width=128, vision_layers=4)
-"""Of the models: 2.1M parameters, 4 MiB in bfloat16."""
+SIZE = TinySize(width=128, layers=4, vision_width=128, vision_layers=4, side=112)
+"""Of the models (2.1M parameters, 4 MiB in bfloat16) and of what they see: a patch of 14 x 14 px
+is 8 x 8 of the clip. At 56 x 56, displacements of a pixel or two were invisible (docs/LOG.md)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +65,7 @@ class HeadConfig:
 
 SIDE = 64
 """Height and width of the sandbox's clips, pixels."""
-FRAMES_PER_CLIP = 2
+FRAMES_PER_CLIP = 4
 """Frames of a clip that the image head is trained on."""
 HEADS = ("hpsv3", "videoalign_mq", "videoalign_ta")
 """Names of the heads: fields of :class:`TinyHeadsConfig` and folders of the result."""
@@ -74,26 +73,24 @@ HEADS = ("hpsv3", "videoalign_mq", "videoalign_ta")
 
 def _hpsv3() -> HeadConfig:
     rewards = ("hpsv3_general", "hpsv3_percentile")
-    # Of 2,000 updates on 3,000 prompts the last 1,000 overfitted (docs/LOG.md).
     return HeadConfig(kind="hpsv3", dimension="VQ", rewards=rewards, updates=1500)
 
 
 def _videoalign_mq() -> HeadConfig:
-    # Two frames a second, the published rate, miss what flickers and jumps within two seconds; and
-    # 56 pixels, with which the shipped head was trained, hide displacements of a pixel or two.
+    # Two frames a second, the published rate, miss what flickers and jumps within two seconds.
     size = dataclasses.replace(SIZE, frames_per_second=8.0)
     return HeadConfig(
         kind="videoreward",
         dimension="MQ",
         rewards=("videoalign_mq",),
         size=size,
-        updates=5000,  # 1,700 at 1e-3 were still far from the end
-        learning_rate=2e-3,
+        updates=3000,
+        learning_rate=1.5e-3,
     )
 
 
 def _videoalign_ta() -> HeadConfig:
-    return HeadConfig(kind="videoreward", dimension="TA", rewards=("videoalign_ta",))
+    return HeadConfig(kind="videoreward", dimension="TA", rewards=("videoalign_ta",), updates=2500)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +101,7 @@ class TinyHeadsConfig:
     """Names every draw."""
     checkpoint: str = str(TINY_CHECKPOINT)
     """The model whose samples are judged beside the renders."""
-    train_prompts: int = 5000
+    train_prompts: int = 8000
     """Prompts of the train split."""
     held_out_prompts: int = 300
     """Prompts of the held-out split; nothing is chosen by them."""
@@ -211,18 +208,18 @@ def make_pairs(folder: Path, config: TinyHeadsConfig, device: str) -> None:
     missing = [part for part in wanted if not (folder / part[0] / f"{part[1]}.csv").is_file()]
     if not missing:
         return
-    model = load_checkpoint(config.checkpoint, pick_device(device))
     for split in dict.fromkeys(split for _, split, _ in missing):
         parts = [part for part in missing if part[1] == split]
         prompts = preference_prompts(split, 0, parts[0][2], config.seed)
         with progress_bar(f"samples {split}", len(set(prompts)) * len(QUALITIES)) as bar:
             samples = sample_qualities(
-                model,
+                config.checkpoint,
                 prompts,
                 NUM_FRAMES,
                 SIDE,
                 config.seed,
                 batch_size=config.sample_batch,
+                device=device,
                 on_progress=bar.update,
             )
         for place, _, count in parts:
@@ -284,6 +281,8 @@ def head_overrides(head: HeadConfig, config: TinyHeadsConfig) -> list[str]:
         "patience=0",
         f"workers={config.loaders}",
         f"data.frames_per_clip={FRAMES_PER_CLIP}",
+        # Else the fixed prompt of hpsv3_general would be asked for the first time in use.
+        f"data.general_prompt={str(head.kind == 'hpsv3').lower()}",
         f"data.cache_mib={config.cache_mib}",
         "export_public=false",
     ]
@@ -337,7 +336,8 @@ def make_base(
 ) -> Path:
     """The reward directory ``folder/base`` that a head starts from, unless it is there.
 
-    Half of the clips that the motion head's backbone learns from are gray, as its own will be.
+    Half of the clips that the motion head's backbone learns from are gray, as its own will be. Its
+    token stands before the caption.
     """
     return captioned_base(
         folder,
@@ -347,6 +347,7 @@ def make_base(
         config.captions,
         seed=seed,
         gray_share=0.5 if head.dimension == "MQ" else 0.0,
+        condition_first=head.dimension == "MQ",
         device=device,
         loaders=config.loaders,
     )

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from longtake.core.checkpoint import load_checkpoint
 from longtake.core.generation import TINY_CHECKPOINT
 from longtake.evaluation.judge.calibration import CalibrationSettings
 from longtake.evaluation.judge.controls import CONTROLS
@@ -64,7 +63,9 @@ SIDE = 64
 
 def _size() -> TinySize:
     # Every frame: two a second, the published rate, miss what flickers and jumps.
-    return TinySize(width=128, layers=4, vision_width=96, vision_layers=3, frames_per_second=8.0)
+    return TinySize(
+        width=128, layers=4, vision_width=128, vision_layers=4, side=112, frames_per_second=8.0
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,8 +100,8 @@ class TinyJudgeConfig:
     """Processes that render and rate."""
     loaders: int = 8
     """Processes that decode clips for a GPU in training."""
-    cache_mib: int = 32768
-    """Memory for resized frames: 0.34 MiB a clip at the default size."""
+    cache_mib: int = 65536
+    """Memory for resized frames: 0.6 MiB a clip at the default size."""
     data: str | None = None
     """Folder of another run's ratings (``OUT/data``); null makes them."""
     size: TinySize = dataclasses.field(default_factory=_size)
@@ -192,15 +193,15 @@ def _make_data(data: Path, config: TinyJudgeConfig, device: str) -> None:
         *preference_prompts("train", 0, config.train_prompts, config.seed),
         *preference_prompts("held_out", 0, config.held_out_prompts, config.seed),
     ]
-    model = load_checkpoint(config.checkpoint, pick_device(device))
     with progress_bar("samples", len(set(prompts)) * len(QUALITIES)) as bar:
         samples = sample_qualities(
-            model,
+            config.checkpoint,
             prompts,
             NUM_FRAMES,
             SIDE,
             config.seed,
             batch_size=config.sample_batch,
+            device=device,
             on_progress=bar.update,
         )
     ratings = RatingConfig(raters=raters(config), damaged=config.damaged, seed=config.seed)

@@ -4,6 +4,9 @@ Terms per sprite: presence in all frames, smooth path (residual from a local par
 constant area, constant colour, motion when the caption asks for it and stillness when it asks for
 that; and per clip a background without flicker. The score is a weighted product, so that one bad
 defect shows; two sprites are averaged.
+
+Without a caption (``unprompted_motion_of``) nobody knows what should stand still: then a clip in
+which nothing moves is the defect, and a sprite that never shows is none.
 """
 
 import math
@@ -63,6 +66,40 @@ def motion_of(clip: Segmentation, facts: Facts) -> float:
     )
 
 
+def unprompted_motion_of(clip: Segmentation, shown: Facts) -> float:
+    """Motion as someone judges it who has not read the caption (VideoAlign's motion quality).
+
+    Args:
+        clip: the clip.
+        shown: number and colours of its sprites, to tell them apart; nothing else is used.
+
+    Returns:
+        Mean over the sprites that show of the product of all terms; activity is that of the
+        sprite that moves most. 0 if none shows.
+    """
+    tracks = [track for track in find_tracks(clip, shown)[0] if track.present.any()]
+    if not tracks:
+        return 0.0
+    activity = _moved(max(extent(track) for track in tracks))
+    steady = (steadiness(clip.background), 0.6)
+    undemanding = SpriteFacts()
+    return float(
+        np.mean(
+            [
+                weighted_product(
+                    [
+                        *(
+                            motion_terms(track, undemanding) | {"activity": (activity, 0.8)}
+                        ).values(),
+                        steady,
+                    ]
+                )
+                for track in tracks
+            ]
+        )
+    )
+
+
 def motion_terms(track: Track, sprite: SpriteFacts) -> dict[str, tuple[float, float]]:
     """Score and weight of each term of one sprite."""
     if not track.present.any():
@@ -112,4 +149,9 @@ def _activity(track: Track, motion_word: str | None) -> float:
     moved = extent(track)
     if motion_word == "still":
         return float(ramp(moved, 5.0, 0.7))
-    return float(0.1 + 0.9 * ramp(moved, 0.4, 3.2))
+    return _moved(moved)
+
+
+def _moved(distance: float) -> float:
+    """Score of a sprite that should move; px as :func:`extent`."""
+    return float(0.1 + 0.9 * ramp(distance, 0.4, 3.2))

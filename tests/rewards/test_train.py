@@ -12,6 +12,7 @@ from longtake.core.video import read_video, write_mp4, write_png
 from longtake.core.weights import digest_tensors, read_tensors
 from longtake.rewards import preference_inputs
 from longtake.rewards.contract import VideoBatch
+from longtake.rewards.hpsv3 import GENERAL_PROMPT
 from longtake.rewards.pixels import clip_patches, normalize_patches
 from longtake.rewards.preference_data import OVERALL, PreferencePair, split_by_prompt
 from longtake.rewards.preference_files import (
@@ -237,6 +238,27 @@ def test_clips_give_an_image_head_one_row_per_frame(folder):
     assert len(data) == 48 and [data[i].pair for i in range(4)] == [0, 0, 0, 1]
     assert not torch.equal(data[0].a.patches, data[1].a.patches)
     assert data[0].a.grid[0] == 1 and len(set(data.clip_keys())) == 48
+
+
+def test_every_second_frame_can_be_shown_with_the_general_prompt(folder):
+    reward = read_reward_directory(folder / "hpsv3")
+    plain = dataset(folder, reward, frames_per_clip=3)
+    data = dataset(folder, reward, frames_per_clip=3, general_prompt=GENERAL_PROMPT)
+    for row in range(6):
+        for key, other in zip(data.clip_keys()[row], plain.clip_keys()[row], strict=True):
+            assert key.prompt == (GENERAL_PROMPT if row % 3 == 1 else other.prompt)
+    assert data.rows_of_prompts() == plain.rows_of_prompts()
+    ids = reward.encoder().encode(GENERAL_PROMPT, data[1].a.patches.shape[0] // 4, None)
+    assert data[1].a.ids == ids and data[0].a.ids == plain[0].a.ids != ids
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [("videoreward", "data.frames_per_clip=4"), ("hpsv3", "data.frames_per_clip=1")],
+)
+def test_the_general_prompt_needs_two_frames_of_an_image_reward(start, kind, setting):
+    with pytest.raises(ConfigError, match="general prompt cannot be shown"):
+        start("data.general_prompt=true", setting, kind=kind)
 
 
 def test_training_sees_the_pixels_of_scoring(folder, tmp_path):

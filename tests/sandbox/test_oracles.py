@@ -9,7 +9,7 @@ from longtake.runtime.errors import UserError
 from longtake.sandbox.captions import caption, parse_caption
 from longtake.sandbox.corruptions import CORRUPTIONS
 from longtake.sandbox.facts import BACKGROUNDS, COLOURS, FRAME_PX, MOTIONS, SHAPES, SIZES, SPEEDS
-from longtake.sandbox.oracles import ORACLES, oracle_scores
+from longtake.sandbox.oracles import ORACLES, UNPROMPTED_MOTION, oracle_scores
 from longtake.sandbox.oracles.alignment import alignment_of, fact_scores
 from longtake.sandbox.oracles.segmentation import segment
 from longtake.sandbox.render import render
@@ -153,3 +153,43 @@ def test_bad_input_is_refused() -> None:
 
 def test_frames_have_the_native_size() -> None:
     assert render([sample_scene(0, 0)]).shape[-1] == FRAME_PX
+
+
+def test_motion_without_the_caption_does_not_depend_on_what_it_demands() -> None:
+    scenes = sample_scenes(8, 0, 60)
+    video = render(scenes)
+    shown = [scene.facts() for scene in scenes]
+    own = oracle_scores(video, [caption(s, i) for i, s in enumerate(scenes)], shown)
+    other = oracle_scores(video, [caption(s, i + 1) for i, s in enumerate(scenes[::-1])], shown)
+    assert torch.equal(own[UNPROMPTED_MOTION], other[UNPROMPTED_MOTION])
+    assert (other["motion"] < own["motion"] - 0.2).sum() > 10
+    demands = [
+        replace(f, sprites=tuple(replace(s, motion="still") for s in f.sprites)) for f in shown
+    ]
+    again = oracle_scores(video, [caption(s, i) for i, s in enumerate(scenes)], demands)
+    assert torch.equal(again[UNPROMPTED_MOTION], own[UNPROMPTED_MOTION])
+
+
+def test_motion_without_the_caption_wants_something_to_move() -> None:
+    scenes = sample_scenes(8, 0, 60)
+    shown = [scene.facts() for scene in scenes]
+    texts = [caption(scene, i) for i, scene in enumerate(scenes)]
+    video = render(scenes)
+    moving = oracle_scores(video, texts, shown)[UNPROMPTED_MOTION]
+    stopped = oracle_scores(video[:, :1].expand_as(video), texts, shown)[UNPROMPTED_MOTION]
+    still = torch.tensor([all(s.motion == "still" for s in f.sprites) for f in shown])
+    assert 3 <= still.sum() < 20
+    # Of two sprites one may rest: without a caption nobody knows that it should move.
+    assert moving[~still].min() > 0.9 and moving[still].max() < 0.3 and stopped.max() < 0.3
+
+
+def test_a_sprite_that_never_shows_is_no_fault_of_motion() -> None:
+    scene = next(s for s in SCENES if len(s.sprites) == 2 and s.sprites[0].motion != "still")
+    alone = replace(scene, sprites=scene.sprites[:1])
+    text = [caption(scene, 0)]
+    scores = oracle_scores(render([alone]), text, [scene.facts()])
+    assert scores[UNPROMPTED_MOTION].item() > 0.9 > 0.6 > scores["motion"].item()
+    empty = torch.full((1, 17, 3, 64, 64), 0.5)
+    assert oracle_scores(empty, text, [scene.facts()])[UNPROMPTED_MOTION].item() == 0
+    broken = oracle_scores(empty * float("nan"), text, [scene.facts()])
+    assert broken[UNPROMPTED_MOTION].isnan().all()

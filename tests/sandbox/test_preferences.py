@@ -11,7 +11,7 @@ from longtake.sandbox.annotators import Annotator, colourfulness
 from longtake.sandbox.captions import parse_caption
 from longtake.sandbox.corruptions import CORRUPTIONS
 from longtake.sandbox.facts import split_of
-from longtake.sandbox.oracles import oracle_scores
+from longtake.sandbox.oracles import UNPROMPTED_MOTION, oracle_scores
 from longtake.sandbox.preference_files import write_preferences
 from longtake.sandbox.preferences import (
     STRENGTHS,
@@ -95,6 +95,7 @@ def test_scores_belong_to_the_clips(pairs):
     video = torch.stack([clip.video for _, clip in chosen])
     assert video.dtype == torch.uint8
     found = oracle_scores(video, [prompt for prompt, _ in chosen])
+    assert set(chosen[0][1].oracles) == {*found, UNPROMPTED_MOTION}
     for name, column in found.items():
         assert column.tolist() == [clip.oracles[name] for _, clip in chosen]
     colours = colourfulness(video).tolist()
@@ -113,6 +114,7 @@ def test_the_oracles_tell_the_kinds_apart(pairs):
 
     assert mean("clean", "alignment") > 0.97 > 0.75 > mean("wrong scene", "alignment")
     assert mean("clean", "motion") > 0.97 > 0.5 > mean("static", "motion", "still")
+    assert mean("wrong scene", "motion") < 0.85  # the caption asks for something else
     assert abs(mean("clean", "visual") - mean("static", "visual")) < 0.02
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from longtake.rewards.hpsv3 import GENERAL_PROMPT
 from longtake.rewards.pixels import normalize_patches
 from longtake.rewards.reward_directory import read_reward_directory
 from longtake.rewards.tiny_base import TinySize, write_tiny_base
@@ -28,7 +29,8 @@ CONFIG = CaptionConfig(updates=3, batch_clips=4)
 
 @pytest.fixture(scope="module", params=["videoreward", "hpsv3"])
 def base(request, tmp_path_factory):
-    texts = [*captioned_clips(40, 5, 0)[1], *verdict_texts()]
+    said = captioned_clips(40, 5, 0)[1]
+    texts = [*(text.caption for text in said), *verdict_texts(), GENERAL_PROMPT]
     return write_tiny_base(tmp_path_factory.mktemp("base") / "b", request.param, texts, SIZE, 0)
 
 
@@ -40,21 +42,20 @@ def batch_of(base, number=0, **settings):
 
 
 def test_texts_name_scene_faults_and_damage_of_the_train_split():
-    video, texts = captioned_clips(80, 1, 0)
+    video, said = captioned_clips(80, 1, 0)
     assert video.shape == (80, 17, 3, 64, 64) and video.dtype == torch.uint8
-    said = [tuple(text.split("; ")) for text in texts]
-    verdicts = {part for text in said for part in text[1:]}
+    verdicts = {part for text in said for part in (*text.verdict.split("; "), text.condition)}
     assert verdicts <= set(verdict_texts()) and len(verdicts) > 12
-    right = sum("fits" in text for text in said)
+    right = sum(text.verdict == "fits" for text in said)
     assert 25 <= right <= 65  # some changes concern what the caption leaves out
-    for told, *rest in said:
-        facts = parse_caption(told)
+    for text in said:
+        facts = parse_caption(text.caption)
         assert all(split_of(s.shape, s.colour, s.motion) == "train" for s in facts.sprites)
-        assert ("fits" in rest) != any(part.startswith("wrong") for part in rest)
     still = [bool((clip == clip[:1]).all()) for clip in video]
-    assert any("static" in text for text in said)
-    assert all(is_still for is_still, text in zip(still, said, strict=True) if "static" in text)
-    grades = {int(t[-1][-1]) for t in said if t[-1] not in ("clean", "static")}
+    stopped = [text.condition == "static" for text in said]
+    assert any(stopped)
+    assert all(is_still for is_still, stop in zip(still, stopped, strict=True) if stop)
+    grades = {int(t.condition[-1]) for t in said if t.condition not in ("clean", "static")}
     assert grades == {1, 2, 3, 4}
 
 
@@ -84,6 +85,28 @@ def test_batches_depend_on_seed_and_number_alone(base):
             assert torch.equal(value, by_loaders[number][name])
     other = CaptionBatches(base.spec, base.encoder(), CONFIG, 4)[0]
     assert not torch.equal(other["pixel_values"], data[0]["pixel_values"])
+
+
+def texts_of(base, **settings):
+    config = CaptionConfig(updates=1, batch_clips=60)
+    batch = CaptionBatches(base.spec, base.encoder(), config, 3, **settings)[0]
+    tokenizer = base.tokenizer()
+    return [tokenizer.decode(row) for row in batch["input_ids"]], captioned_clips(60, 3, 0)[1]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_damage_is_named_where_it_is_wanted(base, first):
+    texts, said = texts_of(base, condition_first=first)
+    general = 0
+    for text, wanted in zip(texts, said, strict=True):
+        if GENERAL_PROMPT in text:
+            general += 1
+            assert f"{GENERAL_PROMPT}; {wanted.condition}" in text and wanted.caption not in text
+            continue
+        facts = f"{wanted.caption}; {wanted.verdict}"
+        whole = f"{wanted.condition}; {facts}" if first else f"{facts}; {wanted.condition}"
+        assert whole in text
+    assert 18 <= general <= 42 if base.spec.kind == "hpsv3" else general == 0
 
 
 def test_gray_share_makes_clips_gray(base):
