@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv demo test test-slow test-gpu lint format clean
+.PHONY: help venv demo test test-slow test-gpu lint format notebooks clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make lint       set up, then ruff and mypy"
 	@echo "make test-slow  the tests of more than a minute"
 	@echo "make test-gpu   the tests that need a CUDA device"
+	@echo "make notebooks  execute the notebooks in place"
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make clean      remove caches and build folders (not $(VENV), not runs/)"
 
@@ -68,6 +69,10 @@ lint: venv
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+notebooks: venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[notebooks]'
+	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info

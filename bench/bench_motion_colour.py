@@ -63,11 +63,7 @@ def train_one(
     result = {
         "mode": mode,
         "seed": seed,
-        "curve": [
-            {key: row[key] for key in ("update", "eval_loss", "eval_MQ_accuracy")}
-            for row in records
-            if "eval_loss" in row
-        ],
+        "curve": curve(records),
         "accuracy": {
             judge: rewards[REWARD]
             for judge, rewards in measure(pairs, reward, head, folder, device).items()
@@ -81,6 +77,20 @@ def train_one(
     }
     record.write_text(json.dumps(to_plain(result), indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def curve(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Validations, each with the mean training loss of the updates since the one before."""
+    rows: list[dict[str, Any]] = []
+    losses: list[float] = []
+    for record in records:
+        if "loss" in record:
+            losses.append(record["loss"])
+        if "eval_loss" in record:
+            row = {key: record[key] for key in ("update", "eval_loss", "eval_MQ_accuracy")}
+            rows.append(row | {"loss": sum(losses) / len(losses) if losses else None})
+            losses = []
+    return rows
 
 
 def held_out_clips(pairs: Path) -> list[VideoBatch]:

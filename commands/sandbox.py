@@ -1,5 +1,6 @@
 """`sandbox`: the synthetic world and the model that was trained in it."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,13 +22,29 @@ def sandbox_render(
     split: Annotated[Split | None, typer.Option(help="Only this part of the world.")] = None,
     corrupt: Annotated[bool, typer.Option("--corrupt", help="Damage the clips.")] = False,
 ) -> None:
-    """Render captioned clips and a contact sheet.
+    """Render captioned clips, their list for `eval` (samples.csv) and a contact sheet.
 
     Example: python cli.py sandbox render --out runs/clips --count 16 --seed 0
     """
+    from longtake.evaluation.samples import Sample, write_samples
     from longtake.sandbox.gallery import render_to_directory
 
-    typer.echo(render_to_directory(out, count, seed, split, corrupt))
+    sheet = render_to_directory(out, count, seed, split, corrupt)
+    texts = (out / "captions.jsonl").read_text(encoding="ascii").splitlines()
+    write_samples(
+        out / "samples.csv",
+        [
+            Sample(
+                sample=Path(record["clip"]).stem,
+                model="render" if record["corruption"] == "none" else record["corruption"],
+                prompt=f"scene-{record['index']}",
+                caption=record["caption"],
+                video=record["clip"],
+            )
+            for record in map(json.loads, texts)
+        ],
+    )
+    typer.echo(sheet)
 
 
 @sandbox.command("pretrain")

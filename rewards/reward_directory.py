@@ -50,6 +50,8 @@ class RewardDirectory:
     Args:
         path: of the directory.
         spec: what the reward is.
+        recorded: the spec as ``reward.json`` has it: parsed, it gets the defaults of the installed
+            transformers.
         template: of its prompt.
         digests: sha256 of every file, by relative path.
         provenance: where it came from, as the writer recorded it.
@@ -57,6 +59,7 @@ class RewardDirectory:
 
     path: Path
     spec: RewardSpec
+    recorded: Mapping[str, Any]
     template: PromptTemplate
     digests: Mapping[str, str]
     provenance: Mapping[str, Any]
@@ -80,7 +83,7 @@ class RewardDirectory:
     def fingerprint(self) -> dict[str, object]:
         """What fixes the scores: the spec, and digests of template, tokenizer and weights."""
         return {
-            **self.spec.to_dict(),
+            **self.recorded,
             "template_sha256": self.digests[TEMPLATE_FILE],
             # Not its tokenizer_config.json, which notes how it was last loaded.
             "tokenizer_sha256": self.digests[TOKENIZER_FILE],
@@ -201,6 +204,7 @@ def read_reward_directory(path: str | Path, *, verify_weights: bool = False) -> 
     return RewardDirectory(
         path=root,
         spec=spec,
+        recorded=record,
         template=PromptTemplate(text=text, reward_tokens=spec.reward_tokens),
         digests=digests,
         provenance=provenance if isinstance(provenance, Mapping) else {},

@@ -8,7 +8,6 @@ preference data.
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -117,23 +116,22 @@ def _results(checkpoint: str, jobs: Sequence[_Job], device: str) -> Iterator[NDA
         yield from (_sample(model, job) for job in jobs)
         return
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    with ExitStack() as stack:
-        pools = [stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for _ in places]
+    pools = [ProcessPoolExecutor(1, mp_context=context) for _ in places]
+    try:
         waiting = [
             pools[i % count].submit(_sample_at, checkpoint, places[i % count], job)
             for i, job in enumerate(jobs)
         ]
-        try:
-            for future in waiting:
-                yield future.result()
-        finally:
-            for future in waiting:
-                future.cancel()  # after an error nothing more is sampled
+        for future in waiting:
+            yield future.result()
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)  # after an error nothing more is sampled
 
 
 def devices(place: torch.device) -> list[str]:
     """All GPUs for ``cuda``, else the device itself."""
-    if place.type == "cuda" and place.index is None:
+    if str(place) == "cuda":
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     return [str(place)]
 

@@ -8,17 +8,24 @@ be with these raters. Every stage that is finished is kept; ``--resume`` goes on
 """
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from longtake.core.generation import TINY_CHECKPOINT
+from longtake.evaluation.bootstrap import check_resampling
 from longtake.evaluation.judge.calibration import CalibrationSettings
 from longtake.evaluation.judge.controls import CONTROLS
-from longtake.evaluation.judge.judge_directory import JudgeDirectory, read_judge
+from longtake.evaluation.judge.judge_directory import (
+    MODEL_FOLDER,
+    JudgeDirectory,
+    read_judge,
+    set_calibration,
+    write_judge,
+)
 from longtake.evaluation.judge.levels import LevelSettings
 from longtake.evaluation.judge.report_card import ReportCard
 from longtake.evaluation.judge.report_tables import report_card_from_files, report_tables
@@ -28,6 +35,7 @@ from longtake.evaluation.judge.train_config import JudgeDataConfig, JudgeTrainin
 from longtake.evaluation.result_files import write_result
 from longtake.evaluation.samples import SampleList, read_samples
 from longtake.evaluation.simulated_raters import SimulatedRater
+from longtake.rewards.reward_directory import read_reward_directory, write_reward_directory
 from longtake.rewards.template import PromptTemplate
 from longtake.rewards.tiny_base import TinySize
 from longtake.runtime.config import config_to_yaml, merge_config
@@ -104,15 +112,18 @@ class TinyJudgeConfig:
     """Memory for resized frames: 0.6 MiB a clip at the default size."""
     data: str | None = None
     """Folder of another run's ratings (``OUT/data``); null makes them."""
+    base: str | None = None
+    """Reward directory to train from, such as ``judge/model`` of an earlier run; null pretrains one
+    on captions."""
     size: TinySize = dataclasses.field(default_factory=_size)
     """Of the model and its frames."""
     captions: CaptionConfig = dataclasses.field(default_factory=CaptionConfig)
     """What the backbone learns before the ratings."""
-    updates: int = 8000
+    updates: int = 5000
     """Optimiser steps."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     """AdamW, cosine to 0."""
-    batch_clips: int = 64
+    batch_clips: int = 160
     """Clips per update."""
     eval_every: int = 500
     """Updates between evaluations on the calibration part."""
@@ -168,6 +179,8 @@ def train_tiny_judge(
         UserError: more than one process.
     """
     config = merge_config(TinyJudgeConfig(), config_file, overrides)
+    _settings(config, "base", Path("data"))  # what later stages would refuse
+    check_resampling(LevelSettings().confidence, config.resamples)
     if dry_run:
         clips = config.damaged + 3 + len(QUALITIES)
         prompts = config.train_prompts + config.held_out_prompts
@@ -229,7 +242,7 @@ def raters(config: TinyJudgeConfig) -> tuple[SimulatedRater, ...]:
 
 def _train(run: RunDirectory, data: Path, config: TinyJudgeConfig, device: str) -> None:
     work = run.path / "training"
-    base = captioned_base(
+    base = config.base or captioned_base(
         run.path,
         "videoreward",
         preference_prompts("train", 0, config.train_prompts, config.seed),
@@ -241,7 +254,52 @@ def _train(run: RunDirectory, data: Path, config: TinyJudgeConfig, device: str) 
         # On a CPU the trainer does without loaders too.
         loaders=config.loaders if pick_device(device).type == "cuda" else 0,
     )
-    settings = JudgeTrainingConfig(
+    trained = train_judge(
+        _settings(config, base, data), output_dir=work, resume=work.is_dir(), device=device
+    )
+    assert trained is not None
+    with run.writing(JUDGE_FOLDER):
+        halved(read_judge(trained), run.path / JUDGE_FOLDER)
+
+
+def halved(judge: JudgeDirectory, path: Path) -> JudgeDirectory:
+    """The judge with bfloat16 weights, as GPUs load it anyway; its calibration is kept.
+
+    Args:
+        judge: a trained judge.
+        path: a new directory.
+
+    Raises:
+        CheckpointError: ``path`` is taken or cannot be written.
+    """
+    source = read_reward_directory(judge.path / MODEL_FOLDER)
+    written = write_judge(
+        path,
+        lambda folder: write_reward_directory(
+            folder,
+            source.spec,
+            source.template,
+            source.tokenizer(),
+            source.load_model(dtype=torch.bfloat16).state_dict(),
+            provenance=source.provenance,
+        ),
+        backbone=judge.backbone,
+        dimensions=judge.dimensions,
+        training=judge.training,
+        provenance=judge.provenance,
+    )
+    if judge.calibration is None:
+        return written
+    return set_calibration(written, dataclasses.replace(judge.calibration, judge=written.digest))
+
+
+def _settings(config: TinyJudgeConfig, base: str | Path, data: Path) -> JudgeTrainingConfig:
+    """Settings of ``eval judge train``.
+
+    Raises:
+        ConfigError: it cannot run with these.
+    """
+    return JudgeTrainingConfig(
         base=str(base),
         data=JudgeDataConfig(
             ratings=(str(data / RATINGS),),
@@ -263,11 +321,6 @@ def _train(run: RunDirectory, data: Path, config: TinyJudgeConfig, device: str) 
         workers=config.loaders,
         seed=config.seed,
     )
-    trained = train_judge(settings, output_dir=work, resume=work.is_dir(), device=device)
-    assert trained is not None
-    with run.writing(JUDGE_FOLDER):
-        shutil.copytree(trained, run.path / f".tmp-{JUDGE_FOLDER}", dirs_exist_ok=True)
-        (run.path / f".tmp-{JUDGE_FOLDER}").rename(run.path / JUDGE_FOLDER)
 
 
 def _measure(

@@ -231,6 +231,19 @@ def test_fingerprints_tell_every_part_apart(make_reward: MakeReward, tmp_path: P
     assert again.fingerprint() == prints[0]
 
 
+def test_fingerprints_do_not_depend_on_the_reading_transformers(
+    make_reward: MakeReward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = make_reward("videoreward")
+    plain = RewardSpec.to_dict
+
+    def with_a_new_default(spec: RewardSpec) -> dict[str, object]:
+        return plain(spec) | {"added_by_a_later_version": 1}
+
+    monkeypatch.setattr(RewardSpec, "to_dict", with_a_new_default)
+    assert read_reward_directory(written.path).fingerprint() == written.fingerprint()
+
+
 def drop_one(state: dict[str, Tensor]) -> None:
     state.pop("rm_head.weight")
 

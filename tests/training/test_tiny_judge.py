@@ -1,15 +1,20 @@
 """The pipeline of the tiny judge in its smallest size, and the simulated ratings behind it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from longtake.evaluation.judge.judge_directory import read_judge
+from longtake.core.weights import read_tensors
+from longtake.evaluation.judge.calibration import Calibration, Curve
+from longtake.evaluation.judge.judge_directory import read_judge, set_calibration, write_judge
+from longtake.evaluation.judge.leakage import TrainingRecord
 from longtake.evaluation.records import read_log
 from longtake.evaluation.samples import read_samples
 from longtake.evaluation.simulated_raters import SimulatedRater
+from longtake.rewards.tiny_rewards import tiny_spec, write_tiny_reward
 from longtake.runtime.errors import ConfigError, RunDirectoryError, UserError
 from longtake.sandbox.preferences import Candidate
 from longtake.training import tiny_judge
@@ -97,6 +102,8 @@ def test_pipeline(tmp_path, monkeypatch):
     held_out = (out / "data" / "test_prompts.txt").read_text().splitlines()
     assert len(held_out) == 2 and not set(held_out) & set(judge.training.prompts)
     assert quality_name(2) not in judge.training.models and judge.calibration is None
+    weights = read_tensors(out / "judge" / "model" / "model.safetensors")
+    assert {v.dtype for k, v in weights.items() if "embed_tokens" in k} == {torch.bfloat16}
     tested = read_samples(out / "training" / "test_new_models.csv")
     assert tested.models == (quality_name(2),) and len(tested.samples) == 2
     rows = summary_rows(record)
@@ -117,10 +124,42 @@ def test_pipeline(tmp_path, monkeypatch):
     assert (out / "judge" / "judge.json").stat().st_mtime_ns == before
 
 
+def test_the_written_judge_has_half_the_bytes_and_the_same_calibration(tmp_path):
+    reward = write_tiny_reward(tmp_path / "reward", tiny_spec("videoreward"), 3)
+    judge = write_judge(
+        tmp_path / "judge",
+        lambda folder: shutil.copytree(reward.path, folder),
+        backbone="qwen2vl",
+        dimensions=tuple(ORACLE_OF),
+        training=TrainingRecord(prompts=("a red circle",), models=("render",)),
+        provenance={"seed": 5},
+    )
+    curve = Curve(
+        method="logistic",
+        parameters={"low": (1.0,), "high": (5.0,), "centre": (3.0,), "width": (0.5,)},
+        n=40,
+        n_prompts=20,
+        errors={"logistic": 0.4},
+        plcc=0.9,
+    )
+    curves = dict.fromkeys(ORACLE_OF, curve)
+    judge = set_calibration(judge, Calibration(judge=judge.digest, curves=curves))
+    half = tiny_judge.halved(judge, tmp_path / "half")
+    assert half.digest != judge.digest and half.calibration.curves == judge.calibration.curves
+    assert half.training == judge.training and half.provenance == judge.provenance
+    exact = read_tensors(judge.path / "model" / "model.safetensors")
+    for name, tensor in read_tensors(half.path / "model" / "model.safetensors").items():
+        assert torch.equal(tensor, exact[name].to(tensor.dtype))
+        assert tensor.dtype == (torch.float32 if name.startswith("rm_head") else torch.bfloat16)
+
+
 def test_wrong_settings_are_refused_before_anything_is_made(tmp_path):
     for wrong in ("updatez=3", "held_out_quality=9", "raters=2", "rater_noise=[0.5,0.1]"):
         with pytest.raises(ConfigError):
             train_tiny_judge(tmp_path / "run", [wrong])
+    for wrong in ("loaders=0", "min_points=3", "resamples=20", "batch_clips=0"):
+        with pytest.raises(UserError):
+            train_tiny_judge(tmp_path / "run", [wrong], dry_run=True)  # before the run itself
     plan = train_tiny_judge(tmp_path / "run", dry_run=True)
     assert plan["clips"] == 5300 * 12 and not (tmp_path / "run").exists()
 
