@@ -276,6 +276,15 @@ class RewardConfig:
                 received=dict(self.reward_weights),
                 expected="at least one reward with a positive weight",
             )
+        unused = sorted(set(self.sources) - set(self.reward_weights))
+        if unused:
+            raise ConfigError(
+                "rewards.sources names a reward that is not used",
+                received=", ".join(unused),
+                expected=f"sources of {', '.join(self.reward_weights)}",
+                remedy="give it a weight in rewards.reward_weights, or remove its source "
+                "(--set rewards.sources={} removes all)",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -181,3 +181,14 @@ def test_every_field_is_documented() -> None:
 def test_presets_do_not_import_torch() -> None:
     code = "import sys, longtake.grpo.presets; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_source_without_a_weight_is_refused_before_anything_runs() -> None:
+    wrong = ["rewards.reward_weights={general: 1.0}"]
+    with pytest.raises(ConfigError, match="not used") as caught:
+        merge_config(presets.PRESETS["tiny"](), None, wrong)
+    assert "videoalign_ta" in str(caught.value.received) and "sources={}" in str(
+        caught.value.remedy
+    )
+    fine = merge_config(presets.PRESETS["tiny"](), None, [*wrong, "rewards.sources={}"])
+    assert fine.rewards.reward_weights == {"general": 1.0} and not fine.rewards.sources
