@@ -161,6 +161,26 @@ def write_reward_directory(
     return read_reward_directory(target)
 
 
+def write_in_bfloat16(source: RewardDirectory, path: str | Path) -> RewardDirectory:
+    """Copy a reward with its backbone in bfloat16 (half the size), as GPUs load it anyway.
+
+    Args:
+        source: the reward.
+        path: a new or empty directory.
+
+    Raises:
+        CheckpointError: the place is taken or cannot be written.
+    """
+    return write_reward_directory(
+        path,
+        source.spec,
+        source.template,
+        source.tokenizer(),
+        source.load_model(dtype=torch.bfloat16).state_dict(),
+        provenance=source.provenance,
+    )
+
+
 def read_reward_directory(path: str | Path, *, verify_weights: bool = False) -> RewardDirectory:
     """Read and check a reward directory; the weights stay on the disk.
 

@@ -37,6 +37,9 @@ STRENGTHS = (0.15, 0.35, 0.6, 1.0)
 SATURATION_RANGE = (0.3, 1.7)
 """Factor on the distance of each pixel from its luma."""
 
+WRONG_SCENE = "wrong scene"
+"""Origin of the render of another scene."""
+
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -240,7 +243,7 @@ def _pool(
     scene = _scene(seed, split, index)
     other = sample_scene(derive_key(seed, "wrong scene", split), index, split)
     clean, wrong = render([scene, other], dtype=torch.float32)  # each [T, 3, H, W]
-    clips = [(clean, "clean"), (clean[:1].expand_as(clean), "static"), (wrong, "wrong scene")]
+    clips = [(clean, "clean"), (clean[:1].expand_as(clean), "static"), (wrong, WRONG_SCENE)]
     rng = generator(seed, "damage", split, index)
     catalogue = list(CORRUPTIONS)
     for _ in range(config.damaged):
@@ -265,8 +268,7 @@ def _pool(
 
     # The 8-bit clip is what a reward will see, so it is also what is judged.
     video = torch.stack([clip for clip, _ in clips]).mul(255).round().to(torch.uint8)
-    shown = [scene.facts()] * len(clips)
-    shown[2] = other.facts()
+    shown = [(other if origin.startswith(WRONG_SCENE) else scene).facts() for _, origin in clips]
     scores = oracle_scores(video, [prompt] * len(clips), shown)
     colours = colourfulness(video)
     return [

@@ -26,6 +26,7 @@ from longtake.runtime.progress import progress_bar
 from longtake.runtime.rng import derive_key
 from longtake.sandbox.facts import FPS, Split
 from longtake.sandbox.preferences import (
+    WRONG_SCENE,
     Candidate,
     PairConfig,
     candidate_pools,
@@ -35,7 +36,7 @@ from longtake.training.quality_samples import QUALITIES
 
 ORACLE_OF = {"text_alignment": "alignment", "visual_quality": "visual", "motion_quality": "motion"}
 """Rated dimension -> the oracle behind it."""
-ORIGINS = {"clean": "render", "static": "still", "wrong scene": "other-scene"}
+ORIGINS = {"clean": "render", "static": "still", WRONG_SCENE: "other-scene"}
 """Origin of a candidate -> its generator in the study; damaged renders are ``damaged``."""
 SAMPLES, RATINGS, TRUTH = "samples.csv", "ratings.jsonl", "truth.jsonl"
 TEST_PROMPTS = "test_prompts.txt"

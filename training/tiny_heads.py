@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from longtake.core.generation import TINY_CHECKPOINT
 from longtake.evaluation.pair_accuracy import PairAgreement, evaluate_pairs
-from longtake.rewards.reward_directory import read_reward_directory, write_reward_directory
+from longtake.rewards.reward_directory import read_reward_directory, write_in_bfloat16
 from longtake.rewards.reward_spec import RewardKind
 from longtake.rewards.tiny_base import TinySize
 from longtake.rewards.train import train_reward
@@ -248,18 +246,9 @@ def _train(run: RunDirectory, pairs: Path, name: str, config: TinyHeadsConfig, d
     trained = train_head(
         run.path / "heads" / name, pairs, head, overrides, config, config.seed, device
     )
-    source = read_reward_directory(trained)
-    model = source.load_model(dtype=torch.bfloat16)  # half the size; what is shipped is measured
     with run.writing("rewards"):
         target.parent.mkdir(exist_ok=True)
-        write_reward_directory(
-            target,
-            source.spec,
-            source.template,
-            source.tokenizer(),
-            model.state_dict(),
-            provenance=source.provenance,
-        )
+        write_in_bfloat16(read_reward_directory(trained), target)  # what is shipped is measured
 
 
 def head_overrides(head: HeadConfig, config: TinyHeadsConfig) -> list[str]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from longtake.core.generation import TINY_CHECKPOINT
 from longtake.evaluation.bootstrap import check_resampling
@@ -35,7 +34,7 @@ from longtake.evaluation.judge.train_config import JudgeDataConfig, JudgeTrainin
 from longtake.evaluation.result_files import write_result
 from longtake.evaluation.samples import SampleList, read_samples
 from longtake.evaluation.simulated_raters import SimulatedRater
-from longtake.rewards.reward_directory import read_reward_directory, write_reward_directory
+from longtake.rewards.reward_directory import read_reward_directory, write_in_bfloat16
 from longtake.rewards.template import PromptTemplate
 from longtake.rewards.tiny_base import TinySize
 from longtake.runtime.config import config_to_yaml, merge_config
@@ -275,14 +274,7 @@ def halved(judge: JudgeDirectory, path: Path) -> JudgeDirectory:
     source = read_reward_directory(judge.path / MODEL_FOLDER)
     written = write_judge(
         path,
-        lambda folder: write_reward_directory(
-            folder,
-            source.spec,
-            source.template,
-            source.tokenizer(),
-            source.load_model(dtype=torch.bfloat16).state_dict(),
-            provenance=source.provenance,
-        ),
+        lambda folder: write_in_bfloat16(source, folder),
         backbone=judge.backbone,
         dimensions=judge.dimensions,
         training=judge.training,

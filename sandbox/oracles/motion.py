@@ -81,23 +81,12 @@ def unprompted_motion_of(clip: Segmentation, shown: Facts) -> float:
     if not tracks:
         return 0.0
     activity = _moved(max(extent(track) for track in tracks))
-    steady = (steadiness(clip.background), 0.6)
-    undemanding = SpriteFacts()
-    return float(
-        np.mean(
-            [
-                weighted_product(
-                    [
-                        *(
-                            motion_terms(track, undemanding) | {"activity": (activity, 0.8)}
-                        ).values(),
-                        steady,
-                    ]
-                )
-                for track in tracks
-            ]
-        )
-    )
+    common = [(activity, 0.8), (steadiness(clip.background), 0.6)]
+    scores = []
+    for track in tracks:
+        terms = motion_terms(track, SpriteFacts())  # asks for no motion: its own activity is 1
+        scores.append(weighted_product([*terms.values(), *common]))
+    return float(np.mean(scores))
 
 
 def motion_terms(track: Track, sprite: SpriteFacts) -> dict[str, tuple[float, float]]:
