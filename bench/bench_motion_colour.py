@@ -1,7 +1,7 @@
 """Motion reward trained on colour or on gray clips (report section 3.3.2, Figure 20).
 
     python cli.py sandbox heads --out runs/heads --set workers=8      pairs, once
-    python bench/bench_motion_colour.py --pairs runs/heads --out runs/figure20
+    python bench/bench_motion_colour.py --pairs runs/heads --bases runs/heads --out runs/figure20
 
 One training per colour mode and seed, on the same pairs, validated on the held-out ones; the
 annotators of both like colour (``sandbox/annotators.py``). For each: the validation curve, the
@@ -11,6 +11,7 @@ is kept, and a last call without ``--only`` joins it into one record.
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import json
@@ -25,6 +26,7 @@ from longtake.evaluation.colour_sensitivity import colour_sensitivity
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.sources import load_from_sources
 from longtake.runtime.provenance import collect
+from longtake.runtime.replacing import replacing
 from longtake.runtime.run_directory import to_plain
 from longtake.training.tiny_heads import (
     TinyHeadsConfig,
@@ -93,6 +95,38 @@ def curve(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def first_pairs(pairs: Path, out: Path, train: int | None, held_out: int | None) -> Path:
+    """A folder of pairs with the first rows of each table only, and the same clips.
+
+    Args:
+        pairs: folder that ``make_pairs`` filled.
+        out: gets the folder, which is named by the numbers of pairs; a finished one is kept.
+        train: pairs to train on; None takes all.
+        held_out: pairs to validate and measure on; None takes all.
+    """
+    out = out / f"pairs-{train or 'all'}-{held_out or 'all'}"
+    for place, name, count in (
+        ("pairs", "train.csv", train),
+        ("pairs", "held_out.csv", held_out),
+        ("truth", "held_out.csv", held_out),
+    ):
+        target = out / place / name
+        if target.is_file():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        clips = target.parent / "clips"
+        with contextlib.suppress(FileExistsError):  # of this call, or of one beside it
+            clips.symlink_to((pairs / place / "clips").resolve(), target_is_directory=True)
+        with (pairs / place / name).open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        with (
+            replacing(target) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
+            csv.writer(file, lineterminator="\n").writerows([header, *rows[:count]])
+    return out
+
+
 def held_out_clips(pairs: Path) -> list[VideoBatch]:
     """The first clips of the held-out pairs, in batches of 24."""
     folder = pairs / "pairs"
@@ -120,6 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--pairs", type=Path, required=True, help="run of sandbox heads")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--train-pairs", type=int, help="the first ones only")
+    parser.add_argument("--held-out-pairs", type=int, help="the first ones only")
     parser.add_argument("--only", action="append", help="MODE:SEED, repeatable")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--updates", type=int, default=3000)
@@ -134,6 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache-mib", type=int, default=4096)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(arguments)
+    for count in (options.train_pairs, options.held_out_pairs):
+        if count is not None and count < 1:
+            parser.error(f"{count} pairs: expected >= 1")
     wanted = options.only or [f"{mode}:{seed}" for seed in options.seeds for mode in MODES]
     config = dataclasses.replace(
         default,
@@ -144,15 +183,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cache_mib=options.cache_mib,
         videoalign_mq=dataclasses.replace(default.videoalign_mq, updates=options.updates),
     )
+    pairs = options.pairs
+    if options.train_pairs or options.held_out_pairs:
+        pairs = first_pairs(pairs, options.out, options.train_pairs, options.held_out_pairs)
     runs = []
     for name in wanted:
         mode, _, seed = name.partition(":")
         if mode not in MODES or not seed.isdecimal():
             parser.error(f"--only {name}: expected colour:SEED or gray:SEED")
-        runs.append(train_one(options.pairs, options.out, mode, int(seed), config, options.device))
+        runs.append(train_one(pairs, options.out, mode, int(seed), config, options.device))
     if not options.only:
         record = {
-            "environment": collect({"pairs": options.pairs / "pairs" / "train.csv"}),
+            "environment": collect({"pairs": pairs / "pairs" / "train.csv"}),
             "settings": dataclasses.asdict(config.videoalign_mq),
             "runs": runs,
         }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from longtake.rewards.preference_files import read_preference_csv
 from longtake.sandbox.annotators import Annotator
 from longtake.sandbox.preference_files import make_preferences
 from longtake.sandbox.preferences import PairConfig
@@ -51,3 +52,19 @@ def test_both_modes_are_trained_and_measured(bench, tmp_path):
     assert gray["hue"] < 0.5 * colour["hue"]  # luma is kept, up to clipping
     with pytest.raises(SystemExit):
         bench.main([*options, "--only", "grey:0"])
+    with pytest.raises(SystemExit):
+        bench.main([*options, "--train-pairs", "0"])
+
+
+def test_the_first_pairs_keep_their_clips(bench, tmp_path):
+    pairs = tmp_path / "pairs"
+    for place, split in (("pairs", "train"), ("pairs", "held_out"), ("truth", "held_out")):
+        make_preferences(pairs / place, split, 2, 0, Annotator(), config=CONFIG)
+    cut = bench.first_pairs(pairs, tmp_path / "out", 7, None)
+    assert bench.first_pairs(pairs, tmp_path / "out", 7, None) == cut  # again: kept
+    assert bench.first_pairs(pairs, tmp_path / "out", 8, None) != cut
+    for place, name, count in (("pairs", "train", 7), ("pairs", "held_out", 12)):
+        whole = read_preference_csv(pairs / place / f"{name}.csv")
+        assert read_preference_csv(cut / place / f"{name}.csv") == whole[:count]
+    for pair in read_preference_csv(cut / "truth" / "held_out.csv"):
+        assert (cut / "truth" / pair.path_a).is_file()
