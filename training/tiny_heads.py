@@ -163,6 +163,7 @@ def train_heads(
         The plan, or the record written to ``out/accuracy.json``.
 
     Raises:
+        CheckpointError: a backbone of ``bases`` that cannot be read.
         ConfigError: unknown head or settings.
         RunDirectoryError: ``out`` is taken, or cannot be written.
         UserError: more than one process.
@@ -173,6 +174,17 @@ def train_heads(
     if unknown:
         raise ConfigError(
             "unknown reward head", received=", ".join(unknown), expected=", ".join(HEADS)
+        )
+    if config.bases is not None:
+        for name in chosen:
+            read_reward_directory(_base(config.bases, name))
+    if config.data is not None and _missing(Path(config.data), config):
+        raise ConfigError(
+            "data holds no pairs",
+            received=str(config.data),
+            expected="the folder of another run: pairs/train.csv, pairs/held_out.csv and "
+            "truth/held_out.csv",
+            remedy="correct the path, or leave data out: the pairs are then made",
         )
     if dry_run:
         return {"heads": chosen, "config": dataclasses.asdict(config)}
@@ -198,12 +210,7 @@ def train_heads(
 
 def make_pairs(folder: Path, config: TinyHeadsConfig, device: str) -> None:
     """Write ``pairs/train.csv``, ``pairs/held_out.csv`` and ``truth/held_out.csv`` if missing."""
-    wanted: list[tuple[str, Split, int]] = [
-        ("pairs", "train", config.train_prompts),
-        ("pairs", "held_out", config.held_out_prompts),
-        ("truth", "held_out", config.held_out_prompts),
-    ]
-    missing = [part for part in wanted if not (folder / part[0] / f"{part[1]}.csv").is_file()]
+    missing = _missing(folder, config)
     if not missing:
         return
     for split in dict.fromkeys(split for _, split, _ in missing):
@@ -231,6 +238,21 @@ def make_pairs(folder: Path, config: TinyHeadsConfig, device: str) -> None:
                 samples=samples,
                 workers=config.workers,
             )
+
+
+def _missing(folder: Path, config: TinyHeadsConfig) -> list[tuple[str, Split, int]]:
+    """Tables of pairs that are not there: who judged, split, number of prompts."""
+    wanted: list[tuple[str, Split, int]] = [
+        ("pairs", "train", config.train_prompts),
+        ("pairs", "held_out", config.held_out_prompts),
+        ("truth", "held_out", config.held_out_prompts),
+    ]
+    return [part for part in wanted if not (folder / part[0] / f"{part[1]}.csv").is_file()]
+
+
+def _base(bases: str, name: str) -> Path:
+    """Where another run keeps the backbone of a head."""
+    return Path(bases) / "heads" / name / "base"
 
 
 def _train(run: RunDirectory, pairs: Path, name: str, config: TinyHeadsConfig, device: str) -> None:
@@ -316,7 +338,7 @@ def train_head(
 def take_base(folder: Path, name: str, config: TinyHeadsConfig) -> None:
     """Copy a head's pretrained backbone from ``config.bases``, if given, to ``folder/base``."""
     if config.bases is not None and not (folder / "base").is_dir():
-        source = read_reward_directory(Path(config.bases) / "heads" / name / "base")
+        source = read_reward_directory(_base(config.bases, name))
         shutil.copytree(source.path, folder / "base")
 
 

@@ -173,6 +173,7 @@ def train_tiny_judge(
         The plan, or the record written to ``out/agreement.json``.
 
     Raises:
+        CheckpointError: a base that cannot be read.
         ConfigError: unusable settings.
         RunDirectoryError: ``out`` is taken, or cannot be written.
         UserError: more than one process.
@@ -180,6 +181,15 @@ def train_tiny_judge(
     config = merge_config(TinyJudgeConfig(), config_file, overrides)
     _settings(config, "base", Path("data"))  # what later stages would refuse
     check_resampling(LevelSettings().confidence, config.resamples)
+    if config.base is not None:
+        read_reward_directory(config.base)
+    if config.data is not None and not (Path(config.data) / SAMPLES).is_file():
+        raise ConfigError(
+            "data holds no ratings",
+            received=str(config.data),
+            expected=f"a folder with {SAMPLES}: OUT/data of another run",
+            remedy="correct the path, or leave data out: the ratings are then made",
+        )
     if dry_run:
         clips = config.damaged + 3 + len(QUALITIES)
         prompts = config.train_prompts + config.held_out_prompts

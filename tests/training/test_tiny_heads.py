@@ -5,7 +5,7 @@ import json
 import pytest
 
 from longtake.rewards.reward_directory import read_reward_directory
-from longtake.runtime.errors import ConfigError, RunDirectoryError, UserError
+from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
 from longtake.training import tiny_heads
 from longtake.training.quality_samples import Quality
 from longtake.training.tiny_heads import HEADS, summary_rows, train_heads
@@ -83,3 +83,10 @@ def test_wrong_names_are_refused_before_anything_is_made(tmp_path):
     assert not (tmp_path / "run").exists()
     plan = train_heads(tmp_path / "run", dry_run=True)
     assert plan["heads"] == list(HEADS) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "error"), [("data", ConfigError), ("bases", CheckpointError)])
+def test_folders_of_another_run_are_read_before_anything_is_made(tmp_path, name, error):
+    with pytest.raises(error):
+        train_heads(tmp_path / "run", overrides=[f"{name}={tmp_path / 'none'}"], device="cpu")
+    assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from longtake.evaluation.records import read_log
 from longtake.evaluation.samples import read_samples
 from longtake.evaluation.simulated_raters import SimulatedRater
 from longtake.rewards.tiny_rewards import tiny_spec, write_tiny_reward
-from longtake.runtime.errors import ConfigError, RunDirectoryError, UserError
+from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
 from longtake.sandbox.preferences import Candidate
 from longtake.training import tiny_judge
 from longtake.training.judge_ratings import ORACLE_OF, RatingConfig, quality_name, rate_clip
@@ -160,6 +160,10 @@ def test_wrong_settings_are_refused_before_anything_is_made(tmp_path):
     for wrong in ("loaders=0", "min_points=3", "resamples=20", "batch_clips=0"):
         with pytest.raises(UserError):
             train_tiny_judge(tmp_path / "run", [wrong], dry_run=True)  # before the run itself
+    for wrong, error in (("data", ConfigError), ("base", CheckpointError)):
+        with pytest.raises(error):
+            train_tiny_judge(tmp_path / "run", [f"{wrong}={tmp_path / 'none'}"])
+    assert not (tmp_path / "none").exists()
     plan = train_tiny_judge(tmp_path / "run", dry_run=True)
     assert plan["clips"] == 5300 * 12 and not (tmp_path / "run").exists()
 
