@@ -26,6 +26,7 @@ from longtake.kernels.block_sparse.gluon_tiles import (
     store_rows,
     tile_start,
     token_of,
+    walk_entry,
 )
 
 
@@ -45,6 +46,7 @@ def forward_kernel(
     k_offsets,
     order,
     scale_log2,
+    programs,
     num_heads,
     num_key_heads,
     num_blocks,
@@ -127,7 +129,7 @@ def forward_kernel(
         if whole > 0:
             acc, top, total = add_whole_tiles(
                 q_tile, q_ready, k_box, k_buffer, v_box, v_buffer, blocks, whole * TILES_K,
-                k_offsets, batch, key_head, scale_log2, D, TILES_K, RAGGED_K,
+                k_offsets, batch, key_head, scale_log2, programs, D, TILES_K, RAGGED_K,
             )  # fmt: skip
         if RAGGED_K:
             mbarrier.wait(q_ready, 0)
@@ -159,6 +161,7 @@ def add_whole_tiles(
     batch,
     head,
     scale_log2,
+    programs,
     D: gl.constexpr,
     TILES_K: gl.constexpr,
     RAGGED_K: gl.constexpr,
@@ -179,8 +182,9 @@ def add_whole_tiles(
     mbarrier.init(v_ready, count=1)
     size: gl.constexpr = k_box.block_type.nbytes
     last = n - 1
-    start = tile_start(blocks, 0, last, k_offsets, TILES_K, RAGGED_K)
-    following = tile_start(blocks, 1, last, k_offsets, TILES_K, RAGGED_K)
+    entered = walk_entry(n, programs)
+    start = tile_start(blocks, 0, last, entered, k_offsets, TILES_K, RAGGED_K)
+    following = tile_start(blocks, 1, last, entered, k_offsets, TILES_K, RAGGED_K)
     mbarrier.expect(k_ready, size)
     mbarrier.expect(v_ready, size)
     async_load(k_box, [batch, head, start, 0], k_ready, k_buffer)
@@ -196,7 +200,7 @@ def add_whole_tiles(
         more = i + 1 < n
         mbarrier.wait(k_ready, i & 1)
         s = multiply_transposed(q_tile, key, zero)
-        behind = tile_start(blocks, i + 2, last, k_offsets, TILES_K, RAGGED_K)
+        behind = tile_start(blocks, i + 2, last, entered, k_offsets, TILES_K, RAGGED_K)
         s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.expect(k_ready, size, pred=more)
         async_load(k_box, [batch, head, following, 0], k_ready, k_buffer, pred=more)

@@ -27,6 +27,7 @@ from longtake.kernels.block_sparse.gluon_tiles import (
     store_rows,
     tile_start,
     token_of,
+    walk_entry,
 )
 
 
@@ -52,6 +53,7 @@ def key_gradient_kernel(
     order,
     scale,
     scale_log2,
+    programs,
     num_heads,
     num_key_heads,
     num_blocks,
@@ -142,7 +144,7 @@ def key_gradient_kernel(
             dk_acc, dv_acc, key, value, q_box, q_tiles, q_ready, do_box, do_tiles, do_ready,
             lse, lse_box, lse_rows, lse_ready, delta, delta_box, delta_rows, delta_ready,
             query_blocks + (head_row.to(gl.int64) * list_size + begin), whole * TILES_Q, done,
-            q_offsets, batch, head, head_row * num_tokens, scale_log2, D, TILES_Q, RAGGED_Q,
+            q_offsets, batch, head, head_row * num_tokens, scale_log2, programs, D, TILES_Q, RAGGED_Q,
         )  # fmt: skip
         done += whole * TILES_Q
     if RAGGED_Q:
@@ -207,6 +209,7 @@ def add_whole_tiles(
     head,
     token,
     scale_log2,
+    programs,
     D: gl.constexpr,
     TILES_Q: gl.constexpr,
     RAGGED_Q: gl.constexpr,
@@ -217,7 +220,8 @@ def add_whole_tiles(
     columns: gl.constexpr = gl.SliceLayout(0, scores)
     column = gl.arange(0, 64, columns)
     last = n - 1
-    start = tile_start(blocks, 0, last, q_offsets, TILES_Q, RAGGED_Q)
+    entered = walk_entry(n, programs)
+    start = tile_start(blocks, 0, last, entered, q_offsets, TILES_Q, RAGGED_Q)
     slot = done % 2
     some = n > 0
     mbarrier.expect(q_ready.index(slot), q_box.block_type.nbytes, pred=some)
@@ -233,7 +237,7 @@ def add_whole_tiles(
         async_load(
             delta_box, [token + start], delta_ready.index(slot), delta_rows.index(slot), pred=some
         )
-    next_start = tile_start(blocks, 1, last, q_offsets, TILES_Q, RAGGED_Q)
+    next_start = tile_start(blocks, 1, last, entered, q_offsets, TILES_Q, RAGGED_Q)
     zero = gl.zeros([64, 64], gl.float32, scores)
     dk_acc = warpgroup_mma_init(dk_acc)
     dv_acc = warpgroup_mma_init(dv_acc)
@@ -277,7 +281,7 @@ def add_whole_tiles(
                 pred=more,
             )  # fmt: skip
         start = next_start
-        next_start = tile_start(blocks, i + 2, last, q_offsets, TILES_Q, RAGGED_Q)
+        next_start = tile_start(blocks, i + 2, last, entered, q_offsets, TILES_Q, RAGGED_Q)
         p = gl.exp2(s * scale_log2 - gl.expand_dims(row_lse * 1.4426950408889634, 0))
         weights = gl.convert_layout(p.to(dtype), factor_layout(D))
         dv_acc = warpgroup_mma(weights, d_out, dv_acc, is_async=True)

@@ -48,6 +48,7 @@ def forward(call: Call, o: Tensor, lse: Tensor) -> None:
         call.keys.offsets,
         counts if order is None else order,
         call.scale_log2,
+        _side_by_side(call, 4),
         *call.heads,
         call.queries.count,
         call.queries.num_tokens,
@@ -61,6 +62,9 @@ def forward(call: Call, o: Tensor, lse: Tensor) -> None:
 def query_gradient(call: Call, do: Tensor, lse: Tensor, delta: Tensor, dq: Tensor) -> None:
     """Fill the gradient of the queries."""
     dim = call.q.shape[-1]
+    # Where keys and values of a head fit in the cache, ascending walks are 3 to 6 % faster here.
+    head_bytes = 2 * call.keys.num_tokens * dim * call.k.element_size()
+    large = head_bytes > torch.cuda.get_device_properties(call.k.device).L2_cache_size
     lists, counts, wholes, order = _lists(call)
     gluon_query_gradient.query_gradient_kernel[(counts.numel() * call.queries.tiles(BOX_ROWS),)](
         call.q,
@@ -80,6 +84,7 @@ def query_gradient(call: Call, do: Tensor, lse: Tensor, delta: Tensor, dq: Tenso
         counts if order is None else order,
         call.scale,
         call.scale_log2,
+        _side_by_side(call, 2) if large else 1,
         *call.heads,
         call.queries.count,
         call.queries.num_tokens,
@@ -122,6 +127,7 @@ def key_gradient(
         lists.order,
         call.scale,
         call.scale_log2,
+        _side_by_side(call, 2),
         *call.heads,
         call.keys.count,
         call.queries.num_tokens,
@@ -139,6 +145,12 @@ def _lists(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         return lists.indices, lists.counts, lists.counts, lists.order
     sorted_lists = wholes_first(lists.indices, lists.counts, call.keys.offsets, call.keys.largest)
     return sorted_lists[0], lists.counts, sorted_lists[1], lists.order
+
+
+def _side_by_side(call: Call, per_processor: int) -> int:
+    """Programs that a GPU runs at a time; ``walk_entry`` says what for."""
+    processors = torch.cuda.get_device_properties(call.q.device).multi_processor_count
+    return int(per_processor * processors)
 
 
 def _constants(call: Call) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from longtake.kernels.block_sparse.gluon_tiles import (
     store_rows,
     tile_start,
     token_of,
+    walk_entry,
 )
 
 
@@ -49,6 +50,7 @@ def query_gradient_kernel(
     order,
     scale,
     scale_log2,
+    programs,
     num_heads,
     num_key_heads,
     num_blocks,
@@ -125,7 +127,7 @@ def query_gradient_kernel(
         if whole > 0:
             acc = add_whole_tiles(
                 query, d_out, row_lse, row_delta, k_box, k_tiles, v_box, v_tiles, blocks,
-                whole * TILES_K, k_offsets, batch, key_head, scale_log2, D, TILES_K, RAGGED_K,
+                whole * TILES_K, k_offsets, batch, key_head, scale_log2, programs, D, TILES_K, RAGGED_K,
             )  # fmt: skip
         if RAGGED_K:
             k_head = head_of(k, batch, key_head, k_stride_b, k_stride_h)
@@ -159,6 +161,7 @@ def add_whole_tiles(
     batch,
     head,
     scale_log2,
+    programs,
     D: gl.constexpr,
     TILES_K: gl.constexpr,
     RAGGED_K: gl.constexpr,
@@ -174,9 +177,10 @@ def add_whole_tiles(
         mbarrier.init(v_ready.index(buffer), count=1)
     size: gl.constexpr = k_box.block_type.nbytes
     last = n - 1
-    start_0 = tile_start(blocks, 0, last, k_offsets, TILES_K, RAGGED_K)
-    start_1 = tile_start(blocks, 1, last, k_offsets, TILES_K, RAGGED_K)
-    start_2 = tile_start(blocks, 2, last, k_offsets, TILES_K, RAGGED_K)
+    entered = walk_entry(n, programs)
+    start_0 = tile_start(blocks, 0, last, entered, k_offsets, TILES_K, RAGGED_K)
+    start_1 = tile_start(blocks, 1, last, entered, k_offsets, TILES_K, RAGGED_K)
+    start_2 = tile_start(blocks, 2, last, entered, k_offsets, TILES_K, RAGGED_K)
     mbarrier.expect(k_ready.index(0), size)
     mbarrier.expect(v_ready.index(0), size)
     mbarrier.expect(k_ready.index(1), size, pred=n > 1)
@@ -218,7 +222,7 @@ def add_whole_tiles(
             v_box, [batch, head, start_2, 0], v_ready.index(v_slot), v_tiles.index(v_slot),
             pred=more,
         )  # fmt: skip
-        start_2 = tile_start(blocks, i + 3, last, k_offsets, TILES_K, RAGGED_K)
+        start_2 = tile_start(blocks, i + 3, last, entered, k_offsets, TILES_K, RAGGED_K)
         ds = p * (dp - gl.expand_dims(row_delta, 1))
         factor = gl.convert_layout(ds.to(dtype), factor_layout(D))
         acc = warpgroup_mma(factor, key, acc, is_async=True)

@@ -38,13 +38,26 @@ def memory_layout(dim):
 
 
 @gluon.jit
-def tile_start(blocks, tile, last, offsets, TILES: gl.constexpr, RAGGED: gl.constexpr):
-    """First token of a tile of a list of whole blocks; past ``last``, of the last one.
+def walk_entry(n, programs):
+    """Where this program enters the circle of its ``n`` tiles.
 
-    With RAGGED shorter blocks may lie between whole ones, and ``offsets`` tells where these start.
-    An empty list has ``last`` -1.
+    A program starts when another one ends: of ``programs`` that run side by side, number i is about
+    i / ``programs`` of a walk ahead of number 0. Entered that far along their ascending lists, all
+    are at the same part of the keys at any time, and read it from the cache, though all keys do
+    not fit there. The number of the program alone decides, so that results do not vary.
     """
-    tile = gl.minimum(tile, last)
+    return gl.program_id(0) % programs * n // programs
+
+
+@gluon.jit
+def tile_start(blocks, step, last, entered, offsets, TILES: gl.constexpr, RAGGED: gl.constexpr):
+    """First token of the tile at a step of a circular walk; past step ``last``, of the last one.
+
+    The walk enters a list of whole blocks at tile ``entered``. With RAGGED shorter blocks may lie
+    between whole ones, and ``offsets`` tells where these start. An empty list has ``last`` -1.
+    """
+    tile = gl.minimum(step, last) + entered
+    tile = gl.where(tile > last, tile - last - 1, tile)
     block = gl.load(blocks + tile // TILES, mask=last >= 0, other=0)
     start = gl.load(offsets + block) if RAGGED else block * (64 * TILES)
     return start + tile % TILES * 64
