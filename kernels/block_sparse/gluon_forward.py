@@ -22,6 +22,7 @@ from longtake.kernels.block_sparse.gluon_tiles import (
     memory_layout,
     multiply_transposed,
     product_layout,
+    scale_rows,
     stage_grain,
     store_rows,
     tile_start,
@@ -169,8 +170,8 @@ def add_whole_tiles(
     """Attend to ``n`` >= 1 whole tiles of a list.
 
     Returns:
-        Weighted sum of values [64, D], largest score times ``scale_log2`` [64], sum of weights
-        [64].
+        Weighted sum of values [64, D], the score times ``scale_log2`` at which weights are 1 [64],
+        sum of weights [64].
     """
     dtype: gl.constexpr = k_box.dtype
     scores: gl.constexpr = product_layout(64)
@@ -204,13 +205,15 @@ def add_whole_tiles(
         s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.expect(k_ready, size, pred=more)
         async_load(k_box, [batch, head, following, 0], k_ready, k_buffer, pred=more)
-        new_top = gl.maximum(top, gl.max(s, 1) * scale_log2)
+        highest = gl.max(s, 1) * scale_log2
+        # Weights of up to 2^8 are as exact as those of up to 1: mostly the reference stays.
+        new_top = gl.where(highest > top + 8.0, highest, top)
         shrink = gl.exp2(top - new_top)
         p = gl.exp2(s * scale_log2 - gl.expand_dims(new_top, 1))
         total = total * shrink + gl.sum(p, 1)
         top = new_top
         weights = gl.convert_layout(p.to(dtype), factor_layout(D))
-        acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, output)), 1)
+        acc = scale_rows(acc, shrink, D)
         mbarrier.wait(v_ready, i & 1)
         acc = warpgroup_mma(weights, value, acc, is_async=True)
         acc = warpgroup_mma_wait(0, deps=[acc])

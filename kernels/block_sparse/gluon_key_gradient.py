@@ -42,9 +42,7 @@ def key_gradient_kernel(
     dk,
     dv,
     lse,
-    lse_box,
     delta,
-    delta_box,
     row_pointers,
     query_blocks,
     whole_counts,
@@ -98,32 +96,21 @@ def key_gradient_kernel(
         size = 64
     q_tiles = gl.allocate_shared_memory(dtype, [2, 1, 1, 64, D], q_box.layout)
     do_tiles = gl.allocate_shared_memory(dtype, [2, 1, 1, 64, D], do_box.layout)
-    lse_rows = gl.allocate_shared_memory(gl.float32, [2, 64], lse_box.layout)
-    delta_rows = gl.allocate_shared_memory(gl.float32, [2, 64], delta_box.layout)
     k_buffer = gl.allocate_shared_memory(dtype, [1, 1, 64, D], k_box.layout)
     v_buffer = gl.allocate_shared_memory(dtype, [1, 1, 64, D], v_box.layout)
-    # One set of barriers per operand: copies that signal the same one are put in sequence.
-    q_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    do_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    lse_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    delta_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    k_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    v_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    # Each barrier and each copy costs an iteration some synchronisation of the warps: queries and
+    # output gradients share one, and their rows' values are read without a copy.
+    ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    own_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     for buffer in gl.static_range(2):
-        mbarrier.init(q_ready.index(buffer), count=1)
-        mbarrier.init(do_ready.index(buffer), count=1)
-        mbarrier.init(lse_ready.index(buffer), count=1)
-        mbarrier.init(delta_ready.index(buffer), count=1)
-    mbarrier.init(k_ready, count=1)
-    mbarrier.init(v_ready, count=1)
-    mbarrier.expect(k_ready, k_box.block_type.nbytes)
-    mbarrier.expect(v_ready, v_box.block_type.nbytes)
-    async_load(k_box, [batch, key_head, first, 0], k_ready, k_buffer)
-    async_load(v_box, [batch, key_head, first, 0], v_ready, v_buffer)
+        mbarrier.init(ready.index(buffer), count=1)
+    mbarrier.init(own_ready, count=1)
+    mbarrier.expect(own_ready, k_box.block_type.nbytes + v_box.block_type.nbytes)
+    async_load(k_box, [batch, key_head, first, 0], own_ready, k_buffer)
+    async_load(v_box, [batch, key_head, first, 0], own_ready, v_buffer)
     key = k_buffer.reshape([64, D])
     value = v_buffer.reshape([64, D])
-    mbarrier.wait(k_ready, 0)
-    mbarrier.wait(v_ready, 0)
+    mbarrier.wait(own_ready, 0)
 
     dk_acc = gl.zeros([64, D], gl.float32, product_layout(D))
     dv_acc = gl.zeros([64, D], gl.float32, product_layout(D))
@@ -141,10 +128,10 @@ def key_gradient_kernel(
         if RAGGED_K:
             whole = gl.where(size > 0, whole, 0)
         dk_acc, dv_acc = add_whole_tiles(
-            dk_acc, dv_acc, key, value, q_box, q_tiles, q_ready, do_box, do_tiles, do_ready,
-            lse, lse_box, lse_rows, lse_ready, delta, delta_box, delta_rows, delta_ready,
+            dk_acc, dv_acc, key, value, q_box, q_tiles, do_box, do_tiles, ready, lse, delta,
             query_blocks + (head_row.to(gl.int64) * list_size + begin), whole * TILES_Q, done,
-            q_offsets, batch, head, head_row * num_tokens, scale_log2, programs, D, TILES_Q, RAGGED_Q,
+            q_offsets, batch, head, head_row * num_tokens, scale_log2, programs,
+            D, TILES_Q, RAGGED_Q,
         )  # fmt: skip
         done += whole * TILES_Q
     if RAGGED_Q:
@@ -189,18 +176,11 @@ def add_whole_tiles(
     value,
     q_box,
     q_tiles,
-    q_ready,
     do_box,
     do_tiles,
-    do_ready,
+    ready,
     lse,
-    lse_box,
-    lse_rows,
-    lse_ready,
     delta,
-    delta_box,
-    delta_rows,
-    delta_ready,
     blocks,
     n,
     done,
@@ -224,19 +204,10 @@ def add_whole_tiles(
     start = tile_start(blocks, 0, last, entered, q_offsets, TILES_Q, RAGGED_Q)
     slot = done % 2
     some = n > 0
-    mbarrier.expect(q_ready.index(slot), q_box.block_type.nbytes, pred=some)
-    mbarrier.expect(do_ready.index(slot), do_box.block_type.nbytes, pred=some)
-    async_load(q_box, [batch, head, start, 0], q_ready.index(slot), q_tiles.index(slot), pred=some)
-    async_load(
-        do_box, [batch, head, start, 0], do_ready.index(slot), do_tiles.index(slot), pred=some
-    )
-    if not RAGGED_Q:  # TMA reads along the innermost axis from multiples of 16 bytes only
-        mbarrier.expect(lse_ready.index(slot), 256, pred=some)
-        mbarrier.expect(delta_ready.index(slot), 256, pred=some)
-        async_load(lse_box, [token + start], lse_ready.index(slot), lse_rows.index(slot), pred=some)
-        async_load(
-            delta_box, [token + start], delta_ready.index(slot), delta_rows.index(slot), pred=some
-        )
+    size: gl.constexpr = q_box.block_type.nbytes + do_box.block_type.nbytes
+    mbarrier.expect(ready.index(slot), size, pred=some)
+    async_load(q_box, [batch, head, start, 0], ready.index(slot), q_tiles.index(slot), pred=some)
+    async_load(do_box, [batch, head, start, 0], ready.index(slot), do_tiles.index(slot), pred=some)
     next_start = tile_start(blocks, 1, last, entered, q_offsets, TILES_Q, RAGGED_Q)
     zero = gl.zeros([64, 64], gl.float32, scores)
     dk_acc = warpgroup_mma_init(dk_acc)
@@ -247,47 +218,28 @@ def add_whole_tiles(
         phase = (done + i) // 2 & 1
         query = q_tiles.index(slot).reshape([64, D])
         d_out = do_tiles.index(slot).reshape([64, D])
-        mbarrier.wait(q_ready.index(slot), phase)
-        mbarrier.wait(do_ready.index(slot), phase)
-        if not RAGGED_Q:
-            mbarrier.wait(lse_ready.index(slot), phase)
-            mbarrier.wait(delta_ready.index(slot), phase)
+        mbarrier.wait(ready.index(slot), phase)
         s_pending = multiply_transposed(key, query, zero)
         dp_pending = multiply_transposed(value, d_out, zero)
-        row_lse = gl.load(lse + row + column) if RAGGED_Q else lse_rows.index(slot).load(columns)
+        row_lse = gl.load(lse + row + column)
         s, dk_acc, dv_acc = warpgroup_mma_wait(1, deps=[s_pending, dk_acc, dv_acc])
         # The products of the previous tile are done: its buffers are free.
         other = 1 - slot
         more = i + 1 < n
-        mbarrier.expect(q_ready.index(other), q_box.block_type.nbytes, pred=more)
-        mbarrier.expect(do_ready.index(other), do_box.block_type.nbytes, pred=more)
+        mbarrier.expect(ready.index(other), size, pred=more)
         async_load(
-            q_box, [batch, head, next_start, 0], q_ready.index(other), q_tiles.index(other),
+            q_box, [batch, head, next_start, 0], ready.index(other), q_tiles.index(other), pred=more
+        )
+        async_load(
+            do_box, [batch, head, next_start, 0], ready.index(other), do_tiles.index(other),
             pred=more,
         )  # fmt: skip
-        async_load(
-            do_box, [batch, head, next_start, 0], do_ready.index(other), do_tiles.index(other),
-            pred=more,
-        )  # fmt: skip
-        if not RAGGED_Q:
-            mbarrier.expect(lse_ready.index(other), 256, pred=more)
-            mbarrier.expect(delta_ready.index(other), 256, pred=more)
-            async_load(
-                lse_box, [token + next_start], lse_ready.index(other), lse_rows.index(other),
-                pred=more,
-            )  # fmt: skip
-            async_load(
-                delta_box, [token + next_start], delta_ready.index(other), delta_rows.index(other),
-                pred=more,
-            )  # fmt: skip
         start = next_start
         next_start = tile_start(blocks, i + 2, last, entered, q_offsets, TILES_Q, RAGGED_Q)
         p = gl.exp2(s * scale_log2 - gl.expand_dims(row_lse * 1.4426950408889634, 0))
         weights = gl.convert_layout(p.to(dtype), factor_layout(D))
         dv_acc = warpgroup_mma(weights, d_out, dv_acc, is_async=True)
-        row_delta = (
-            gl.load(delta + row + column) if RAGGED_Q else delta_rows.index(slot).load(columns)
-        )
+        row_delta = gl.load(delta + row + column)
         dp = warpgroup_mma_wait(1, deps=[dp_pending])
         ds = p * (dp - gl.expand_dims(row_delta, 0))
         factor = gl.convert_layout(ds.to(dtype), factor_layout(D))

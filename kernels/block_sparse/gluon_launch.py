@@ -116,9 +116,7 @@ def key_gradient(
         dk,
         dv,
         lse,
-        _row_box(lse),
         delta,
-        _row_box(delta),
         lists.row_pointers,
         lists.query_blocks,
         wholes,
@@ -168,9 +166,3 @@ def _box(x: Tensor, columns: int) -> Any:
     dtype = gl.float16 if x.dtype == torch.float16 else gl.bfloat16
     layout = gl.NVMMASharedLayout.get_default_for([1, 1, BOX_ROWS, columns], dtype)
     return box(TensorDescriptor, x, columns, layout)
-
-
-def _row_box(x: Tensor) -> Any:
-    """Descriptor of 64 values of a contiguous float32 tensor."""
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
-    return TensorDescriptor(x.view(-1), [x.numel()], [1], [BOX_ROWS], layout)

@@ -127,7 +127,8 @@ def query_gradient_kernel(
         if whole > 0:
             acc = add_whole_tiles(
                 query, d_out, row_lse, row_delta, k_box, k_tiles, v_box, v_tiles, blocks,
-                whole * TILES_K, k_offsets, batch, key_head, scale_log2, programs, D, TILES_K, RAGGED_K,
+                whole * TILES_K, k_offsets, batch, key_head, scale_log2, programs,
+                D, TILES_K, RAGGED_K,
             )  # fmt: skip
         if RAGGED_K:
             k_head = head_of(k, batch, key_head, k_stride_b, k_stride_h)

@@ -107,6 +107,48 @@ def stage_grain(tile, start, size, stride_n, D: gl.constexpr):
     tile.slice(0, 16).store(load_rows(start, size, stride_n, 16, D, layout))
 
 
+@gluon.constexpr_function
+def _scaling(values):
+    """PTX: multiply a thread's values of two rows, unless no row of its warp changes.
+
+    The values of each row come in pairs, row by row. One instance handles all values of a thread,
+    so that there is one branch; the results are in the registers of the values.
+    """
+    factors = [f"${2 * values + i}" for i in range(values)]
+    products = "".join(f"mul.f32 ${i}, ${i}, {factors[i]}; " for i in range(values))
+    return (
+        "{ .reg .pred changes; .reg .f32 least; "
+        f"min.f32 least, {factors[0]}, {factors[2]}; "
+        "setp.lt.f32 changes, least, 0f3F800000; "  # 1.0
+        "vote.sync.any.pred changes, changes, 0xffffffff; "
+        f"@!changes bra KEEP; {products} KEEP: }}"
+    )
+
+
+@gluon.constexpr_function
+def _scaling_registers(values):
+    """Constraints of :func:`_scaling`: results, the values that they replace, factors."""
+    return ",".join(["=f"] * values + [str(i) for i in range(values)] + ["f"] * values)
+
+
+@gluon.jit
+def scale_rows(acc, factors, D: gl.constexpr):
+    """Multiply the rows of a product [64, D] by ``factors`` [64], each at most 1.
+
+    Products of a warp whose 16 factors are all 1 are skipped. Triton has no branch of single warps.
+    """
+    output: gl.constexpr = product_layout(D)
+    rows = gl.expand_dims(gl.convert_layout(factors, gl.SliceLayout(1, output)), 1)
+    return gl.inline_asm_elementwise(
+        _scaling(D // 2),
+        _scaling_registers(D // 2),
+        [acc, rows + gl.zeros([64, D], gl.float32, output)],
+        dtype=gl.float32,
+        is_pure=True,
+        pack=D // 2,
+    )
+
+
 @gluon.jit
 def multiply_transposed(left, right, zero):
     """Start ``left right^T`` and return its token; ``right`` is in shared memory."""
