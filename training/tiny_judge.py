@@ -120,8 +120,10 @@ class TinyJudgeConfig:
     """What the backbone learns before the ratings."""
     updates: int = 5000
     """Optimiser steps."""
+    optimizer: str = "muon"
+    """adamw | muon, as ``eval judge train``."""
     learning_rate: float = 1.5e-3
-    """AdamW, cosine to 0."""
+    """With a cosine to 0."""
     batch_clips: int = 160
     """Clips per update."""
     eval_every: int = 500
@@ -314,6 +316,7 @@ def _settings(config: TinyJudgeConfig, base: str | Path, data: Path) -> JudgeTra
         ),
         calibration=CalibrationSettings(min_points=config.min_points, min_prompts=5),
         method="full",
+        optimizer=config.optimizer,
         learning_rate=config.learning_rate,
         updates=config.updates,
         batch_clips=config.batch_clips,

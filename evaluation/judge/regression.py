@@ -16,6 +16,7 @@ from torch import Tensor
 from longtake.evaluation.bootstrap import FloatArray
 from longtake.evaluation.judge.batch_loader import Loaded, loaded_batches, parts
 from longtake.evaluation.judge.clip_inputs import ModelBatch, model_arguments
+from longtake.evaluation.judge.optimizers import make_optimizers
 from longtake.evaluation.judge.qwen2vl_judge import judge_tokens
 from longtake.evaluation.judge.rated_batches import ClipSource, update_rows, weighted_error
 from longtake.evaluation.judge.train_config import JudgeTrainingConfig
@@ -58,9 +59,10 @@ class JudgeRegression:
         )
         if config.gradient_checkpointing:
             self.reward.gradient_checkpointing_enable({"use_reentrant": False})
-        self._trained = [p for p in self.reward.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            self._trained, lr=config.learning_rate, weight_decay=config.weight_decay
+        named = [(name, p) for name, p in self.reward.named_parameters() if p.requires_grad]
+        self._trained = [parameter for _, parameter in named]
+        self._optimizers = make_optimizers(
+            config.optimizer, named, config.learning_rate, config.weight_decay
         )
         self.best_update, self._best_error = -1, math.inf
         self._best: dict[str, Tensor] = {}
@@ -75,8 +77,9 @@ class JudgeRegression:
         numbers = range(start, config.updates)
         batches = (update_rows(len(source), config.batch_clips, u, config.seed) for u in numbers)
         for update, (rows, inputs) in zip(numbers, self._loaded(source, batches), strict=True):
-            for group in self._optimizer.param_groups:
-                group["lr"] = config.learning_rate * _rate(update, config)
+            for optimizer in self._optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = config.learning_rate * _rate(update, config)
             yield update, *self._update(source, rows, inputs, update)
 
     def _update(
@@ -105,8 +108,9 @@ class JudgeRegression:
                 expected="finite numbers",
                 remedy="lower learning_rate, or use precision=float32; checkpoints are intact",
             )
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         return loss, norm
 
     def predict(self, source: ClipSource) -> FloatArray:
@@ -140,7 +144,7 @@ class JudgeRegression:
         """Everything that the next update depends on."""
         return {
             "trained": trained_state(self.reward),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "best": self._best,
             "best_update": self.best_update,
             "best_error": self._best_error,
@@ -153,7 +157,8 @@ class JudgeRegression:
             KeyError, ValueError or RuntimeError: a state of another model.
         """
         self._fill(state["trained"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         self._best = dict(state["best"])
         self.best_update, self._best_error = int(state["best_update"]), float(state["best_error"])
 

@@ -11,6 +11,8 @@ from longtake.evaluation.judge.rated_clips import JUDGED
 from longtake.rewards.train_config import METHODS, PRECISIONS, SCHEDULES, LoraSettings
 from longtake.runtime.errors import ConfigError
 
+OPTIMIZERS = ("adamw", "muon")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeDataConfig:
@@ -55,14 +57,16 @@ class JudgeTrainingConfig:
     """Settings of method lora."""
     train_vision: bool = True
     """Train the vision tower."""
+    optimizer: str = "adamw"
+    """adamw | muon: muon trains the hidden matrices, AdamW the rest, at the same rate."""
     learning_rate: float = 2e-5
-    """AdamW, reached after the warm-up, > 0."""
+    """Reached after the warm-up, > 0."""
     schedule: str = "cosine"
     """constant | cosine: after the warm-up; cosine falls to 0 at the last update."""
     warmup_share: float = 0.05
     """Share of the updates in which the rate rises linearly, 0 <= value < 1."""
     weight_decay: float = 0.0
-    """AdamW's, >= 0."""
+    """Decoupled, >= 0."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm, > 0."""
     updates: int = 2000
@@ -95,6 +99,7 @@ class JudgeTrainingConfig:
             ("micro_batch", self.micro_batch >= 1, ">= 1"),
             ("eval_every", self.eval_every >= 1, ">= 1"),
             ("workers", self.workers >= 1, ">= 1"),
+            ("optimizer", self.optimizer in OPTIMIZERS, " | ".join(OPTIMIZERS)),
             ("method", self.method in METHODS, " | ".join(METHODS)),
             ("schedule", self.schedule in SCHEDULES, " | ".join(SCHEDULES)),
             ("precision", self.precision in PRECISIONS, " | ".join(PRECISIONS)),

@@ -16,7 +16,11 @@ from longtake.evaluation.judge.rated_clips import JUDGED, read_rated_clips
 from longtake.evaluation.judge.report_tables import report_card_from_files
 from longtake.evaluation.judge.scorer import JudgeScorer, score_samples
 from longtake.evaluation.judge.train import train_judge
-from longtake.evaluation.judge.train_config import JudgeDataConfig, JudgeTrainingConfig
+from longtake.evaluation.judge.train_config import (
+    OPTIMIZERS,
+    JudgeDataConfig,
+    JudgeTrainingConfig,
+)
 from longtake.evaluation.mos_merge import check_judge
 from longtake.evaluation.records import read_log
 from longtake.evaluation.samples import read_samples
@@ -170,10 +174,13 @@ def test_calibrated_scores_are_the_curve_of_the_raw_ones(run):
             assert after[name][0] == pytest.approx(curve(np.array([before[name][0]]))[0])
 
 
-def test_a_stopped_run_continues_bit_by_bit(study, tmp_path, monkeypatch):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_stopped_run_continues_bit_by_bit(study, tmp_path, monkeypatch, optimizer):
     from longtake.evaluation.judge.regression import JudgeRegression
 
-    config = settings(study, updates=8, eval_every=4, batch_clips=4, micro_batch=2)
+    config = settings(
+        study, optimizer=optimizer, updates=8, eval_every=4, batch_clips=4, micro_batch=2
+    )
     whole = train_judge(config, output_dir=tmp_path / "whole", device="cpu")
     update = JudgeRegression._update
 
