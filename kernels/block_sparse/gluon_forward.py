@@ -91,6 +91,7 @@ def forward_kernel(
     if ORDERED:
         row = gl.load(order + row)
     block = row % num_blocks
+    number = block * TILES_Q + tile % TILES_Q
     head = row // num_blocks % num_heads
     batch = row // num_blocks // num_heads
     key_head = head // (num_heads // num_key_heads)
@@ -130,7 +131,7 @@ def forward_kernel(
         if whole > 0:
             acc, top, total = add_whole_tiles(
                 q_tile, q_ready, k_box, k_buffer, v_box, v_buffer, blocks, whole * TILES_K,
-                k_offsets, batch, key_head, scale_log2, programs, D, TILES_K, RAGGED_K,
+                k_offsets, batch, key_head, scale_log2, number, programs, D, TILES_K, RAGGED_K,
             )  # fmt: skip
         if RAGGED_K:
             mbarrier.wait(q_ready, 0)
@@ -162,6 +163,7 @@ def add_whole_tiles(
     batch,
     head,
     scale_log2,
+    number,
     programs,
     D: gl.constexpr,
     TILES_K: gl.constexpr,
@@ -183,7 +185,7 @@ def add_whole_tiles(
     mbarrier.init(v_ready, count=1)
     size: gl.constexpr = k_box.block_type.nbytes
     last = n - 1
-    entered = walk_entry(n, programs)
+    entered = walk_entry(n, number, programs)
     start = tile_start(blocks, 0, last, entered, k_offsets, TILES_K, RAGGED_K)
     following = tile_start(blocks, 1, last, entered, k_offsets, TILES_K, RAGGED_K)
     mbarrier.expect(k_ready, size)

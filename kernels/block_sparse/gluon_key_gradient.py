@@ -86,6 +86,7 @@ def key_gradient_kernel(
     tile = gl.program_id(0)
     row = gl.load(order + tile // TILES_K)
     block = row % num_blocks
+    number = block * TILES_K + tile % TILES_K
     key_head = row // num_blocks % num_key_heads
     batch = row // num_blocks // num_key_heads
     if RAGGED_K:
@@ -130,7 +131,7 @@ def key_gradient_kernel(
         dk_acc, dv_acc = add_whole_tiles(
             dk_acc, dv_acc, key, value, q_box, q_tiles, do_box, do_tiles, ready, lse, delta,
             query_blocks + (head_row.to(gl.int64) * list_size + begin), whole * TILES_Q, done,
-            q_offsets, batch, head, head_row * num_tokens, scale_log2, programs,
+            q_offsets, batch, head, head_row * num_tokens, scale_log2, number, programs,
             D, TILES_Q, RAGGED_Q,
         )  # fmt: skip
         done += whole * TILES_Q
@@ -189,6 +190,7 @@ def add_whole_tiles(
     head,
     token,
     scale_log2,
+    number,
     programs,
     D: gl.constexpr,
     TILES_Q: gl.constexpr,
@@ -200,7 +202,7 @@ def add_whole_tiles(
     columns: gl.constexpr = gl.SliceLayout(0, scores)
     column = gl.arange(0, 64, columns)
     last = n - 1
-    entered = walk_entry(n, programs)
+    entered = walk_entry(n, number, programs)
     start = tile_start(blocks, 0, last, entered, q_offsets, TILES_Q, RAGGED_Q)
     slot = done % 2
     some = n > 0

@@ -94,6 +94,7 @@ def query_gradient_kernel(
     if ORDERED:
         row = gl.load(order + row)
     block = row % num_blocks
+    number = block * TILES_Q + tile % TILES_Q
     head = row // num_blocks % num_heads
     batch = row // num_blocks // num_heads
     key_head = head // (num_heads // num_key_heads)
@@ -127,7 +128,7 @@ def query_gradient_kernel(
         if whole > 0:
             acc = add_whole_tiles(
                 query, d_out, row_lse, row_delta, k_box, k_tiles, v_box, v_tiles, blocks,
-                whole * TILES_K, k_offsets, batch, key_head, scale_log2, programs,
+                whole * TILES_K, k_offsets, batch, key_head, scale_log2, number, programs,
                 D, TILES_K, RAGGED_K,
             )  # fmt: skip
         if RAGGED_K:
@@ -162,6 +163,7 @@ def add_whole_tiles(
     batch,
     head,
     scale_log2,
+    number,
     programs,
     D: gl.constexpr,
     TILES_K: gl.constexpr,
@@ -178,7 +180,7 @@ def add_whole_tiles(
         mbarrier.init(v_ready.index(buffer), count=1)
     size: gl.constexpr = k_box.block_type.nbytes
     last = n - 1
-    entered = walk_entry(n, programs)
+    entered = walk_entry(n, number, programs)
     start_0 = tile_start(blocks, 0, last, entered, k_offsets, TILES_K, RAGGED_K)
     start_1 = tile_start(blocks, 1, last, entered, k_offsets, TILES_K, RAGGED_K)
     start_2 = tile_start(blocks, 2, last, entered, k_offsets, TILES_K, RAGGED_K)

@@ -38,15 +38,16 @@ def memory_layout(dim):
 
 
 @gluon.jit
-def walk_entry(n, programs):
-    """Where this program enters the circle of its ``n`` tiles.
+def walk_entry(n, number, programs):
+    """Where program ``number`` of its head enters the circle of its ``n`` tiles.
 
     A program starts when another one ends: of ``programs`` that run side by side, number i is about
     i / ``programs`` of a walk ahead of number 0. Entered that far along their ascending lists, all
     are at the same part of the keys at any time, and read it from the cache, though all keys do
-    not fit there. The number of the program alone decides, so that results do not vary.
+    not fit there. The number in the head alone decides: results do not vary from run to run, nor
+    with the other heads of a call.
     """
-    return gl.program_id(0) % programs * n // programs
+    return number % programs * n // programs
 
 
 @gluon.jit

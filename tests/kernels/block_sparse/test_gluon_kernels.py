@@ -422,6 +422,24 @@ def test_gluon_kernels_agree_with_float64(case: str, seed: int) -> None:
         assert error < 6e-3
 
 
+def test_a_head_has_the_same_bits_in_any_company() -> None:
+    layout = BlockLayout((4, 4, 20))
+    q, k, v, do, dlse = _tensors((3, 3), (320, 320), 64, False, 5)
+    mask = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(6)) < 0.8
+    results = []
+    for clips, heads in ((slice(None), slice(None)), (slice(1, 2), slice(2, 3))):
+        own = [x[clips, heads] for x in (q, k, v, do, dlse)]
+        index = BlockIndex.from_dense_mask(mask[clips, heads])
+        lists = index.indices, index.counts, layout.offsets(), layout.offsets()
+        sizes = {"block_q": 64, "block_k": 64}
+        o, lse = hopper.forward(*own[:3], *lists, 0.2, "gluon", **sizes)
+        run = own[3], *own[:3], o, lse, own[4], *lists
+        gradients = hopper.backward(*run, 5, 0.2, True, "gluon", **sizes)
+        results.append([x[-1, -1] for x in (o, lse, *gradients)])
+    for together, alone in zip(*results, strict=True):
+        assert torch.equal(together, alone)
+
+
 def test_values_of_other_blocks_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = (4, 4, 10)  # blocks of 64, 64 and 32 tokens; the tile of the last one is half foreign
     layout = BlockLayout(grid, (4, 4, 4))
