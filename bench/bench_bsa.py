@@ -248,9 +248,10 @@ def timed(call: Callable[[int], Any], repeats: int, device: torch.device) -> lis
 def gpu_state() -> str | None:
     """Clocks, power and temperature right after a measurement."""
     query = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
+    gpu = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
     try:
         done = subprocess.run(
-            ("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"),
+            ("nvidia-smi", f"--id={gpu}", f"--query-gpu={query}", "--format=csv,noheader"),
             capture_output=True, text=True, timeout=20, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

@@ -25,6 +25,7 @@ from longtake.kernels.block_sparse.gluon_tiles import (
     scale_rows,
     stage_grain,
     store_rows,
+    tile_after,
     tile_start,
     token_of,
     walk_entry,
@@ -184,10 +185,10 @@ def add_whole_tiles(
     mbarrier.init(k_ready, count=1)
     mbarrier.init(v_ready, count=1)
     size: gl.constexpr = k_box.block_type.nbytes
-    last = n - 1
-    entered = walk_entry(n, number, programs)
-    start = tile_start(blocks, 0, last, entered, k_offsets, TILES_K, RAGGED_K)
-    following = tile_start(blocks, 1, last, entered, k_offsets, TILES_K, RAGGED_K)
+    tile = walk_entry(n, number, programs)
+    start = tile_start(blocks, tile, n, k_offsets, TILES_K, RAGGED_K)
+    tile = tile_after(tile, n)
+    following = tile_start(blocks, tile, n, k_offsets, TILES_K, RAGGED_K)
     mbarrier.expect(k_ready, size)
     mbarrier.expect(v_ready, size)
     async_load(k_box, [batch, head, start, 0], k_ready, k_buffer)
@@ -203,7 +204,8 @@ def add_whole_tiles(
         more = i + 1 < n
         mbarrier.wait(k_ready, i & 1)
         s = multiply_transposed(q_tile, key, zero)
-        behind = tile_start(blocks, i + 2, last, entered, k_offsets, TILES_K, RAGGED_K)
+        tile = tile_after(tile, n)
+        behind = tile_start(blocks, tile, n, k_offsets, TILES_K, RAGGED_K)
         s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.expect(k_ready, size, pred=more)
         async_load(k_box, [batch, head, following, 0], k_ready, k_buffer, pred=more)

@@ -25,6 +25,7 @@ from longtake.kernels.block_sparse.gluon_tiles import (
     product_layout,
     stage_grain,
     store_rows,
+    tile_after,
     tile_start,
     token_of,
     walk_entry,
@@ -201,16 +202,16 @@ def add_whole_tiles(
     scores: gl.constexpr = product_layout(64)
     columns: gl.constexpr = gl.SliceLayout(0, scores)
     column = gl.arange(0, 64, columns)
-    last = n - 1
-    entered = walk_entry(n, number, programs)
-    start = tile_start(blocks, 0, last, entered, q_offsets, TILES_Q, RAGGED_Q)
+    tile = walk_entry(n, number, programs)
+    start = tile_start(blocks, tile, n, q_offsets, TILES_Q, RAGGED_Q)
     slot = done % 2
     some = n > 0
     size: gl.constexpr = q_box.block_type.nbytes + do_box.block_type.nbytes
     mbarrier.expect(ready.index(slot), size, pred=some)
     async_load(q_box, [batch, head, start, 0], ready.index(slot), q_tiles.index(slot), pred=some)
     async_load(do_box, [batch, head, start, 0], ready.index(slot), do_tiles.index(slot), pred=some)
-    next_start = tile_start(blocks, 1, last, entered, q_offsets, TILES_Q, RAGGED_Q)
+    tile = tile_after(tile, n)
+    next_start = tile_start(blocks, tile, n, q_offsets, TILES_Q, RAGGED_Q)
     zero = gl.zeros([64, 64], gl.float32, scores)
     dk_acc = warpgroup_mma_init(dk_acc)
     dv_acc = warpgroup_mma_init(dv_acc)
@@ -237,7 +238,8 @@ def add_whole_tiles(
             pred=more,
         )  # fmt: skip
         start = next_start
-        next_start = tile_start(blocks, i + 2, last, entered, q_offsets, TILES_Q, RAGGED_Q)
+        tile = tile_after(tile, n)
+        next_start = tile_start(blocks, tile, n, q_offsets, TILES_Q, RAGGED_Q)
         p = gl.exp2(s * scale_log2 - gl.expand_dims(row_lse * 1.4426950408889634, 0))
         weights = gl.convert_layout(p.to(dtype), factor_layout(D))
         dv_acc = warpgroup_mma(weights, d_out, dv_acc, is_async=True)

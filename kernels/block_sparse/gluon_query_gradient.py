@@ -25,6 +25,7 @@ from longtake.kernels.block_sparse.gluon_tiles import (
     product_layout,
     stage_grain,
     store_rows,
+    tile_after,
     tile_start,
     token_of,
     walk_entry,
@@ -180,10 +181,12 @@ def add_whole_tiles(
         mbarrier.init(v_ready.index(buffer), count=1)
     size: gl.constexpr = k_box.block_type.nbytes
     last = n - 1
-    entered = walk_entry(n, number, programs)
-    start_0 = tile_start(blocks, 0, last, entered, k_offsets, TILES_K, RAGGED_K)
-    start_1 = tile_start(blocks, 1, last, entered, k_offsets, TILES_K, RAGGED_K)
-    start_2 = tile_start(blocks, 2, last, entered, k_offsets, TILES_K, RAGGED_K)
+    tile = walk_entry(n, number, programs)
+    start_0 = tile_start(blocks, tile, n, k_offsets, TILES_K, RAGGED_K)
+    tile = tile_after(tile, n)
+    start_1 = tile_start(blocks, tile, n, k_offsets, TILES_K, RAGGED_K)
+    tile = tile_after(tile, n)
+    start_2 = tile_start(blocks, tile, n, k_offsets, TILES_K, RAGGED_K)
     mbarrier.expect(k_ready.index(0), size)
     mbarrier.expect(v_ready.index(0), size)
     mbarrier.expect(k_ready.index(1), size, pred=n > 1)
@@ -225,7 +228,8 @@ def add_whole_tiles(
             v_box, [batch, head, start_2, 0], v_ready.index(v_slot), v_tiles.index(v_slot),
             pred=more,
         )  # fmt: skip
-        start_2 = tile_start(blocks, i + 3, last, entered, k_offsets, TILES_K, RAGGED_K)
+        tile = tile_after(tile, n)
+        start_2 = tile_start(blocks, tile, n, k_offsets, TILES_K, RAGGED_K)
         ds = p * (dp - gl.expand_dims(row_delta, 1))
         factor = gl.convert_layout(ds.to(dtype), factor_layout(D))
         acc = warpgroup_mma(factor, key, acc, is_async=True)

@@ -39,7 +39,7 @@ def memory_layout(dim):
 
 @gluon.jit
 def walk_entry(n, number, programs):
-    """Where program ``number`` of its head enters the circle of its ``n`` tiles.
+    """The tile at which program ``number`` of its head enters the circle of its ``n`` tiles.
 
     A program starts when another one ends: of ``programs`` that run side by side, number i is about
     i / ``programs`` of a walk ahead of number 0. Entered that far along their ascending lists, all
@@ -51,15 +51,19 @@ def walk_entry(n, number, programs):
 
 
 @gluon.jit
-def tile_start(blocks, step, last, entered, offsets, TILES: gl.constexpr, RAGGED: gl.constexpr):
-    """First token of the tile at a step of a circular walk; past step ``last``, of the last one.
+def tile_after(tile, n):
+    """The next tile of a circle of ``n``, which may be 0."""
+    tile += 1
+    return gl.where(tile < n, tile, 0)
 
-    The walk enters a list of whole blocks at tile ``entered``. With RAGGED shorter blocks may lie
-    between whole ones, and ``offsets`` tells where these start. An empty list has ``last`` -1.
+
+@gluon.jit
+def tile_start(blocks, tile, n, offsets, TILES: gl.constexpr, RAGGED: gl.constexpr):
+    """First token of a tile of a list of ``n`` tiles of whole blocks.
+
+    With RAGGED shorter blocks may lie between whole ones, and ``offsets`` tells where these start.
     """
-    tile = gl.minimum(step, last) + entered
-    tile = gl.where(tile > last, tile - last - 1, tile)
-    block = gl.load(blocks + tile // TILES, mask=last >= 0, other=0)
+    block = gl.load(blocks + tile // TILES, mask=n > 0, other=0)
     start = gl.load(offsets + block) if RAGGED else block * (64 * TILES)
     return start + tile % TILES * 64
 

@@ -1,0 +1,52 @@
+"""The benchmark of the transformer runs end to end on the CPU with a tiny model."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_dit_bsa", ROOT / "bench/bench_dit_bsa.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tiny_benchmark_writes_a_record(
+    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "results" / "dit.json"
+    assert bench.main(["--tiny", "--output", str(output)]) == 0
+    record = json.loads(output.read_text())
+    assert "equal" in capsys.readouterr().out
+    assert set(record["ways"]) == {"dense", "block-sparse"}
+    for fields in record["ways"].values():
+        assert all(len(times) == 2 and min(times) > 0 for times in fields["all_s"].values())
+    dense, sparse = (record["ways"][way]["forward_s"] for way in bench.WAYS)
+    assert record["speedup"]["forward"] == dense / sparse
+    assert record["provenance"]["packages"]["torch"]
+
+
+def test_no_times_where_the_kernels_differ(bench: ModuleType, tmp_path: Path) -> None:
+    output = tmp_path / "dit.json"
+    assert bench.main(["--tiny", "--tolerance", "-1", "--output", str(output)]) == 1
+    record = json.loads(output.read_text())
+    assert record["ways"] == {} and "speedup" not in record
+
+
+def test_gradients_flow_through_the_random_model(bench: ModuleType) -> None:
+    import torch
+
+    options = bench.parse(["--tiny"])
+    dit = bench.random_transformer(options, torch.device("cpu"))
+    latents, timestep, text, velocity = bench.random_inputs(dit, options.grid, 0)
+    dit(latents, timestep, text).backward(velocity)
+    for block in dit.blocks:
+        assert block.attn.qkv.weight.grad.abs().max() > 1e-6
