@@ -62,9 +62,6 @@ def forward(call: Call, o: Tensor, lse: Tensor) -> None:
 def query_gradient(call: Call, do: Tensor, lse: Tensor, delta: Tensor, dq: Tensor) -> None:
     """Fill the gradient of the queries."""
     dim = call.q.shape[-1]
-    # Where keys and values of a head fit in the cache, ascending walks are 3 to 6 % faster here.
-    head_bytes = 2 * call.keys.num_tokens * dim * call.k.element_size()
-    large = head_bytes > torch.cuda.get_device_properties(call.k.device).L2_cache_size
     lists, counts, wholes, order = _lists(call)
     gluon_query_gradient.query_gradient_kernel[(counts.numel() * call.queries.tiles(BOX_ROWS),)](
         call.q,
@@ -84,7 +81,7 @@ def query_gradient(call: Call, do: Tensor, lse: Tensor, delta: Tensor, dq: Tenso
         counts if order is None else order,
         call.scale,
         call.scale_log2,
-        _side_by_side(call, 2) if large else 1,
+        _side_by_side(call, 2),
         *call.heads,
         call.queries.count,
         call.queries.num_tokens,

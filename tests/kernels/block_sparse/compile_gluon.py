@@ -70,7 +70,7 @@ def main() -> None:
         return kernel
 
     JITFunction.run = compile_only
-    chip = SimpleNamespace(multi_processor_count=132, L2_cache_size=0)
+    chip = SimpleNamespace(multi_processor_count=132)
     torch.cuda.get_device_properties = lambda device: chip
     for dim, grid in itertools.product((128, 64), ((4, 8, 8), (4, 7, 8))):
         layout = BlockLayout(grid)

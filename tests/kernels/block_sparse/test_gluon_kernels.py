@@ -349,8 +349,8 @@ def on_the_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ):
         monkeypatch.setattr(module, name, Emulated(getattr(module, name)))
     monkeypatch.setattr(hopper, "is_hopper", lambda device: True)
-    # A chip of few programs and no cache, so that every program enters its walk somewhere else.
-    chip = types.SimpleNamespace(multi_processor_count=3, L2_cache_size=0)
+    # A chip of few programs: every one enters its walk somewhere else.
+    chip = types.SimpleNamespace(multi_processor_count=3)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: chip)
     monkeypatch.setattr(triton_launch, "delta", _delta)
     monkeypatch.setattr(launch, "lists_per_key", _lists_per_key)
