@@ -113,10 +113,10 @@ def test_the_judge_is_calibrated_and_sees_what_is_wrong() -> None:
     scenes = sample_scenes(78, 0, 24, "held_out")
     texts = [caption(scene, i, states=SPLIT_ATTRIBUTES) for i, scene in enumerate(scenes)]
     clean = render(scenes, dtype=torch.float32)
-    flicker, noise = (
-        CORRUPTIONS[name](clean, 0.9, torch.Generator().manual_seed(0))
-        for name in ("flicker", "noise")
-    )
+    damaged = {
+        name: CORRUPTIONS[name](clean, 0.9, torch.Generator().manual_seed(0))
+        for name in ("flicker", "jitter", "noise", "blur")
+    }
     model = judge.load_model(torch.device("cpu"))
 
     def mean(video: Tensor, captions: list[str], dimension: str) -> float:
@@ -133,8 +133,10 @@ def test_the_judge_is_calibrated_and_sees_what_is_wrong() -> None:
 
     for dimension in judge.dimensions:
         assert mean(clean, texts, dimension) > 4
-    assert mean(flicker, texts, "motion_quality") < 3
-    assert mean(noise, texts, "visual_quality") < 3
+    for name in ("flicker", "jitter"):
+        assert mean(damaged[name], texts, "motion_quality") < 2.5
+    for name in ("noise", "blur"):
+        assert mean(damaged[name], texts, "visual_quality") < 3
     assert mean(clean, texts[1:] + texts[:1], "text_alignment") < 3.5
 
 
