@@ -85,7 +85,7 @@ def backward(
     block_q: int | None = None,
     block_k: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`forward`, bitwise equal from run to run.
+    """Gradients of :func:`forward`, bitwise equal from run to run on one kind of GPU.
 
     Args:
         do: gradient of the output [B, Hq, N, D], any strides.
