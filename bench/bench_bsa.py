@@ -13,7 +13,6 @@ which the GPU tests run too, pass in the same run.
 import argparse
 import datetime
 import functools
-import json
 import math
 import statistics
 import subprocess
@@ -37,6 +36,7 @@ from longtake.bench.bsa_data import (
     useful_flops,
     with_gradients,
 )
+from longtake.bench.records import write_record
 from longtake.kernels.block_sparse import (
     BlockIndex,
     BlockLayout,
@@ -121,10 +121,7 @@ class Benchmark:
 
     def save(self) -> None:
         """Write the record as it is."""
-        output = self.options.output
-        if output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
+        write_record(self.options.output, self.record)
 
     def check(self) -> bool:
         """Run the operator's checks on the backends that are measured."""

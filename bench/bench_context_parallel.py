@@ -11,7 +11,6 @@ output and gradients agree with one device's.
 
 import argparse
 import datetime
-import json
 import os
 import statistics
 import sys
@@ -25,6 +24,7 @@ import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor
 
+from longtake.bench.records import write_record
 from longtake.kernels.block_sparse import BlockLayout, block_sparse_attention
 from longtake.kernels.block_sparse.context_parallel import BlockShards, context_parallel_attention
 from longtake.kernels.block_sparse.context_parallel.attention import MODES
@@ -170,9 +170,7 @@ def main(arguments: Sequence[str]) -> int:
     agree = all(fields.get("error", 0) <= options.tolerance for fields in record["modes"].values())
     if rank:  # the launcher ends all ranks when one fails: rank 0 decides
         return 0
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_record(options.output, record)
     console = Console(highlight=False)
     for name, fields in record["modes"].items():
         shown = "  ".join(f"{key} {value:.4g}" for key, value in fields.items())

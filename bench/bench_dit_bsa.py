@@ -11,7 +11,6 @@ plain reference.
 
 import argparse
 import datetime
-import json
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from longtake.bench.records import write_record
 from longtake.core.block_sparse import BSAConfig
 from longtake.core.dit import DiTConfig, LongCatDiT, disable_bsa, enable_bsa
 from longtake.runtime.provenance import collect
@@ -175,9 +175,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run, print a summary, write the record; 1 if the kernels do not agree with the reference."""
     options = parse(arguments)
     record = measure(options)
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_record(options.output, record)
     console = Console(highlight=False)
     error = record["relative_difference_from_reference"]
     agrees = error <= options.tolerance

@@ -12,7 +12,6 @@ hashing and resizing, each time by scorers that have kept nothing.
 
 import argparse
 import datetime
-import json
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import PreTrainedTokenizerFast
 
+from longtake.bench.records import write_record
 from longtake.rewards.contract import RewardOutput, VideoBatch
 from longtake.rewards.heads import HEAD_PREFIX
 from longtake.rewards.hpsv3 import COLUMNS, GENERAL_PROMPT, Column, HPSv3Config, HPSv3Scorer
@@ -282,9 +282,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run, print a summary, write the record; 1 if the two ways give different scores."""
     options = parse(arguments)
     record = measure(options)
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_record(options.output, record)
     console = Console(highlight=False)
     for way, fields in record["ways"].items():
         peak = "" if fields["peak_gib"] is None else f", peak {fields['peak_gib']:.1f} GiB"

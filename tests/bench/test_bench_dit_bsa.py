@@ -1,26 +1,15 @@
 """The benchmark of the transformer runs end to end on the CPU with a tiny model."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_dit_bsa", ROOT / "bench/bench_dit_bsa.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from longtake.bench import bench_dit_bsa as bench
 
 
 def test_the_tiny_benchmark_writes_a_record(
-    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "results" / "dit.json"
     assert bench.main(["--tiny", "--output", str(output)]) == 0
@@ -34,14 +23,14 @@ def test_the_tiny_benchmark_writes_a_record(
     assert record["provenance"]["packages"]["torch"]
 
 
-def test_no_times_where_the_kernels_differ(bench: ModuleType, tmp_path: Path) -> None:
+def test_no_times_where_the_kernels_differ(tmp_path: Path) -> None:
     output = tmp_path / "dit.json"
     assert bench.main(["--tiny", "--tolerance", "-1", "--output", str(output)]) == 1
     record = json.loads(output.read_text())
     assert record["ways"] == {} and "speedup" not in record
 
 
-def test_gradients_flow_through_the_random_model(bench: ModuleType) -> None:
+def test_gradients_flow_through_the_random_model() -> None:
     import torch
 
     options = bench.parse(["--tiny"])

@@ -1,26 +1,15 @@
 """The benchmark of HPSv3 runs end to end on the CPU with a tiny model."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_hpsv3", ROOT / "bench/bench_hpsv3.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from longtake.bench import bench_hpsv3 as bench
 
 
 def test_the_tiny_benchmark_writes_a_record(
-    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "results" / "hpsv3.json"
     arguments = ["--tiny", "--repeats", "2", "--frames", "3", "--clips", "2"]
@@ -45,11 +34,11 @@ def test_the_tiny_benchmark_writes_a_record(
     assert tokens["hpsv3_percentile"] - tokens["hpsv3_general"] == bench.CAPTION_TOKENS - 3
 
 
-def test_different_scores_are_a_failure(bench: ModuleType) -> None:
+def test_different_scores_are_a_failure() -> None:
     assert bench.main(["--tiny", "--repeats", "1", "--frames", "2", "--tolerance", "-1"]) == 1
 
 
-def test_prompts_of_the_published_size(bench: ModuleType) -> None:
+def test_prompts_of_the_published_size() -> None:
     config = bench.model_config(tiny=False)
     encoder = bench.synthetic_encoder(config)
     ids = encoder.encode(bench.text(bench.CAPTION_TOKENS, "caption 0"), 252)
@@ -63,7 +52,7 @@ def test_prompts_of_the_published_size(bench: ModuleType) -> None:
 @pytest.mark.parametrize(
     "arguments", [["--tiny", "--repeats", "0"], ["--tiny", "--frames", "-1"], ["--what"]]
 )
-def test_wrong_options_are_refused(bench: ModuleType, arguments: list[str]) -> None:
+def test_wrong_options_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         bench.main(arguments)
     assert stopped.value.code == 2

@@ -1,31 +1,19 @@
 """The comparison of colour and gray motion training, in its smallest size."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
+from longtake.bench import bench_motion_colour as bench
 from longtake.rewards.preference_files import read_preference_csv
 from longtake.sandbox.annotators import Annotator
 from longtake.sandbox.preference_files import make_preferences
 from longtake.sandbox.preferences import PairConfig
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = PairConfig(damaged=1, pairs_per_prompt=6)
 
 
-@pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location(
-        "bench_motion_colour", ROOT / "bench" / "bench_motion_colour.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_both_modes_are_trained_and_measured(bench, tmp_path):
+def test_both_modes_are_trained_and_measured(tmp_path):
     pairs = tmp_path / "pairs"
     for place, split, count in (
         ("pairs", "train", 3),
@@ -56,7 +44,7 @@ def test_both_modes_are_trained_and_measured(bench, tmp_path):
         bench.main([*options, "--train-pairs", "0"])
 
 
-def test_the_first_pairs_keep_their_clips(bench, tmp_path):
+def test_the_first_pairs_keep_their_clips(tmp_path):
     pairs = tmp_path / "pairs"
     for place, split in (("pairs", "train"), ("pairs", "held_out"), ("truth", "held_out")):
         make_preferences(pairs / place, split, 2, 0, Annotator(), config=CONFIG)
