@@ -44,9 +44,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="JSON record")
     options = parser.parse_args(arguments)
     if options.tiny:
-        options.grid, options.sparsity, options.repeats = (4, 8, 12), 0.5, 2
+        options.grid, options.sparsity, options.repeats = (4, 8, 12), 0.5, min(options.repeats, 2)
     if options.tolerance is None:
         options.tolerance = 1e-4 if options.tiny else 2e-2
+    if min(*options.grid, options.depth, options.repeats) < 1 or not 0 <= options.sparsity < 1:
+        parser.error("expected --grid, --depth and --repeats >= 1, and --sparsity in [0, 1)")
+    if not (options.tiny or torch.cuda.is_available()):
+        parser.error("no CUDA device is visible; --tiny runs on the CPU")
     return options
 
 

@@ -79,7 +79,7 @@ def forward_kernel(
 
     The boxes are TMA descriptors of queries, keys and values. With RAGGED_K a list holds its whole
     blocks, ``whole_counts`` of them, before the others. ``order`` permutes the rows of lists when
-    ORDERED.
+    ORDERED. ``programs`` run side by side; ``walk_entry`` says what for.
     """
     dtype: gl.constexpr = k_box.dtype
     scores: gl.constexpr = product_layout(64)
@@ -210,7 +210,8 @@ def add_whole_tiles(
         mbarrier.expect(k_ready, size, pred=more)
         async_load(k_box, [batch, head, following, 0], k_ready, k_buffer, pred=more)
         highest = gl.max(s, 1) * scale_log2
-        # Weights of up to 2^8 are as exact as those of up to 1: mostly the reference stays.
+        # Weights of up to 2^8 are rounded like those of up to 1, so mostly the reference stays. A
+        # largest weight of exactly 1 would have no rounding: sharply peaked rows lose that.
         new_top = gl.where(highest > top + 8.0, highest, top)
         shrink = gl.exp2(top - new_top)
         p = gl.exp2(s * scale_log2 - gl.expand_dims(new_top, 1))

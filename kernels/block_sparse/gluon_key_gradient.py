@@ -80,7 +80,8 @@ def key_gradient_kernel(
 
     ``row_pointers`` [B, Hq, Nk + 1] and ``query_blocks`` [B, Hq, ``list_size``] are the lists per
     key block; with RAGGED_Q a list holds its whole blocks, ``whole_counts`` [B, Hq, Nk] of them,
-    before the others. ``num_blocks`` is Nk, ``num_tokens`` the number of queries.
+    before the others. ``num_blocks`` is Nk, ``num_tokens`` the number of queries. ``programs`` run
+    side by side.
     """
     dtype: gl.constexpr = q_box.dtype
     memory: gl.constexpr = memory_layout(D)

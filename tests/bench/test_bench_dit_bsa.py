@@ -30,6 +30,16 @@ def test_no_times_where_the_kernels_differ(tmp_path: Path) -> None:
     assert record["ways"] == {} and "speedup" not in record
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["--tiny", "--repeats", "0"], ["--tiny", "--depth", "-1"], ["--grid", "0", "4", "4"], ["--x"]],
+)
+def test_wrong_options_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(arguments)
+    assert stopped.value.code == 2
+
+
 def test_gradients_flow_through_the_random_model() -> None:
     import torch
 
