@@ -25,9 +25,8 @@ from longtake.core.video import read_video
 from longtake.evaluation.colour_sensitivity import colour_sensitivity
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.sources import load_from_sources
+from longtake.runtime.files import replacing, to_plain
 from longtake.runtime.provenance import collect
-from longtake.runtime.replacing import replacing
-from longtake.runtime.run_directory import to_plain
 from longtake.training.tiny_heads import (
     TinyHeadsConfig,
     head_overrides,

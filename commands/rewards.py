@@ -129,7 +129,7 @@ def evaluate(
 
     from longtake.evaluation.pair_accuracy import evaluate_pairs
     from longtake.rewards import REWARDS
-    from longtake.runtime.run_directory import to_plain
+    from longtake.runtime.files import to_plain
 
     agreements = evaluate_pairs(
         pairs, reward or list(REWARDS), root=root, output=output, device=device

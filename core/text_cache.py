@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longtake.runtime.replacing import replacing
+from longtake.runtime.files import replacing
 
 
 class EmbeddingCache:

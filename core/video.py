@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from longtake.runtime.errors import UserError
-from longtake.runtime.replacing import replacing
+from longtake.runtime.files import replacing
 
 _CRF = "12"  # visually lossless for flat sprites; mp4 files stay a few kB
 _MAX_LABEL_LINES = 3

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from longtake.runtime.errors import UserError
-from longtake.runtime.replacing import replacing
+from longtake.runtime.files import replacing
 
 INK, FAINT, GRID = "#1c1e21", "#6e737a", "#e4e6e9"
 """Colours of texts, of what is secondary, and of lines in the background."""

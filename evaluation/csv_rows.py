@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from longtake.runtime.errors import UserError
-from longtake.runtime.replacing import replacing
+from longtake.runtime.files import replacing
 
 
 def read_csv_rows(

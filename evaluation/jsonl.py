@@ -10,7 +10,7 @@ from typing import Any
 
 from longtake.evaluation.findings import Finding, Findings
 from longtake.runtime.errors import UserError
-from longtake.runtime.run_directory import to_plain
+from longtake.runtime.files import to_plain
 
 
 def append_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> int:

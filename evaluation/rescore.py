@@ -15,7 +15,7 @@ from longtake.evaluation.findings import Finding
 from longtake.evaluation.records import Rating, append_ratings, read_log
 from longtake.evaluation.samples import Sample, SampleList
 from longtake.runtime.errors import UserError
-from longtake.runtime.provenance import digest
+from longtake.runtime.files import digest
 
 Found = Mapping[str, tuple[float | None, str]]
 """Of one video: dimension -> (score, why there is none)."""
@@ -66,7 +66,7 @@ class RewardScorer:
         from longtake.rewards.remote_protocol import fingerprint_digest
         from longtake.rewards.sources import split_sources
         from longtake.runtime.device import pick_device
-        from longtake.runtime.run_directory import to_plain
+        from longtake.runtime.files import to_plain
 
         names, sources = split_sources(rewards)
         self._device = pick_device(device)

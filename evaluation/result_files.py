@@ -15,7 +15,7 @@ from longtake.evaluation.csv_rows import write_text
 from longtake.evaluation.findings import Finding
 from longtake.evaluation.tables import Table
 from longtake.runtime.errors import UserError
-from longtake.runtime.run_directory import to_plain
+from longtake.runtime.files import to_plain
 
 
 def with_provenance(record: Mapping[str, object], inputs: Sequence[Path]) -> dict[str, object]:

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from longtake.runtime.errors import RunDirectoryError
-from longtake.runtime.replacing import replacing
+from longtake.runtime.files import replacing
 
 Record = Mapping[str, Any]
 Series = NDArray[np.float64]

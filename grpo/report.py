@@ -24,8 +24,8 @@ from longtake.grpo.report_page import STYLE, duration, number, span
 from longtake.runtime import html_page
 from longtake.runtime.data_uri import Embedder
 from longtake.runtime.errors import RunDirectoryError
+from longtake.runtime.files import replacing
 from longtake.runtime.html_page import text
-from longtake.runtime.replacing import replacing
 
 MAX_BYTES = 20_000_000
 """Size of the file, about: the oldest sample grids are left out above it."""

@@ -24,8 +24,7 @@ from longtake.core.weights import read_json
 from longtake.rewards.contract import RewardOutput, VideoBatch
 from longtake.rewards.frames import Aggregation, Rounding, aggregate, all_frames, even_frames
 from longtake.runtime.errors import CheckpointError, ConfigError, UserError
-from longtake.runtime.provenance import digest
-from longtake.runtime.run_directory import to_plain
+from longtake.runtime.files import digest, to_plain
 
 VERSION = 1
 """Raised with every change that moves a score."""

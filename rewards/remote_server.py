@@ -24,7 +24,7 @@ from longtake.rewards.sources import split_sources
 from longtake.rewards.suite import RewardSuite
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import ConfigError
-from longtake.runtime.run_directory import to_plain
+from longtake.runtime.files import to_plain
 
 log = logging.getLogger(__name__)
 

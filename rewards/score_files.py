@@ -27,9 +27,8 @@ from longtake.rewards.sources import split_sources
 from longtake.rewards.suite import RewardSuite
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import UserError
+from longtake.runtime.files import digest, to_plain
 from longtake.runtime.progress import progress_bar, result_table
-from longtake.runtime.provenance import digest
-from longtake.runtime.run_directory import to_plain
 
 MAX_FRAMES = 1000
 """Longest clip by default: 93 frames of 480x832 take 106 MiB, 1000 frames of 1080p take 6 GiB."""

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from longtake.runtime.errors import UserError
-from longtake.runtime.replacing import replacing
-from longtake.runtime.run_directory import to_plain
+from longtake.runtime.files import replacing, to_plain
 
 _BEFORE = ("path", "prompt", "fps", "frames")
 _AFTER = ("unscored", "notes", "settings", "digest")

@@ -45,13 +45,13 @@ from longtake.rewards.reward_spec import Normalization, RewardSpec
 from longtake.rewards.train_config import RewardTrainingConfig
 from longtake.rewards.train_plan import TrainingPlan, plan_training
 from longtake.runtime.config import config_to_yaml, merge_config
-from longtake.runtime.device import pick_device
+from longtake.runtime.device import pick_device, refuse_launcher
 from longtake.runtime.errors import ConfigError, UserError
-from longtake.runtime.launcher import refuse_launcher
+from longtake.runtime.files import to_plain
 from longtake.runtime.progress import ProgressBar, progress_bar, result_table
 from longtake.runtime.provenance import collect
 from longtake.runtime.rng import derive_key
-from longtake.runtime.run_directory import RunDirectory, to_plain
+from longtake.runtime.run_directory import RunDirectory
 from longtake.runtime.tracking import Trackers, check_trackers
 
 REWARD_FOLDER, PUBLIC_FOLDER = "reward", "public"

@@ -1,6 +1,5 @@
 """What a result came from: code state, versions, hardware, input digests, command line."""
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from longtake.runtime.files import digest
 
 PACKAGES = (
     "accelerate",
@@ -102,29 +103,3 @@ def cpu_model() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, or of a directory's sorted relative names and contents.
-
-    Moving or renaming the directory does not change its digest; hidden files and folders in it
-    (locks, caches) do not count.
-
-    Raises:
-        FileNotFoundError: nothing is at ``path``.
-    """
-    if path.is_file():
-        return _file_digest(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"no file or directory to take a digest of: {path}")
-    total = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        name = file.relative_to(path)
-        if not any(part.startswith(".") for part in name.parts):
-            total.update(f"{name.as_posix()}\0{_file_digest(file)}\n".encode())
-    return total.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

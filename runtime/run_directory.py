@@ -10,9 +10,7 @@ write the same run (an advisory lock, which the kernel drops when the holder die
 import errno
 import fcntl
 import json
-import math
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,83 +18,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from safetensors import SafetensorError
-
 from longtake.runtime.errors import RunDirectoryError
+from longtake.runtime.files import (
+    TEMPORARY,
+    append_jsonl,
+    explained,
+    read_jsonl,
+    replacing,
+    sync,
+    to_plain,
+    write_jsonl,
+)
 
-_TEMPORARY = ".tmp-"  # prefix of what a kill may leave behind; swept when the run is next opened
-_ASIDE = f"{_TEMPORARY}old-"
+_ASIDE = f"{TEMPORARY}old-"
 _STEP = "step-"
-
-_REMEDIES = {
-    errno.ENOSPC: "free some space, then continue with --resume; earlier checkpoints are intact",
-    errno.EDQUOT: "free some quota, then continue with --resume; earlier checkpoints are intact",
-    errno.EFBIG: "raise the file size limit (ulimit -f), then continue with --resume",
-    errno.EACCES: "choose a directory that you may write with --output-dir",
-    errno.EPERM: "choose a directory that you may write with --output-dir",
-    errno.EROFS: "the file system is read-only: choose another place with --output-dir",
-    errno.ENOTDIR: "a part of the path is a file: choose another place with --output-dir",
-    errno.EEXIST: "a file is in the way: choose another place with --output-dir",
-}
-
-
-@contextmanager
-def _explained(what: str, path: Path) -> Iterator[None]:
-    """Turn an OSError under this block into a RunDirectoryError that says what to do."""
-    try:
-        yield
-    except RunDirectoryError:
-        raise
-    except OSError as error:
-        raise RunDirectoryError(
-            f"cannot {what}: {error.strerror or error}",
-            received=str(path),
-            remedy=_REMEDIES.get(error.errno or 0, "check the directory, then use --resume"),
-        ) from error
-
-
-@contextmanager
-def _serializers_raise_oserror() -> Iterator[None]:
-    """A failed disk write inside safetensors or torch.save is neither an OSError nor named so."""
-    try:
-        yield
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-    except RuntimeError as error:
-        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
-            raise
-        # torch does not keep the reason; a short write is a full disk in all but odd cases.
-        raise OSError(errno.ENOSPC, "a file could not be written whole") from error
-
-
-def _sync(path: Path) -> None:
-    """Force to the disk a file, or a directory (which makes renames inside it durable)."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_atomic(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync(path.parent)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _remove_temporaries(folder: Path) -> None:
-    for leftover in folder.glob(f"{_TEMPORARY}*"):
+    for leftover in folder.glob(f"{TEMPORARY}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:
@@ -131,7 +70,7 @@ class RunDirectory:
                 with another configuration, or it is in use by another process, or not writable.
         """
         path = Path(path)
-        with _explained("prepare the run directory", path), ExitStack() as on_failure:
+        with explained("prepare the run directory", path), ExitStack() as on_failure:
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path, _acquire_lock(path))
             on_failure.callback(run.close)
@@ -161,7 +100,7 @@ class RunDirectory:
             _remove_temporaries(folder)
         self._drop_torn_line()
         if not config.exists():
-            _write_atomic(config, config_yaml.encode())
+            self.write_text(config.name, config_yaml)
 
     def _drop_torn_line(self) -> None:
         if self._metrics.exists():
@@ -194,56 +133,17 @@ class RunDirectory:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[None]:
-        """Block in which other code writes ``name`` of the run; a failed write is explained.
-
-        Raises:
-            RunDirectoryError: the disk is full or not writable.
-        """
-        with _explained(f"write {name}", self.path / name), _serializers_raise_oserror():
+        """Block in which other code writes ``name`` of the run; a failed write is explained."""
+        with explained(f"write {name}", self.path / name):
             yield
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``: key order kept, floats exact, NaN and inf as null."""
-        line = json.dumps(to_plain(record), allow_nan=False).encode() + b"\n"
-        with _explained("write metrics", self._metrics):
-            self._write_line(line)
-
-    def _write_line(self, line: bytes) -> None:
-        descriptor = os.open(self._metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            start = os.fstat(descriptor).st_size
-            try:
-                written = 0
-                while written < len(line):
-                    written += os.write(descriptor, line[written:])
-            except OSError:
-                os.ftruncate(descriptor, start)  # a full disk must not leave half a line behind
-                raise
-        finally:
-            os.close(descriptor)
+        append_jsonl(self._metrics, [record])
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete records; null stays None. A torn last line (a kill) is left out.
-
-        Raises:
-            RunDirectoryError: a line that is not the last one is not JSON.
-        """
-        with _explained("read metrics", self._metrics):
-            if not self._metrics.exists():
-                return []
-            data = self._metrics.read_bytes()
-        lines = data.split(b"\n")
-        records = []
-        for number, line in enumerate(lines[:-1], start=1):  # the last piece has no newline: torn
-            try:
-                records.append(dict(json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise RunDirectoryError(
-                    f"line {number} of metrics.jsonl is not a JSON object",
-                    received=str(self._metrics),
-                    remedy="remove the line, or start again in another --output-dir",
-                ) from error
-        return records
+        """All complete records; null stays None."""
+        return read_jsonl(self._metrics) if self._metrics.exists() else []
 
     def truncate_metrics(self, updates: int) -> None:
         """Keep the records with ``update`` < ``updates`` (and those without one), atomically.
@@ -251,11 +151,9 @@ class RunDirectory:
         Called on resume with the number of updates that the checkpoint holds, so that the redone
         updates appear once.
         """
-        kept = [r for r in self.read_metrics() if r.get("update", -1) < updates]
-        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept)
-        if kept or self._metrics.exists():
-            with _explained("write metrics", self._metrics):
-                _write_atomic(self._metrics, text.encode())
+        if self._metrics.exists():
+            records = [r for r in self.read_metrics() if r.get("update", -1) < updates]
+            write_jsonl(self._metrics, records)
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int = 2) -> Path:
         """Let ``write`` fill an empty folder, then publish it as ``checkpoints/step-N``.
@@ -267,17 +165,16 @@ class RunDirectory:
             RunDirectoryError: the disk is full or not writable; earlier checkpoints are intact.
         """
         final = self.checkpoints / f"{_STEP}{step}"
-        temporary = self.checkpoints / f"{_TEMPORARY}{final.name}"
-        with _explained("write a checkpoint", final):
+        temporary = self.checkpoints / f"{TEMPORARY}{final.name}"
+        with explained("write a checkpoint", final):
             try:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir()
-                with _serializers_raise_oserror():
-                    write(temporary)
+                write(temporary)
                 for path in (*temporary.rglob("*"), temporary):
-                    _sync(path)
+                    sync(path)
                 if self._metrics.exists():  # the lines that this checkpoint counts on
-                    _sync(self._metrics)
+                    sync(self._metrics)
                 self._publish(temporary, final)
             finally:  # a failure or Ctrl-C gives the space back
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -293,7 +190,7 @@ class RunDirectory:
         if final.exists():
             final.replace(aside)
         temporary.replace(final)
-        _sync(self.checkpoints)
+        sync(self.checkpoints)
         shutil.rmtree(aside, ignore_errors=True)
 
     def _steps(self) -> list[Path]:
@@ -308,8 +205,8 @@ class RunDirectory:
     def write_text(self, name: str, text: str) -> Path:
         """Write a file of the run atomically; ``name`` may contain folders that exist."""
         path = self.path / name
-        with _explained(f"write {name}", path):
-            _write_atomic(path, text.encode())
+        with explained(f"write {name}", path), replacing(path) as temporary:
+            temporary.write_bytes(text.encode())
         return path
 
     def write_json(self, name: str, obj: object) -> Path:
@@ -333,27 +230,3 @@ def _acquire_lock(path: Path) -> int:
             remedy="wait for it to end, or choose another --output-dir",
         ) from error
     return descriptor
-
-
-def to_plain(value: object) -> Any:
-    """A JSON-ready copy: mappings, sequences, numbers; NaN and inf become None, arrays lists.
-
-    Raises:
-        TypeError: an object with no JSON form.
-    """
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [to_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    convert = getattr(value, "tolist", None)  # numpy and torch, arrays and scalars
-    if convert is None:
-        raise TypeError(f"no JSON form for {type(value).__name__}: {value!r}")
-    return to_plain(convert())

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from longtake.core.video import write_mp4
 from longtake.runtime.errors import RunDirectoryError
+from longtake.runtime.files import replacing
 from longtake.runtime.progress import progress_bar, result_table
-from longtake.runtime.replacing import replacing
 from longtake.sandbox.annotators import DIMENSION_ORACLES, Annotator, Word, label_statistics
 from longtake.sandbox.facts import FPS, Split
 from longtake.sandbox.preferences import (

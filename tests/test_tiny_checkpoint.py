@@ -38,7 +38,7 @@ def test_files_are_small_and_their_digests_are_recorded() -> None:
     size = sum(path.stat().st_size for path in TINY.rglob("*") if path.is_file())
     assert size <= 40 * 2**20
     record = json.loads((TINY / "provenance.json").read_text(encoding="utf-8"))
-    from longtake.runtime.provenance import digest
+    from longtake.runtime.files import digest
 
     for part, recorded in record["digests"].items():
         assert digest(TINY / part) == recorded, part

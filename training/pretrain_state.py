@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from longtake.runtime.errors import ConfigError
-from longtake.runtime.replacing import replacing
+from longtake.runtime.files import replacing
 
 
 class Resumable(Protocol):

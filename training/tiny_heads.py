@@ -19,10 +19,11 @@ from longtake.rewards.reward_spec import RewardKind
 from longtake.rewards.tiny_base import TinySize
 from longtake.rewards.train import train_reward
 from longtake.runtime.config import config_to_yaml, merge_config
+from longtake.runtime.device import refuse_launcher
 from longtake.runtime.errors import ConfigError
-from longtake.runtime.launcher import refuse_launcher
+from longtake.runtime.files import to_plain
 from longtake.runtime.progress import progress_bar
-from longtake.runtime.run_directory import RunDirectory, to_plain
+from longtake.runtime.run_directory import RunDirectory
 from longtake.sandbox.annotators import Annotator
 from longtake.sandbox.facts import NUM_FRAMES, Split
 from longtake.sandbox.preference_files import make_preferences

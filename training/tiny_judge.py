@@ -38,11 +38,11 @@ from longtake.rewards.reward_directory import read_reward_directory, write_in_bf
 from longtake.rewards.template import PromptTemplate
 from longtake.rewards.tiny_base import TinySize
 from longtake.runtime.config import config_to_yaml, merge_config
-from longtake.runtime.device import pick_device
+from longtake.runtime.device import pick_device, refuse_launcher
 from longtake.runtime.errors import ConfigError
-from longtake.runtime.launcher import refuse_launcher
+from longtake.runtime.files import to_plain
 from longtake.runtime.progress import progress_bar
-from longtake.runtime.run_directory import RunDirectory, to_plain
+from longtake.runtime.run_directory import RunDirectory
 from longtake.sandbox.facts import NUM_FRAMES
 from longtake.sandbox.preferences import preference_prompts
 from longtake.training.caption_pretraining import CaptionConfig, captioned_base

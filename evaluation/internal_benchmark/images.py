@@ -19,8 +19,8 @@ from longtake.evaluation.internal_benchmark.schema import (
 )
 from longtake.evaluation.internal_benchmark.validator import Check, no_exception
 from longtake.runtime.errors import RunDirectoryError, UserError
+from longtake.runtime.files import replacing
 from longtake.runtime.progress import progress_bar
-from longtake.runtime.replacing import replacing
 
 _SANDBOX = "sandbox"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from longtake.runtime.errors import RunDirectoryError, UserError
-from longtake.runtime.replacing import replacing
+from longtake.runtime.files import replacing
 
 PromptType = Literal["detailed", "concise", "contradictory", "empty"]
 Quality = Literal["high", "standard"]

@@ -17,7 +17,7 @@ from longtake.evaluation.judge.answer import CAPTION
 from longtake.rewards.frame_sampling import FrameSampler
 from longtake.rewards.template import text_digest
 from longtake.runtime.errors import CheckpointError, UserError
-from longtake.runtime.provenance import digest
+from longtake.runtime.files import digest
 
 SPEC_FILE = "generative.json"
 FORMAT = 1

@@ -26,7 +26,7 @@ from longtake.evaluation.judge.calibration import (
 from longtake.evaluation.judge.leakage import TrainingRecord
 from longtake.rewards.template import text_digest
 from longtake.runtime.errors import CheckpointError
-from longtake.runtime.run_directory import to_plain
+from longtake.runtime.files import to_plain
 
 if TYPE_CHECKING:
     import torch

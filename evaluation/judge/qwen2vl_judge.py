@@ -24,7 +24,7 @@ from longtake.rewards.reward_directory import RewardDirectory, read_reward_direc
 from longtake.rewards.reward_spec import DIMENSIONS
 from longtake.rewards.videoalign import TOKENS_PER_PASS
 from longtake.runtime.errors import UserError
-from longtake.runtime.run_directory import to_plain
+from longtake.runtime.files import to_plain
 
 TOKEN_OF = {"visual_quality": "VQ", "motion_quality": "MQ", "text_alignment": "TA"}
 """Rated dimension -> the reward token that scores it."""

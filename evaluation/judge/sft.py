@@ -51,12 +51,11 @@ from longtake.evaluation.judge.training_parts import (
 from longtake.evaluation.judge.vlm_checkpoint import check_checkpoint, load_processor, load_vlm
 from longtake.rewards.frame_sampling import FrameSampler
 from longtake.runtime.config import config_to_yaml
-from longtake.runtime.device import pick_device
+from longtake.runtime.device import pick_device, refuse_launcher
 from longtake.runtime.errors import CheckpointError, UserError
-from longtake.runtime.launcher import refuse_launcher
+from longtake.runtime.files import digest, to_plain
 from longtake.runtime.progress import ProgressBar, progress_bar
-from longtake.runtime.provenance import digest
-from longtake.runtime.run_directory import RunDirectory, to_plain
+from longtake.runtime.run_directory import RunDirectory
 from longtake.runtime.tracking import Trackers, check_trackers
 
 _STATE_FILE = "trainer_state.json"  # of a checkpoint; the trainer writes it

@@ -43,11 +43,11 @@ from longtake.rewards.reward_directory import RewardDirectory, read_reward_direc
 from longtake.rewards.reward_export import export_reward
 from longtake.rewards.reward_spec import Normalization
 from longtake.runtime.config import config_to_yaml
-from longtake.runtime.device import pick_device
+from longtake.runtime.device import pick_device, refuse_launcher
 from longtake.runtime.errors import CheckpointError, UserError
-from longtake.runtime.launcher import refuse_launcher
+from longtake.runtime.files import to_plain
 from longtake.runtime.progress import ProgressBar, progress_bar
-from longtake.runtime.run_directory import RunDirectory, to_plain
+from longtake.runtime.run_directory import RunDirectory
 from longtake.runtime.tracking import Trackers, check_trackers
 
 JUDGE_FOLDER = "judge"

@@ -8,8 +8,7 @@ from longtake.evaluation.report.content import Report
 from longtake.evaluation.report.markdown import markdown
 from longtake.evaluation.report.page import html_page
 from longtake.runtime.errors import UserError
-from longtake.runtime.replacing import replacing
-from longtake.runtime.run_directory import to_plain
+from longtake.runtime.files import replacing, to_plain
 
 
 def check_page(path: Path) -> Path:

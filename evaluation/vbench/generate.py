@@ -19,9 +19,8 @@ from longtake.evaluation.vbench.plan import Plan
 from longtake.evaluation.vbench.shards import Shard, find_shard
 from longtake.runtime.config import merge_config
 from longtake.runtime.errors import RunDirectoryError, UserError
+from longtake.runtime.files import digest, replacing
 from longtake.runtime.progress import progress_bar
-from longtake.runtime.provenance import digest
-from longtake.runtime.replacing import replacing
 
 SETTINGS_FILE = "generation.json"
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from longtake.evaluation.vbench.suite_data import PromptRow, SuiteData
 from longtake.evaluation.vbench.suites import Suite
 from longtake.runtime.errors import UserError
-from longtake.runtime.keys import derive_key
+from longtake.runtime.rng import derive_key
 
 _SEED_BITS = 31  # fits the seed options of every generator
 _LONGEST_NAME = 255  # bytes, on common file systems

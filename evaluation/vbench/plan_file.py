@@ -9,7 +9,7 @@ from longtake.evaluation.vbench.plan import Plan, PlannedVideo
 from longtake.evaluation.vbench.suite_data import PromptRow
 from longtake.evaluation.vbench.suites import find_suite
 from longtake.runtime.errors import RunDirectoryError, UserError
-from longtake.runtime.replacing import replacing
+from longtake.runtime.files import replacing
 
 _FORMAT = "longtake vbench plan 1"
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from longtake.runtime.replacing import replacing
+from longtake.runtime.files import replacing
 
 RECORDS = "records.jsonl"
 """Name of the file in a dimension's folder."""

@@ -18,8 +18,7 @@ from typing import Any, TypeGuard
 from longtake.evaluation.vbench.results import DimensionResults, VideoResult
 from longtake.evaluation.vbench.suites import NOT_APPLICABLE, Dimension, Suite
 from longtake.runtime.errors import RunDirectoryError, UserError
-from longtake.runtime.replacing import replacing
-from longtake.runtime.run_directory import to_plain
+from longtake.runtime.files import replacing, to_plain
 
 RESULTS_ENDING = "_eval_results.json"
 RECORD_ENDING = "_record.json"

@@ -16,7 +16,7 @@ from longtake.evaluation.vbench.plan import Plan
 from longtake.evaluation.vbench.result_files import RESULTS_ENDING, public_content, read_results
 from longtake.evaluation.vbench.suites import Suite
 from longtake.runtime.errors import RunDirectoryError, UserError
-from longtake.runtime.replacing import replacing
+from longtake.runtime.files import replacing
 
 _TIME = (1980, 1, 1, 0, 0, 0)  # the bytes of the zip depend on the results only
 

@@ -11,8 +11,7 @@ from rich.text import Text
 from longtake.evaluation.vbench.requirements import NATIVE, REQUIREMENTS
 from longtake.evaluation.vbench.suites import SUITES, Suite
 from longtake.runtime.errors import RunDirectoryError
-from longtake.runtime.replacing import replacing
-from longtake.runtime.run_directory import to_plain
+from longtake.runtime.files import replacing, to_plain
 
 if TYPE_CHECKING:  # printing a diagnosis must not load what computes scores
     from longtake.evaluation.vbench.aggregate import ScoreLine, Scores

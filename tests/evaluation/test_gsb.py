@@ -19,7 +19,7 @@ from longtake.evaluation.gsb_plan import Pair
 from longtake.evaluation.model_comparison import ComparisonSettings
 from longtake.evaluation.rating_checks import CheckSettings, check_ratings
 from longtake.evaluation.records import Rating
-from longtake.runtime.run_directory import to_plain
+from longtake.runtime.files import to_plain
 
 SETTINGS = ComparisonSettings(resamples=2000)
 CHECK = CheckSettings(dimensions=("overall",), scale=(-1.0, 1.0))

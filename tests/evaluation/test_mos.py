@@ -17,7 +17,7 @@ from longtake.evaluation.simulated_raters import (
     simulate_ratings,
     simulated_samples,
 )
-from longtake.runtime.run_directory import to_plain
+from longtake.runtime.files import to_plain
 
 DIMENSIONS = ("overall", "motion_quality")
 

@@ -50,34 +50,3 @@ def test_an_installed_copy_is_not_the_surrounding_checkout(tmp_path: Path) -> No
 def test_works_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance.git_state(tmp_path) == {"commit": None, "dirty": None}
-
-
-def make(folder: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return folder
-
-
-def test_directory_digest_is_of_names_and_contents(tmp_path: Path) -> None:
-    base = {"dit/config.json": "{}", "dit/w": "1"}
-    reference = provenance.digest(make(tmp_path / "a", base))
-    assert provenance.digest(make(tmp_path / "moved", base)) == reference
-    assert (
-        provenance.digest(make(tmp_path / "hidden", {**base, ".lock": "", ".c/x": "1"}))
-        == reference
-    )
-    for number, other in enumerate(
-        (
-            {**base, "dit/w": "2"},
-            {"dit/config.json": "{}", "dit/v": "1"},
-            {**base, "dit/extra": ""},
-            {"dit/config.json": "1", "dit/w": "{}"},
-        )
-    ):
-        assert provenance.digest(make(tmp_path / f"other{number}", other)) != reference
-
-
-def test_digest_of_nothing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="absent"):
-        provenance.digest(tmp_path / "absent")

@@ -116,16 +116,11 @@ def test_torn_last_line_is_left_out_and_removed(run: RunDirectory) -> None:
     run.append_metrics({"update": 0})
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"update": 1, "lo')
-    assert run.read_metrics() == [{"update": 0}]
+    with pytest.warns(UserWarning, match="torn"):
+        assert run.read_metrics() == [{"update": 0}]
     again = reopen(run)
     again.append_metrics({"update": 1})
     assert again.read_metrics() == [{"update": 0}, {"update": 1}]
-
-
-def test_a_damaged_middle_line_is_an_error(run: RunDirectory) -> None:
-    (run.path / "metrics.jsonl").write_text('{"update": 0}\n{"upd\n{"update": 2}\n')
-    with pytest.raises(RunDirectoryError, match="line 2"):
-        run.read_metrics()
 
 
 def test_checkpoints_are_kept_by_number_not_by_name(run: RunDirectory) -> None:

@@ -25,7 +25,7 @@ from longtake.evaluation.mos_merge import check_judge
 from longtake.evaluation.records import read_log
 from longtake.evaluation.samples import read_samples
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
-from longtake.runtime.provenance import digest
+from longtake.runtime.files import digest
 
 CPU = torch.device("cpu")
 

@@ -26,7 +26,7 @@ from longtake.evaluation.vbench.result_files import read_results
 from longtake.evaluation.vbench.suites import VBENCH2
 from longtake.evaluation.vbench.tables import write_scores
 from longtake.runtime.errors import UserError
-from longtake.runtime.run_directory import to_plain
+from longtake.runtime.files import to_plain
 
 MODELS = {"A <b>": 3.9, "B": 3.1}
 
