@@ -44,10 +44,9 @@ from longtake.rewards.template import (
     PromptEncoder,
     PromptTemplate,
 )
-from longtake.rewards.tiny_qwen2vl import VECTOR_DEVIATION, tiny_config
-from longtake.rewards.tiny_rewards import TINY_PIXELS
 from longtake.runtime.provenance import collect
 from longtake.runtime.rng import generator
+from longtake.sandbox.recipes.tiny_vlm import TINY_PIXELS, VECTOR_DEVIATION, tiny_config
 
 WAYS: dict[str, tuple[tuple[Column, ...], ...]] = {
     "shared": (COLUMNS,),

@@ -27,7 +27,7 @@ from longtake.rewards.contract import VideoBatch
 from longtake.rewards.sources import load_from_sources
 from longtake.runtime.files import replacing, to_plain
 from longtake.runtime.provenance import collect
-from longtake.training.tiny_heads import (
+from longtake.sandbox.recipes.heads import (
     TinyHeadsConfig,
     head_overrides,
     measure,

@@ -61,7 +61,7 @@ def sandbox_pretrain(
     """
     from rich import print_json
 
-    from longtake.training.pretrain_tiny import pretrain
+    from longtake.sandbox.recipes.pretrain import pretrain
 
     record = pretrain(out, overrides or [], resume=resume, dry_run=dry_run, device=device)
     if dry_run:
@@ -116,7 +116,7 @@ def sandbox_heads(
     from rich.console import Console
 
     from longtake.runtime.progress import result_table
-    from longtake.training.tiny_heads import summary_rows, train_heads
+    from longtake.sandbox.recipes.heads import summary_rows, train_heads
 
     record = train_heads(
         out, head or [], overrides or [], resume=resume, dry_run=dry_run, device=device
@@ -145,7 +145,7 @@ def sandbox_judge(
     from rich.console import Console
 
     from longtake.runtime.progress import result_table
-    from longtake.training.tiny_judge import summary_rows, train_tiny_judge
+    from longtake.sandbox.recipes.judge import summary_rows, train_tiny_judge
 
     record = train_tiny_judge(out, overrides or [], resume=resume, dry_run=dry_run, device=device)
     if dry_run:

@@ -19,17 +19,17 @@ from longtake.rewards.prompt_batches import pad_prompts
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.suite import RewardSuite
 from longtake.rewards.template import PromptEncoder
-from longtake.rewards.tiny_qwen2vl import tiny_reward_model
-from longtake.rewards.tiny_rewards import (
+from longtake.runtime.errors import CheckpointError, UserError
+from longtake.runtime.rng import generator
+from longtake.sandbox.recipes.tiny_vlm import (
     TINY_PIXELS,
     TINY_TEMPLATES,
     tiny_model_config,
+    tiny_reward_model,
     tiny_spec,
     write_tiny_reward,
 )
-from longtake.rewards.tiny_tokenizer import byte_tokenizer
-from longtake.runtime.errors import CheckpointError, UserError
-from longtake.runtime.rng import generator
+from longtake.sandbox.recipes.tokenizer import byte_tokenizer
 
 GENERAL, PERCENTILE = COLUMNS
 CAPTIONS = ["A red ball rolls.", "A-hm, two dogs", "a cat {text_prompt} sleeps on the warm roof"]

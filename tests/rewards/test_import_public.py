@@ -18,10 +18,9 @@ from longtake.rewards.qwen2vl_keys import public_layout
 from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
 from longtake.rewards.reward_spec import RewardKind
 from longtake.rewards.template_source import TemplateDigest
-from longtake.rewards.tiny_qwen2vl import tiny_reward_model
-from longtake.rewards.tiny_rewards import TINY_TEMPLATES, tiny_model_config
-from longtake.rewards.tiny_tokenizer import byte_tokenizer
 from longtake.runtime.errors import CheckpointError, UserError
+from longtake.sandbox.recipes.tiny_vlm import TINY_TEMPLATES, tiny_model_config, tiny_reward_model
+from longtake.sandbox.recipes.tokenizer import byte_tokenizer
 
 
 def digest(kind: RewardKind) -> TemplateDigest:

@@ -10,8 +10,8 @@ from longtake.rewards.heads import HeadKind
 from longtake.rewards.qwen2vl import Prefix, Qwen2VLRewardModel
 from longtake.rewards.qwen2vl_keys import merge_lora
 from longtake.rewards.qwen2vl_load import load_reward_model
-from longtake.rewards.tiny_qwen2vl import random_prompts, tiny_config, tiny_reward_model
 from longtake.runtime.errors import UserError
+from longtake.sandbox.recipes.tiny_vlm import random_prompts, tiny_config, tiny_reward_model
 
 VIDEO = (4, 4, 6)
 IMAGE = (1, 4, 6)

@@ -11,8 +11,8 @@ from longtake.rewards.qwen2vl_config import (
     hpsv3_config,
     videoreward_config,
 )
-from longtake.rewards.tiny_qwen2vl import tiny_config
 from longtake.runtime.errors import ConfigError
+from longtake.sandbox.recipes.tiny_vlm import tiny_config
 
 CONFIGS = [
     hpsv3_config(),

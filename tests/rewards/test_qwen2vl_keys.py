@@ -14,8 +14,8 @@ from longtake.rewards.qwen2vl_keys import (
     public_layout,
 )
 from longtake.rewards.qwen2vl_load import empty_reward_model
-from longtake.rewards.tiny_qwen2vl import tiny_config, tiny_reward_model
 from longtake.runtime.errors import CheckpointError, UserError
+from longtake.sandbox.recipes.tiny_vlm import tiny_config, tiny_reward_model
 
 PARTS = ("weight", "bias")
 

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from longtake.core.weights import write_shards
 from longtake.rewards.qwen2vl_keys import public_layout
 from longtake.rewards.qwen2vl_load import WEIGHTS_STEM, empty_reward_model, load_reward_model
-from longtake.rewards.tiny_qwen2vl import random_prompts, tiny_config, tiny_reward_model
 from longtake.runtime.errors import CheckpointError
+from longtake.sandbox.recipes.tiny_vlm import random_prompts, tiny_config, tiny_reward_model
 
 CONFIG = tiny_config("shared_linear", lora_rank=4)
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.qwen2vl_variants import common_lengths, score_variants
-from longtake.rewards.tiny_qwen2vl import random_prompts, tiny_config, tiny_reward_model
 from longtake.runtime.errors import UserError
+from longtake.sandbox.recipes.tiny_vlm import random_prompts, tiny_config, tiny_reward_model
 
 Variant = tuple[Tensor, Tensor]
 

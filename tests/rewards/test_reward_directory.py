@@ -18,10 +18,9 @@ from longtake.rewards.reward_directory import (
 )
 from longtake.rewards.reward_spec import ColorMode, Normalization, RewardKind, RewardSpec
 from longtake.rewards.template import PromptTemplate
-from longtake.rewards.tiny_qwen2vl import tiny_reward_model
-from longtake.rewards.tiny_rewards import tiny_spec, write_tiny_reward
-from longtake.rewards.tiny_tokenizer import byte_tokenizer
 from longtake.runtime.errors import CheckpointError, UserError
+from longtake.sandbox.recipes.tiny_vlm import tiny_reward_model, tiny_spec, write_tiny_reward
+from longtake.sandbox.recipes.tokenizer import byte_tokenizer
 
 MakeReward = Callable[..., RewardDirectory]
 

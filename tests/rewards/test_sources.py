@@ -7,8 +7,8 @@ from longtake.rewards import REWARDS, load_rewards, load_suite
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.remote_server import RewardServer, ServerConfig
 from longtake.rewards.sources import split_sources
-from longtake.rewards.tiny_rewards import tiny_spec, write_tiny_reward
 from longtake.runtime.errors import CheckpointError, UserError
+from longtake.sandbox.recipes.tiny_vlm import tiny_spec, write_tiny_reward
 
 
 @pytest.fixture(scope="module")

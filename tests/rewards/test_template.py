@@ -3,8 +3,8 @@ import hashlib
 import pytest
 
 from longtake.rewards.template import PromptEncoder, PromptTemplate, chat_text
-from longtake.rewards.tiny_tokenizer import byte_tokenizer
 from longtake.runtime.errors import UserError
+from longtake.sandbox.recipes.tokenizer import byte_tokenizer
 
 TOKENS = ("<|a|>", "<|b|>")
 TEMPLATE = PromptTemplate(

@@ -37,11 +37,11 @@ from longtake.rewards.preference_trainer import (
 from longtake.rewards.prompt_sampler import PromptSampler
 from longtake.rewards.qwen2vl_load import load_reward_model
 from longtake.rewards.reward_directory import read_reward_directory
-from longtake.rewards.tiny_rewards import tiny_spec, write_tiny_reward
 from longtake.rewards.train import latest_checkpoint, make_trainable, train_reward
 from longtake.rewards.train_config import LoraSettings, RewardTrainingConfig
 from longtake.rewards.videoalign import load_videoalign
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
+from longtake.sandbox.recipes.tiny_vlm import tiny_spec, write_tiny_reward
 
 FAST = (
     "precision=float32",

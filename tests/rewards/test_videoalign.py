@@ -14,9 +14,9 @@ from longtake.rewards.reward_directory import RewardDirectory, write_reward_dire
 from longtake.rewards.reward_spec import ColorMode, Normalization
 from longtake.rewards.suite import RewardSuite
 from longtake.rewards.template import chat_text
-from longtake.rewards.tiny_rewards import tiny_spec, write_tiny_reward
 from longtake.rewards.videoalign import Dimension, VideoAlignReward, load_videoalign
 from longtake.runtime.errors import UserError
+from longtake.sandbox.recipes.tiny_vlm import tiny_spec, write_tiny_reward
 
 SCALES = {
     "VQ": Normalization(mean=0.3, std=2.0),

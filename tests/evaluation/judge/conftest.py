@@ -12,9 +12,9 @@ from longtake.evaluation.judge.answer import judge_prompt
 from longtake.evaluation.judge.rated_clips import JUDGED
 from longtake.evaluation.records import Rating, append_ratings
 from longtake.evaluation.samples import Sample, write_samples
-from longtake.rewards.tiny_base import TinySize, write_tiny_base
-from longtake.rewards.tiny_tokenizer import byte_tokenizer
 from longtake.runtime.rng import normal
+from longtake.sandbox.recipes.tiny_vlm import TinySize, write_tiny_base
+from longtake.sandbox.recipes.tokenizer import byte_tokenizer
 
 SIZE = TinySize(
     width=32, layers=1, heads=2, vision_width=32, vision_layers=1, side=28, frames_per_second=4.0

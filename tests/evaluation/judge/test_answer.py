@@ -17,8 +17,8 @@ from longtake.evaluation.judge.answer import (
 from longtake.evaluation.judge.answer_tokens import answer_tokens
 from longtake.evaluation.judge.control_results import reasons
 from longtake.evaluation.judge.rated_clips import JUDGED
-from longtake.rewards.tiny_tokenizer import byte_tokenizer
 from longtake.runtime.errors import CheckpointError, UserError
+from longtake.sandbox.recipes.tokenizer import byte_tokenizer
 
 GOOD = "Text-Alignment: 4\nVisual Quality: 1\nMotion Quality: 5"
 

@@ -32,7 +32,7 @@ from longtake.sandbox.preferences import (
     candidate_pools,
     preference_prompts,
 )
-from longtake.training.quality_samples import QUALITIES
+from longtake.sandbox.recipes.quality_samples import QUALITIES
 
 ORACLE_OF = {"text_alignment": "alignment", "visual_quality": "visual", "motion_quality": "motion"}
 """Rated dimension -> the oracle behind it."""

@@ -10,11 +10,10 @@ from torch.utils.data import DataLoader
 from longtake.rewards.hpsv3 import GENERAL_PROMPT
 from longtake.rewards.pixels import normalize_patches
 from longtake.rewards.reward_directory import read_reward_directory
-from longtake.rewards.tiny_base import TinySize, write_tiny_base
 from longtake.runtime.errors import ConfigError, UserError
 from longtake.sandbox.captions import parse_caption
 from longtake.sandbox.facts import split_of
-from longtake.training.caption_pretraining import (
+from longtake.sandbox.recipes.captions import (
     CaptionBatches,
     CaptionConfig,
     caption_loss,
@@ -22,6 +21,7 @@ from longtake.training.caption_pretraining import (
     pretrain_on_captions,
     verdict_texts,
 )
+from longtake.sandbox.recipes.tiny_vlm import TinySize, write_tiny_base
 
 SIZE = TinySize(width=32, layers=1, heads=2, vision_width=32, vision_layers=1, side=56)
 CONFIG = CaptionConfig(updates=3, batch_clips=4)

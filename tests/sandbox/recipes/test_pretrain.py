@@ -10,11 +10,11 @@ from longtake.core.checkpoint import load_checkpoint
 from longtake.core.weights import read_tensors
 from longtake.runtime.errors import ConfigError, RunDirectoryError
 from longtake.sandbox.facts import split_of
+from longtake.sandbox.recipes.pretrain import PretrainConfig, pretrain
+from longtake.sandbox.recipes.sandbox_data import render_pool
 from longtake.sandbox.scene import Sprite
 from longtake.training import pretrain_tiny
 from longtake.training.base import BaseTrainer
-from longtake.training.pretrain_tiny import PretrainConfig, pretrain
-from longtake.training.sandbox_data import render_pool
 from longtake.training.vae import VAETrainer
 
 SMALL = [

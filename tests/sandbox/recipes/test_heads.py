@@ -6,9 +6,9 @@ import pytest
 
 from longtake.rewards.reward_directory import read_reward_directory
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
+from longtake.sandbox.recipes.heads import HEADS, summary_rows, train_heads
+from longtake.sandbox.recipes.quality_samples import Quality
 from longtake.training import tiny_heads
-from longtake.training.quality_samples import Quality
-from longtake.training.tiny_heads import HEADS, summary_rows, train_heads
 
 SMALL = (
     "train_prompts=5",

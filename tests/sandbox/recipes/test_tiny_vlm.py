@@ -1,4 +1,4 @@
-"""The start of tiny reward heads: sizes, words and the gain of the weights."""
+"""The tiny Qwen2-VL: named by its seed, sensitive to rotary precision; weights of unit gain."""
 
 import pytest
 import torch
@@ -7,8 +7,15 @@ from longtake.rewards.contract import VideoBatch
 from longtake.rewards.hpsv3 import load_hpsv3
 from longtake.rewards.reward_directory import read_reward_directory
 from longtake.rewards.template import PromptEncoder
-from longtake.rewards.tiny_base import TinySize, unit_gain_weights, write_tiny_base
 from longtake.rewards.videoalign import load_videoalign
+from longtake.sandbox.recipes.tiny_vlm import (
+    TinySize,
+    random_prompts,
+    tiny_config,
+    tiny_reward_model,
+    unit_gain_weights,
+    write_tiny_base,
+)
 
 CAPTIONS = [f"a {c} {s} goes {d}" for c in ("red", "blue") for s in ("disc", "box") for d in "ab"]
 
@@ -83,3 +90,34 @@ def test_hidden_states_keep_their_size_over_the_layers(tmp_path):
     patches = torch.randn(36, 1176, generator=torch.Generator().manual_seed(0))
     model.score(ids, torch.ones_like(ids), patches, torch.tensor([[1, 6, 6]]))
     assert len(sizes) == 8 and min(sizes) > 0.3 and max(sizes) < 3
+
+
+def test_small_and_named_by_its_seed() -> None:
+    before = torch.get_rng_state()
+    model, twin, other = (tiny_reward_model(tiny_config(), seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert sum(p.numel() for p in model.model.parameters()) < 500_000
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, twin.state_dict()[name])
+        assert not torch.equal(tensor, other.state_dict()[name])
+
+
+def test_prompts_have_the_published_order() -> None:
+    config = tiny_config("diagonal_linear")
+    batch = random_prompts(config, 0, [5, 9], grid=(4, 4, 6))
+    ids = batch["input_ids"]
+    assert ids.shape == (2, 3 + 1 + 24 + 1 + 9 + 1 + 3 + 3 + 4)
+    assert batch["attention_mask"].sum(1).tolist() == [45, 49]
+    assert batch["pixel_values"].shape == (2 * 96, 1176)
+    for row in ids:
+        special = [int(token) for token in row if token >= 100]
+        assert special == [102, *[101] * 24, 103, 150, 151, 152]
+
+
+def test_rounded_rotary_tables_move_the_scores() -> None:
+    scores = {}
+    for rotary in ("float32", "bf16_frequencies", "bf16"):
+        model = tiny_reward_model(tiny_config("shared_linear", rotary=rotary), 0)
+        scores[rotary] = model.score(**random_prompts(model.config, 0, [60, 90], (4, 4, 6)))
+    for a, b in (("float32", "bf16_frequencies"), ("bf16_frequencies", "bf16")):
+        assert 1e-4 < float((scores[a] - scores[b]).abs().max()) < 0.5

@@ -3,7 +3,7 @@
 import pytest
 
 from longtake.rewards.template import CHAT_TOKENS
-from longtake.rewards.tiny_tokenizer import byte_tokenizer
+from longtake.sandbox.recipes.tokenizer import byte_tokenizer
 
 TEXTS = ["a red circle goes left", "a blue circle goes right", "the red square stands still"] * 4
 STRANGE = "Größe 7 € \u6c34\t<x> a red  circle"

@@ -31,7 +31,6 @@ from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.reward_directory import RewardDirectory, write_reward_directory
 from longtake.rewards.reward_spec import RewardKind, RewardSpec
 from longtake.rewards.template import PromptEncoder, PromptTemplate
-from longtake.rewards.tiny_base import TinySize, write_tiny_base
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import ConfigError, UserError
 from longtake.runtime.progress import progress_bar
@@ -41,6 +40,7 @@ from longtake.sandbox.corruptions import CORRUPTIONS, apply_damage, draw_damage
 from longtake.sandbox.facts import FPS
 from longtake.sandbox.misstatements import ATTRIBUTES, misstated, wrong_facts
 from longtake.sandbox.preferences import SATURATION_RANGE, scale_saturation
+from longtake.sandbox.recipes.tiny_vlm import TinySize, write_tiny_base
 from longtake.sandbox.render import render
 from longtake.sandbox.scene import sample_scenes
 from longtake.sandbox.splits import SPLIT_ATTRIBUTES

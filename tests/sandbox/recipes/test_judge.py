@@ -14,13 +14,13 @@ from longtake.evaluation.judge.leakage import TrainingRecord
 from longtake.evaluation.records import read_log
 from longtake.evaluation.samples import read_samples
 from longtake.evaluation.simulated_raters import SimulatedRater
-from longtake.rewards.tiny_rewards import tiny_spec, write_tiny_reward
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
 from longtake.sandbox.preferences import Candidate
+from longtake.sandbox.recipes.judge import PARTS, summary_rows, train_tiny_judge
+from longtake.sandbox.recipes.judge_ratings import ORACLE_OF, RatingConfig, quality_name, rate_clip
+from longtake.sandbox.recipes.quality_samples import QUALITIES, Quality
+from longtake.sandbox.recipes.tiny_vlm import tiny_spec, write_tiny_reward
 from longtake.training import tiny_judge
-from longtake.training.judge_ratings import ORACLE_OF, RatingConfig, quality_name, rate_clip
-from longtake.training.quality_samples import QUALITIES, Quality
-from longtake.training.tiny_judge import PARTS, summary_rows, train_tiny_judge
 
 SMALL = (
     "train_prompts=6",

@@ -36,7 +36,6 @@ from longtake.evaluation.samples import SampleList, read_samples
 from longtake.evaluation.simulated_raters import SimulatedRater
 from longtake.rewards.reward_directory import read_reward_directory, write_in_bfloat16
 from longtake.rewards.template import PromptTemplate
-from longtake.rewards.tiny_base import TinySize
 from longtake.runtime.config import config_to_yaml, merge_config
 from longtake.runtime.device import pick_device, refuse_launcher
 from longtake.runtime.errors import ConfigError
@@ -45,8 +44,8 @@ from longtake.runtime.progress import progress_bar
 from longtake.runtime.run_directory import RunDirectory
 from longtake.sandbox.facts import NUM_FRAMES
 from longtake.sandbox.preferences import preference_prompts
-from longtake.training.caption_pretraining import CaptionConfig, captioned_base
-from longtake.training.judge_ratings import (
+from longtake.sandbox.recipes.captions import CaptionConfig, captioned_base
+from longtake.sandbox.recipes.judge_ratings import (
     RATINGS,
     SAMPLES,
     TEST_PROMPTS,
@@ -55,7 +54,8 @@ from longtake.training.judge_ratings import (
     make_ratings,
     quality_name,
 )
-from longtake.training.quality_samples import QUALITIES, sample_qualities
+from longtake.sandbox.recipes.quality_samples import QUALITIES, sample_qualities
+from longtake.sandbox.recipes.tiny_vlm import TinySize
 
 TEMPLATE = PromptTemplate(
     text="\n{text_prompt}\nSharp? <|VQ_reward|>\nMoving? <|MQ_reward|>\nAs told? <|TA_reward|>\n",
@@ -90,7 +90,7 @@ class TinyJudgeConfig:
     damaged: int = 5
     """Damaged renders of a prompt, beside a clean, a still and a wrong one."""
     held_out_quality: int = 2
-    """Number of the sampler quality (training/quality_samples.py) that is only tested."""
+    """Number of the sampler quality (sandbox/recipes/quality_samples.py) that is only tested."""
     raters: int = 12
     """Simulated raters."""
     rater_noise: tuple[float, float] = (0.3, 0.6)

@@ -16,7 +16,6 @@ from longtake.core.generation import TINY_CHECKPOINT
 from longtake.evaluation.pair_accuracy import PairAgreement, evaluate_pairs
 from longtake.rewards.reward_directory import read_reward_directory, write_in_bfloat16
 from longtake.rewards.reward_spec import RewardKind
-from longtake.rewards.tiny_base import TinySize
 from longtake.rewards.train import train_reward
 from longtake.runtime.config import config_to_yaml, merge_config
 from longtake.runtime.device import refuse_launcher
@@ -28,8 +27,9 @@ from longtake.sandbox.annotators import Annotator
 from longtake.sandbox.facts import NUM_FRAMES, Split
 from longtake.sandbox.preference_files import make_preferences
 from longtake.sandbox.preferences import PairConfig, preference_prompts
-from longtake.training.caption_pretraining import CaptionConfig, captioned_base
-from longtake.training.quality_samples import QUALITIES, sample_qualities
+from longtake.sandbox.recipes.captions import CaptionConfig, captioned_base
+from longtake.sandbox.recipes.quality_samples import QUALITIES, sample_qualities
+from longtake.sandbox.recipes.tiny_vlm import TinySize
 
 ANNOTATORS = {"pairs": Annotator(raters=3), "truth": Annotator(noise=0.0, colour_bias=0.0)}
 """Folder of pairs -> who judged them: three people, as in the report's evaluation (section 5.1),

@@ -27,9 +27,8 @@ from longtake.runtime.errors import ConfigError, RunDirectoryError
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.provenance import collect
 from longtake.runtime.rng import derive_key, generator
-from longtake.training.base import BaseTrainer, BaseTrainingConfig, Batch
-from longtake.training.pretrain_state import PretrainState
-from longtake.training.sandbox_data import (
+from longtake.sandbox.recipes.pretrain_state import PretrainState
+from longtake.sandbox.recipes.sandbox_data import (
     ClipPool,
     encode_pool,
     pool_captions,
@@ -37,6 +36,7 @@ from longtake.training.sandbox_data import (
     to_vae_range,
     tokenize_all,
 )
+from longtake.training.base import BaseTrainer, BaseTrainingConfig, Batch
 from longtake.training.vae import VAETrainer, VAETrainingConfig, build_vae
 
 STATISTICS_CLIPS = 4096

@@ -1,0 +1,1 @@
+"""Recipes: how checkpoints/tiny is made from the sandbox, from the tokenizer to the judge."""
