@@ -6,9 +6,9 @@ import pytest
 
 from longtake.rewards.reward_directory import read_reward_directory
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
+from longtake.sandbox.recipes import heads
 from longtake.sandbox.recipes.heads import HEADS, summary_rows, train_heads
 from longtake.sandbox.recipes.quality_samples import Quality
-from longtake.training import tiny_heads
 
 SMALL = (
     "train_prompts=5",
@@ -25,10 +25,8 @@ SMALL = (
 
 def test_pairs_heads_and_accuracies(tmp_path, monkeypatch):
     quick = (Quality(num_steps=1, guidance_scale=1.0),)
-    sample = tiny_heads.sample_qualities
-    monkeypatch.setattr(
-        tiny_heads, "sample_qualities", lambda *a, **k: sample(*a, **k, qualities=quick)
-    )
+    sample = heads.sample_qualities
+    monkeypatch.setattr(heads, "sample_qualities", lambda *a, **k: sample(*a, **k, qualities=quick))
     out = tmp_path / "run"
     record = train_heads(out, ["videoalign_mq"], SMALL, device="cpu")
     reward = read_reward_directory(out / "rewards" / "videoalign_mq")

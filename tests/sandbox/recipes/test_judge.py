@@ -16,11 +16,11 @@ from longtake.evaluation.samples import read_samples
 from longtake.evaluation.simulated_raters import SimulatedRater
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
 from longtake.sandbox.preferences import Candidate
+from longtake.sandbox.recipes import judge as judge_recipe
 from longtake.sandbox.recipes.judge import PARTS, summary_rows, train_tiny_judge
 from longtake.sandbox.recipes.judge_ratings import ORACLE_OF, RatingConfig, quality_name, rate_clip
 from longtake.sandbox.recipes.quality_samples import QUALITIES, Quality
 from longtake.sandbox.recipes.tiny_vlm import tiny_spec, write_tiny_reward
-from longtake.training import tiny_judge
 
 SMALL = (
     "train_prompts=6",
@@ -87,9 +87,9 @@ def test_the_mean_of_many_clips_is_the_truth():
 
 def test_pipeline(tmp_path, monkeypatch):
     quick = tuple(Quality(num_steps=1, guidance_scale=1.0) for _ in QUALITIES)
-    sample = tiny_judge.sample_qualities
+    sample = judge_recipe.sample_qualities
     monkeypatch.setattr(
-        tiny_judge, "sample_qualities", lambda *a, **k: sample(*a, **k, qualities=quick)
+        judge_recipe, "sample_qualities", lambda *a, **k: sample(*a, **k, qualities=quick)
     )
     out = tmp_path / "run"
     record = train_tiny_judge(out, SMALL, device="cpu")
@@ -144,7 +144,7 @@ def test_the_written_judge_has_half_the_bytes_and_the_same_calibration(tmp_path)
     )
     curves = dict.fromkeys(ORACLE_OF, curve)
     judge = set_calibration(judge, Calibration(judge=judge.digest, curves=curves))
-    half = tiny_judge.halved(judge, tmp_path / "half")
+    half = judge_recipe.halved(judge, tmp_path / "half")
     assert half.digest != judge.digest and half.calibration.curves == judge.calibration.curves
     assert half.training == judge.training and half.provenance == judge.provenance
     exact = read_tensors(judge.path / "model" / "model.safetensors")

@@ -10,10 +10,10 @@ from longtake.core.checkpoint import load_checkpoint
 from longtake.core.weights import read_tensors
 from longtake.runtime.errors import ConfigError, RunDirectoryError
 from longtake.sandbox.facts import split_of
+from longtake.sandbox.recipes import pretrain as recipe
 from longtake.sandbox.recipes.pretrain import PretrainConfig, pretrain
 from longtake.sandbox.recipes.sandbox_data import render_pool
 from longtake.sandbox.scene import Sprite
-from longtake.training import pretrain_tiny
 from longtake.training.base import BaseTrainer
 from longtake.training.vae import VAETrainer
 
@@ -136,7 +136,7 @@ def test_kill_while_writing_the_checkpoint_resumes(
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(pretrain_tiny, "save_checkpoint", killed)
+        patch.setattr(recipe, "save_checkpoint", killed)
         pretrain(out, SMALL, device="cpu")
     pretrain(out, SMALL, device="cpu", resume=True)
     assert files(out) == files(finished)

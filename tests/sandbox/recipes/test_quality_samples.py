@@ -3,8 +3,8 @@
 import torch
 
 from longtake.core.generation import TINY_CHECKPOINT
+from longtake.sandbox.recipes import quality_samples
 from longtake.sandbox.recipes.quality_samples import QUALITIES, Quality, devices, sample_qualities
-from longtake.training import quality_samples
 
 
 def test_one_clip_per_prompt_and_quality():
