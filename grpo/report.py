@@ -22,9 +22,9 @@ from longtake.grpo.report_data import (
 )
 from longtake.grpo.report_page import STYLE, duration, number, span
 from longtake.runtime import html_page
-from longtake.runtime.data_uri import Embedder
 from longtake.runtime.errors import RunDirectoryError
 from longtake.runtime.files import replacing
+from longtake.runtime.html import Embedder
 from longtake.runtime.html_page import text
 
 MAX_BYTES = 20_000_000

@@ -21,8 +21,8 @@ from longtake.evaluation.blind_files import opaque_name
 from longtake.evaluation.csv_rows import write_text
 from longtake.evaluation.dimensions import DIMENSIONS, TIER_WORDS, title_of
 from longtake.runtime import html_page
-from longtake.runtime.data_uri import MEDIA, data_uri, uri_length
 from longtake.runtime.errors import UserError
+from longtake.runtime.html import MEDIA, data_uri, uri_length
 
 Kind = Literal["mos", "gsb"]
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from longtake.evaluation.findings import Finding
 from longtake.evaluation.tables import Table
-from longtake.runtime.data_uri import data_uri
+from longtake.runtime.html import data_uri
 
 Way = Literal["first", "second", "mixed", "none"]
 """Which model a comparison favours; `mixed`: each on something; `none`: no difference shown."""

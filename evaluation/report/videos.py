@@ -14,7 +14,7 @@ import pandas as pd
 
 from longtake.evaluation.report.content import Video, VideoRow
 from longtake.evaluation.samples import Sample, SampleList
-from longtake.runtime.data_uri import MEDIA, Embedder
+from longtake.runtime.html import MEDIA, Embedder
 
 VIDEO_NOTE = (
     "Beside each video: the mean of its n ratings, too few for an interval. The prompts with the "

@@ -14,7 +14,7 @@ from longtake.evaluation.report.inputs import Study
 from longtake.evaluation.report.page import html_page
 from longtake.evaluation.report.score_sets import ScoreSet, read_score_sets
 from longtake.evaluation.report.videos import VideoSettings, VideoShelf, pick_prompts
-from longtake.runtime.data_uri import uri_length
+from longtake.runtime.html import uri_length
 
 MODELS = {"A": 3.8, "B": 3.2}
 
