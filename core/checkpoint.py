@@ -11,20 +11,12 @@ import json
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from longtake.core.dit import DiTConfig, LongCatDiT
 from longtake.core.text import TextEncoder
 from longtake.core.vae import VideoVAE
-from longtake.core.weights import (
-    check_keys,
-    check_shape,
-    iter_tensors,
-    read_json,
-    read_names,
-    shard_paths,
-    write_shards,
-)
+from longtake.core.weights import fill_model, read_json, write_shards
 from longtake.runtime.errors import CheckpointError
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
@@ -162,19 +154,8 @@ def load_dit(
             expected="the config.json of a LongCat-Video dit folder",
             remedy="copy the file again from its source",
         ) from error
-    shards = shard_paths(path, WEIGHTS_STEM)
-    expected = dit.state_dict()
-    check_keys((name for shard in shards for name in read_names(shard)), expected, path)
-    for shard in shards:
-        part: dict[str, Tensor] = {}
-        for name, tensor in iter_tensors(shard, device):
-            check_shape(name, tensor, expected[name].shape, shard)
-            part[name] = tensor if dtype is None else tensor.to(dtype)
-        dit.load_state_dict(part, strict=False, assign=True)
-    state = [*dit.named_parameters(), *dit.named_buffers()]
-    left = [name for name, tensor in state if tensor.is_meta]
-    assert not left, f"state that no checkpoint holds must be made in forward: {left}"
-    return dit.eval().requires_grad_(False)
+    fill_model(dit, path, WEIGHTS_STEM, device, dtype)
+    return dit
 
 
 def save_dit(dit: nn.Module, folder: str | Path, max_shard_bytes: int = 5 * 2**30) -> None:

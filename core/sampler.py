@@ -17,6 +17,7 @@ from longtake.core.guided import (
     Condition,
     GuidanceMode,
     Text,
+    Velocity,
     encode_condition,
     guided_velocity,
 )
@@ -25,6 +26,20 @@ from longtake.runtime.rng import normal
 
 #: Called after each step with (step index, noise level reached, noisy latents).
 StepCallback = Callable[[int, float, Tensor], None]
+
+
+def integrate(
+    x: Tensor,
+    velocity: Velocity,
+    steps: Sequence[tuple[float, float]],
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Euler steps from noise ``x`` towards the data; ``steps`` are (t, dt) of ``step_pairs``."""
+    for step, (t, dt) in enumerate(steps):
+        x = euler_step(x, velocity(x, t), dt)
+        if callback is not None:
+            callback(step, t - dt, x)
+    return x
 
 
 @torch.no_grad()
@@ -69,9 +84,9 @@ def sample_latents(
         if use_kv_cache:
             is_doubled = batched and cfg != "none" and guidance_scale != 1
             condition = encode_condition(dit, cond_latents, copies=2 if is_doubled else 1)
-    x = noise.float()
-    for step, (t, dt) in enumerate(step_pairs(sigmas)):
-        v = guided_velocity(
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        return guided_velocity(
             dit,
             x,
             t,
@@ -82,9 +97,8 @@ def sample_latents(
             condition=condition,
             batched=batched,
         )
-        x = euler_step(x, v, dt)
-        if callback is not None:
-            callback(step, t - dt, x)
+
+    x = integrate(noise.float(), velocity, step_pairs(sigmas), callback)
     return x if cond_latents is None else torch.cat((cond_latents.to(x), x), dim=2)
 
 

@@ -18,15 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from longtake.core.text_cache import EmbeddingCache
-from longtake.core.weights import (
-    check_keys,
-    check_shape,
-    digest_tensors,
-    iter_tensors,
-    read_json,
-    shard_paths,
-    write_shards,
-)
+from longtake.core.weights import digest_tensors, fill_model, read_json, write_shards
 from longtake.runtime.errors import CheckpointError, UserError
 
 RELEASE_MAX_LENGTH = 512
@@ -181,8 +173,10 @@ class TextEncoder(nn.Module):
                 expected="tokenizer/ and text_encoder/ as transformers saves them",
                 remedy="copy both folders again from their source",
             ) from error
-        _stream_weights(model, root / "text_encoder", device, dtype)
-        return cls(tokenizer, model.eval().requires_grad_(False), cache_dir)
+        # The encoder reads the shared token table; files carry it once or twice.
+        tied = {_TIED_TABLE: "shared.weight"}
+        fill_model(model, root / "text_encoder", "model", device, dtype, tied=tied)
+        return cls(tokenizer, model, cache_dir)
 
     def save_pretrained(self, checkpoint_dir: str | Path) -> None:
         """Write ``tokenizer/`` and ``text_encoder/`` into the checkpoint directory."""
@@ -197,25 +191,6 @@ class TextEncoder(nn.Module):
     def _device(self) -> torch.device:
         parameter: Tensor = next(self.model.parameters())
         return parameter.device
-
-
-def _stream_weights(
-    model: UMT5EncoderModel, folder: Path, device: torch.device | str, dtype: torch.dtype
-) -> None:
-    """Fill a model built on the meta device, shard by shard, straight to its device and dtype."""
-    expected = model.state_dict()
-    found: set[str] = set()
-    for shard in shard_paths(folder, "model"):
-        part: dict[str, Tensor] = {}
-        for name, tensor in iter_tensors(shard, device):
-            if name in expected:
-                check_shape(name, tensor, expected[name].shape, shard)
-                part[name] = tensor.to(dtype)
-            found.add(name)
-        model.load_state_dict(part, strict=False, assign=True)
-    check_keys(found - {_TIED_TABLE}, set(expected) - {_TIED_TABLE}, folder)
-    # The encoder reads the shared token table; files carry it once or twice.
-    model.encoder.embed_tokens.weight = model.shared.weight
 
 
 def new_text_encoder(

@@ -13,13 +13,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from longtake.core import shapes, whole_clip
-from longtake.core.weights import (
-    check_keys,
-    check_shape,
-    iter_tensors,
-    read_json,
-    shard_paths,
-)
+from longtake.core.weights import fill_model, read_json
 from longtake.runtime.errors import CheckpointError, UserError
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
@@ -205,7 +199,8 @@ class VideoVAE(nn.Module):
             )
         config = read_json(path / "config.json")
         try:
-            model = AutoencoderKLWan.from_config(config)
+            with torch.device("meta"):
+                model = AutoencoderKLWan.from_config(config)
         except (TypeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"the VAE config cannot be used: {error}",
@@ -213,16 +208,8 @@ class VideoVAE(nn.Module):
                 expected="the configuration of a diffusers AutoencoderKLWan",
                 remedy="copy the file again from its source",
             ) from error
-        expected = model.state_dict()
-        state: dict[str, Tensor] = {}
-        for shard in shard_paths(path, WEIGHTS_STEM):
-            for name, tensor in iter_tensors(shard):
-                if name in expected:
-                    check_shape(name, tensor, expected[name].shape, shard)
-                state[name] = tensor.to(device, dtype)
-        check_keys(state, expected, path)
-        model.load_state_dict(state, assign=True)
-        return cls(model.eval().requires_grad_(False)).to(device=device)
+        fill_model(model, path, WEIGHTS_STEM, device, dtype)
+        return cls(model).to(device=device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and safetensors weights into ``folder`` (the vae folder itself)."""

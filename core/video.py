@@ -26,10 +26,11 @@ _SMALL_FRAME = 1 << 17  # pixels; starting a thread per core takes longer than d
 
 
 def to_uint8(video: Tensor) -> Tensor:
-    """Any clip tensor, uint8 or float in [0, 1] (clamped), as uint8 on the CPU."""
+    """Pixels in [0, 1] (clamped; NaN becomes 0) on 256 levels, on their device; uint8 as it is."""
     if video.dtype == torch.uint8:
-        return video.detach().cpu()
-    return (video.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        return video
+    levels = video.detach().float().mul(255).round().clamp(0, 255)
+    return levels.nan_to_num(0).to(torch.uint8)  # the cast makes NaN another level on each device
 
 
 def upscale(video: Tensor, scale: int) -> Tensor:
@@ -195,7 +196,7 @@ def contact_sheet(
     if isinstance(frames, int):
         spread = torch.linspace(0, num_frames - 1, max(1, min(frames, num_frames)))
         frames = [int(i) for i in spread.round()]
-    shown = upscale(to_uint8(videos[:, list(frames)]), scale)
+    shown = upscale(to_uint8(videos[:, list(frames)]).cpu(), scale)
     strips = shown.permute(0, 3, 1, 4, 2)  # [N, H, F, W, 3]
     strips = strips.reshape(len(videos), strips.shape[1], -1, 3)
     return _layout(strips.numpy(), labels, max(1, min(columns, len(videos))))
@@ -266,7 +267,7 @@ def _frames(video: Tensor, fps: float, scale: int) -> np.ndarray:
             expected="0 < fps <= 1000 frames per second",
             remedy="pass the frame rate the clip was made for",
         )
-    return upscale(to_uint8(video), scale).permute(0, 2, 3, 1).contiguous().numpy()
+    return upscale(to_uint8(video).cpu(), scale).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _unwritable(path: Path, error: Exception) -> UserError:

@@ -1,23 +1,79 @@
 """Safetensors files of a checkpoint folder: single or sharded, always with a named error.
 
 A folder holds either ``<stem>.safetensors`` or ``<stem>.safetensors.index.json`` with shards, the
-convention of diffusers and transformers. Weights are read shard by shard, so the peak is the model
-plus one tensor, and every problem names the file it was found in.
+convention of diffusers and transformers. A model is built on the meta device and filled shard by
+shard, so the peak is the model plus one tensor, and every problem names the file it was found in.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from longtake.runtime.errors import CheckpointError
 
 _MAX_LISTED = 8
+
+
+def fill_model(
+    model: nn.Module,
+    source: Path | Mapping[str, Tensor],
+    stem: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | Callable[[str], torch.dtype] | None = None,
+    *,
+    rename: Callable[[str], str | None] = lambda name: name,
+    tied: Mapping[str, str] | None = None,
+) -> None:
+    """Fill a model that was built on the meta device, tensor by tensor, and make it inert.
+
+    Args:
+        model: changed in place; in evaluation mode and without gradients afterwards.
+        source: the folder of the weights ``stem``, or tensors, which are copied.
+        stem: file name without ``.safetensors``; names tensors in errors.
+        device: where the weights go.
+        dtype: of all weights, or of each by its name in the model; None keeps the stored one.
+        rename: name in the file -> name in the model, None for what the model does not have.
+        tied: names of the model -> names that they share a parameter with; files may lack them.
+
+    Raises:
+        CheckpointError: unreadable files; missing, unexpected or misshapen tensors.
+    """
+    shares = tied or {}
+    expected = {key: x for key, x in model.state_dict().items() if key not in shares}
+    parts: Iterable[Iterable[tuple[str, Tensor]]]
+    if isinstance(source, Path):
+        place, files = source, shard_paths(source, stem)
+        names = [name for file in files for name in read_names(file)]
+        parts = (iter_tensors(file, device) for file in files)
+    else:
+        place, names, parts = Path(stem), list(source), [source.items()]
+    # All names before any tensor: a wrong checkpoint must not cost minutes of reading.
+    keys = {name: rename(name) for name in names}
+    check_unique(keys, place)
+    check_keys({k for k in keys.values() if k is not None} - shares.keys(), expected, place)
+    for part in parts:
+        filled: dict[str, Tensor] = {}
+        for name, tensor in part:
+            key = keys[name]
+            if key is None or key in shares:
+                continue
+            check_shape(key, tensor, expected[key].shape, place)
+            kind = dtype(key) if callable(dtype) else dtype or tensor.dtype
+            filled[key] = tensor.detach().to(device, kind, copy=isinstance(source, Mapping))
+        model.load_state_dict(filled, strict=False, assign=True)
+    for key, other in shares.items():
+        owner, _, leaf = key.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, model.get_parameter(other))
+    state = [*model.named_parameters(), *model.named_buffers()]
+    left = [name for name, tensor in state if tensor.is_meta]
+    assert not left, f"state that no checkpoint holds must be made in forward: {left}"
+    model.eval().requires_grad_(False)
 
 
 def shard_paths(folder: Path, stem: str) -> list[Path]:
@@ -138,6 +194,23 @@ def check_keys(found: Iterable[str], expected: Iterable[str], source: Path) -> N
             f"{len(unexpected)} unexpected ({_listed(unexpected)})",
             expected=f"exactly the {len(expected_set)} tensors of the model",
             remedy="use the config.json that belongs to these weights",
+        )
+
+
+def check_unique(keys: Mapping[str, str | None], source: Path) -> None:
+    """Raise a CheckpointError when two tensors (name -> name in the model) are one in the model."""
+    names: dict[str, str] = {}
+    doubled = [
+        f"{names[key]} and {name}"
+        for name, key in keys.items()
+        if key is not None and names.setdefault(key, name) != name
+    ]
+    if doubled:
+        raise CheckpointError(
+            "the checkpoint mixes key layouts",
+            received=f"{source}: {len(doubled)} doubled keys ({_listed(doubled)})",
+            expected="every tensor once, in one layout",
+            remedy="leave out one of the two copies",
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longtake.core.video import to_uint8
 from longtake.evaluation.statistics import paired_bootstrap
 from longtake.rewards.contract import Reward, VideoBatch
 from longtake.runtime.errors import UserError
@@ -71,7 +72,7 @@ def recolour(video: Tensor, *, hue_degrees: float = 0.0, saturation: float = 1.0
     red, blue = luma + (2 - 2 * LUMA[0]) * cr, luma + (2 - 2 * LUMA[2]) * cb
     green = (luma - LUMA[0] * red - LUMA[2] * blue) / LUMA[1]
     changed = torch.stack([red, green, blue], dim=-3).clamp(0, 1)
-    return changed.mul(255).round().to(torch.uint8) if video.dtype == torch.uint8 else changed
+    return to_uint8(changed) if video.dtype == torch.uint8 else changed
 
 
 def colour_sensitivity(

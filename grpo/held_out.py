@@ -16,6 +16,7 @@ from torch import Tensor
 
 from longtake.core.sampler import sample_latents
 from longtake.core.vae import VideoVAE
+from longtake.core.video import to_uint8
 from longtake.evaluation.statistics import paired_bootstrap
 from longtake.grpo.config import GRPOConfig
 from longtake.grpo.policy import Policy
@@ -136,13 +137,6 @@ class HeldOut:
                 }
             )
         return records
-
-
-def to_uint8(video: Tensor) -> Tensor:
-    """[0, 1] float to uint8, and uint8 as it is; NaN becomes 0 and is reported by the suite."""
-    if video.dtype == torch.uint8:
-        return video
-    return video.mul(255).round().clamp(0, 255).nan_to_num(0).to(torch.uint8)
 
 
 def _safely(metric: Metric, video: Tensor, prompts: Sequence[str]) -> list[float]:

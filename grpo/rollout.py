@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longtake.core.flow import euler_step, step_pairs
+from longtake.core.flow import step_pairs
+from longtake.core.guided import Velocity
+from longtake.core.sampler import integrate
 from longtake.grpo.config import GRPOConfig
 from longtake.grpo.plan import PromptTask
 from longtake.grpo.policy import Policy
@@ -92,10 +94,9 @@ class Rollout:
 
     def _prefix(self, task: PromptTask, shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
         """ODE from x_T to x_{t'}, and the velocity there."""
-        x = self.initial_noise(task, shape)
-        for t, dt in self.steps[: task.t_index]:
-            x = euler_step(x, self.policy.velocity(x, t, task.prompt), dt)
-        return x, self.policy.velocity(x, self.steps[task.t_index][0], task.prompt)
+        velocity = self._velocity(task)
+        x = integrate(self.initial_noise(task, shape), velocity, self.steps[: task.t_index])
+        return x, velocity(x, self.steps[task.t_index][0])
 
     def _branch(self, x: Tensor, v: Tensor, task: PromptTask, member: int) -> Tensor:
         """The stochastic step of one member (Algorithm 1 l.12), [1, C, T, h, w]."""
@@ -104,9 +105,9 @@ class Rollout:
 
     def _suffix(self, y: Tensor, task: PromptTask) -> Tensor:
         """ODE from t'+1 to 0 for all members, ``micro_batch`` at a time."""
-        done = []
-        for chunk in y.split(self.config.rollout.micro_batch):
-            for t, dt in self.steps[task.t_index + 1 :]:
-                chunk = euler_step(chunk, self.policy.velocity(chunk, t, task.prompt), dt)
-            done.append(chunk)
-        return torch.cat(done)
+        velocity, steps = self._velocity(task), self.steps[task.t_index + 1 :]
+        chunks = y.split(self.config.rollout.micro_batch)
+        return torch.cat([integrate(chunk, velocity, steps) for chunk in chunks])
+
+    def _velocity(self, task: PromptTask) -> Velocity:
+        return lambda x, t: self.policy.velocity(x, t, task.prompt)

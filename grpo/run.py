@@ -18,6 +18,7 @@ from torch import Tensor
 
 from longtake.core.checkpoint import Checkpoint, load_checkpoint
 from longtake.core.lora import adapters_off, add_lora, save_lora
+from longtake.core.video import to_uint8
 from longtake.grpo.config import GRPOConfig
 from longtake.grpo.curves import write_curves, write_held_out
 from longtake.grpo.gallery import before_after_mp4, before_after_png, write_groups
@@ -27,7 +28,6 @@ from longtake.grpo.held_out import (
     Metric,
     compare,
     read_records,
-    to_uint8,
     write_records,
 )
 from longtake.grpo.interrupt import Interrupted, StopRequest

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from longtake.core.checkpoint import Checkpoint
 from longtake.core.flow import sigmas
 from longtake.core.lora import lora_parameters
+from longtake.core.video import to_uint8
 from longtake.grpo.advantage import AdvantageOutput, advantages
 from longtake.grpo.config import GRPOConfig
-from longtake.grpo.held_out import to_uint8
 from longtake.grpo.loss import LossStats, policy_cotangent
 from longtake.grpo.metrics import update_record
 from longtake.grpo.nfe import rollout_evaluations

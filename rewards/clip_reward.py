@@ -159,7 +159,7 @@ class ClipReward:
 
     def _frame_scores(self, frames: Tensor, caption: Tensor) -> Tensor:
         """Scores [F] on the CPU of frames [F, 3, H, W] against a unit embedding [D]."""
-        images = [Image.fromarray(f) for f in to_uint8(frames).permute(0, 2, 3, 1).numpy()]
+        images = [Image.fromarray(f) for f in to_uint8(frames).cpu().permute(0, 2, 3, 1).numpy()]
         parts = []
         for start in range(0, len(images), self.config.frames_per_pass):
             chunk = images[start : start + self.config.frames_per_pass]

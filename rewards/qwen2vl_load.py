@@ -1,16 +1,16 @@
 """Building Qwen2-VL reward models: on the meta device, then filled strictly from any key layout."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from longtake.core.weights import check_keys, check_shape, iter_tensors, read_names, shard_paths
+from longtake.core.weights import fill_model
 from longtake.rewards.heads import HEAD_PREFIX
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.qwen2vl_config import RewardModelConfig
-from longtake.rewards.qwen2vl_keys import LM_HEAD, current_key, unique_current_keys
+from longtake.rewards.qwen2vl_keys import LM_HEAD, current_key
 
 WEIGHTS_STEM = "model"
 """Weights of a reward directory: ``model.safetensors``, or shards of that name."""
@@ -44,27 +44,12 @@ def load_reward_model(
         CheckpointError: unreadable files; missing, unexpected, doubled or misshapen tensors.
     """
     model = empty_reward_model(config)
-    expected = model.state_dict()
-    if isinstance(weights, Mapping):
-        parts: Iterable[Iterable[tuple[str, Tensor]]] = [weights.items()]
-        names, source = list(weights), Path("state dict")
-    else:
-        source = Path(weights)
-        files = shard_paths(source, WEIGHTS_STEM)
-        parts = (iter_tensors(file, device) for file in files)
-        names = [name for file in files for name in read_names(file)]
-    found = unique_current_keys(names).keys() - {LM_HEAD}
-    check_keys(found, expected, source)
-    for part in parts:
-        filled: dict[str, Tensor] = {}
-        for name, tensor in part:
-            key = current_key(name)
-            if key != LM_HEAD:
-                check_shape(key, tensor, expected[key].shape, source)
-                wanted = torch.float32 if key.startswith(HEAD_PREFIX) else dtype
-                filled[key] = tensor.detach().to(device, wanted, copy=isinstance(weights, Mapping))
-        model.load_state_dict(filled, strict=False, assign=True)
-    state = [*model.named_parameters(), *model.named_buffers()]
-    left = [name for name, tensor in state if tensor.is_meta]
-    assert not left, f"state that no checkpoint holds must be made in forward: {left}"
-    return model.eval().requires_grad_(False)
+    fill_model(
+        model,
+        weights if isinstance(weights, Mapping) else Path(weights),
+        WEIGHTS_STEM,
+        device,
+        lambda key: torch.float32 if key.startswith(HEAD_PREFIX) else dtype,
+        rename=lambda name: None if current_key(name) == LM_HEAD else current_key(name),
+    )
+    return model

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longtake.core.video import contact_sheet, write_mp4, write_png
+from longtake.core.video import contact_sheet, to_uint8, write_mp4, write_png
 from longtake.runtime.errors import RunDirectoryError, UserError
 from longtake.runtime.rng import derive_key, generator
 from longtake.sandbox.captions import caption
@@ -100,5 +100,4 @@ def _damaged(video: Tensor, seed: int) -> tuple[Tensor, list[tuple[str, float]]]
     names, strengths = draw_damage(len(video), generator(seed, "gallery", "damage"))
     floats = video.to(torch.float32) / 255
     floats = apply_damage(floats, names, strengths, generator(seed, "gallery", "noise"))
-    clips = floats.mul(255).round().to(torch.uint8)
-    return clips, list(zip(names, strengths.tolist(), strict=True))
+    return to_uint8(floats), list(zip(names, strengths.tolist(), strict=True))

@@ -14,6 +14,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from longtake.core.video import to_uint8
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import derive_key, generator
 from longtake.sandbox.annotators import (
@@ -267,7 +268,7 @@ def _pool(
         clips += [(clip, "model") for clip in pixels.cpu()]
 
     # The 8-bit clip is what a reward will see, so it is also what is judged.
-    video = torch.stack([clip for clip, _ in clips]).mul(255).round().to(torch.uint8)
+    video = to_uint8(torch.stack([clip for clip, _ in clips]))
     shown = [(other if origin.startswith(WRONG_SCENE) else scene).facts() for _, origin in clips]
     scores = oracle_scores(video, [prompt] * len(clips), shown)
     colours = colourfulness(video)

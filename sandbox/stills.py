@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from longtake.core.video import to_uint8
 from longtake.runtime.errors import UserError
 from longtake.sandbox.facts import BACKGROUNDS, COLOURS, FRAME_PX
 from longtake.sandbox.render import signed_distance
@@ -61,7 +62,7 @@ def draw_still(scene: Scene, width: int, height: int, style: str, coarse: bool =
     picture = torch.tensor(BACKGROUNDS[scene.background])[:, None, None].repeat(1, height, width)
     for sprite in scene.sprites:
         _paint(picture, sprite, STYLES[style])
-    return picture.mul(255).round().to(torch.uint8)
+    return to_uint8(picture)
 
 
 def _paint(picture: Tensor, sprite: Sprite, shading: Shading) -> None:

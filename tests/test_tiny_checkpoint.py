@@ -10,6 +10,7 @@ from torch import Tensor
 
 from longtake.core.checkpoint import Checkpoint, load_checkpoint
 from longtake.core.sampler import generate
+from longtake.core.video import to_uint8
 from longtake.evaluation.judge.contract import JudgeClip
 from longtake.evaluation.judge.judge_directory import read_judge
 from longtake.grpo.presets import PRESETS, TINY_REWARDS
@@ -120,7 +121,7 @@ def test_the_judge_is_calibrated_and_sees_what_is_wrong() -> None:
     model = judge.load_model(torch.device("cpu"))
 
     def mean(video: Tensor, captions: list[str], dimension: str) -> float:
-        frames = video.mul(255).round().to(torch.uint8)
+        frames = to_uint8(video)
         verdicts = model.judge(
             [
                 JudgeClip(frames=clip, fps=8.0, caption=text)

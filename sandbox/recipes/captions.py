@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from longtake.core.video import to_uint8
 from longtake.rewards.clip_inputs import clip_inputs, collate_clips, shown_frames
 from longtake.rewards.grayscale import to_grayscale
 from longtake.rewards.hpsv3 import GENERAL_PROMPT
@@ -140,7 +141,7 @@ def captioned_clips(count: int, seed: int, batch: int) -> tuple[Tensor, list[Cap
         text = caption(scene, key, states=SPLIT_ATTRIBUTES)
         wrong = "; ".join(f"wrong {name}" for name in wrong_facts(truth, text))
         texts.append(CaptionText(caption=text, verdict=wrong or "fits", condition=condition))
-    return video.mul(255).round().to(torch.uint8), texts
+    return to_uint8(video), texts
 
 
 class CaptionBatches(Dataset[dict[str, Tensor]]):

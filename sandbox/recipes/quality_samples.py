@@ -19,6 +19,7 @@ from torch import Tensor
 
 from longtake.core.checkpoint import Checkpoint, load_checkpoint
 from longtake.core.sampler import generate
+from longtake.core.video import to_uint8
 from longtake.runtime.device import pick_device
 from longtake.runtime.rng import derive_key
 
@@ -159,5 +160,5 @@ def _sample(model: Checkpoint, job: _Job) -> NDArray[np.uint8]:
         seed=job.seed,
         batch_size=len(job.prompts),
     )
-    pixels: NDArray[np.uint8] = video.mul(255).round().to(torch.uint8).cpu().numpy()
+    pixels: NDArray[np.uint8] = to_uint8(video).cpu().numpy()
     return pixels

@@ -13,6 +13,7 @@ from torch import Tensor
 from longtake.core import whole_clip
 from longtake.core.text import TextEncoder
 from longtake.core.vae import VideoVAE
+from longtake.core.video import to_uint8
 from longtake.runtime.rng import derive_key, generator
 from longtake.sandbox.captions import caption
 from longtake.sandbox.corruptions import wild_clip
@@ -63,7 +64,7 @@ def render_pool(
         rng = generator(seed, "wild", start)
         for _ in range(wild_passes):
             clips = wild_clip(clips, rng)
-        parts.append(clips.clamp(0, 1).mul(255).round().to(torch.uint8))
+        parts.append(to_uint8(clips))
     for start, stop in _chunks(num_clean):
         parts.append(render(scenes[num_wild + start : num_wild + stop], device=device))
     return ClipPool(video=torch.cat(parts), scenes=scenes, num_wild=num_wild)
