@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from longtake.evaluation.bootstrap import FloatArray, IntArray, draw_counts, percentile_interval
+from longtake.runtime.statistics import FloatArray, IntArray, percentile_interval, resampled
 
 Level = Literal["nominal", "ordinal", "interval"]
 
@@ -80,8 +80,12 @@ def krippendorff_alpha(
     low, high = math.nan, math.nan
     if len(tables) >= 2:
         flat = tables.reshape(len(tables), -1)
-        sums = [drawn @ flat for drawn in draw_counts(len(tables), resamples, seed)]
-        drawn_alpha = _alpha(np.concatenate(sums).reshape(-1, *tables.shape[1:]), values, level)
+        drawn_alpha = resampled(
+            lambda counts: _alpha((counts @ flat).reshape(-1, *tables.shape[1:]), values, level),
+            len(tables),
+            resamples=resamples,
+            seed=seed,
+        )
         (low,), (high,) = percentile_interval(drawn_alpha[:, None], confidence)
     return Agreement(
         alpha=float(_alpha(tables.sum(axis=0, keepdims=True), values, level)[0]),

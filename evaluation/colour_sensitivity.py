@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from longtake.core.video import to_uint8
-from longtake.evaluation.statistics import paired_bootstrap
 from longtake.rewards.contract import Reward, VideoBatch
 from longtake.runtime.errors import UserError
+from longtake.runtime.statistics import paired_bootstrap
 
 LUMA = (0.299, 0.587, 0.114)
 """BT.601 weights of red, green and blue."""

@@ -16,7 +16,6 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from longtake.evaluation.agreement import Agreement, krippendorff_alpha
-from longtake.evaluation.bootstrap import percentile_interval, resampled_means
 from longtake.evaluation.findings import Finding
 from longtake.evaluation.gsb_plan import Pair
 from longtake.evaluation.model_comparison import ComparisonSettings
@@ -25,7 +24,7 @@ from longtake.evaluation.pairwise import PairwiseRanking, rank_models
 from longtake.evaluation.rating_checks import RatingTable
 from longtake.evaluation.records import UNSCORED_WORDS
 from longtake.evaluation.samples import Sample, SampleList
-from longtake.evaluation.significance import holm, sign_flip_test
+from longtake.runtime.statistics import holm, percentile_interval, resampled_means, sign_flip_test
 
 ANSWER_LOG = "answers.jsonl"
 """Log of the answers in the folder of a plan."""

@@ -7,22 +7,23 @@ over all pairs of models and all dimensions that were looked at.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from longtake.evaluation.bootstrap import (
+from longtake.runtime.statistics import (
     FloatArray,
     IntArray,
     check_resampling,
     cluster_sums,
+    holm,
     percentile_interval,
     resampled_means,
+    sign_flip_test,
 )
-from longtake.evaluation.significance import holm, sign_flip_test, tie_groups
 
 _BLOCK = 500
 """Columns whose resampled means are held at once: 40 MB at 10,000 resamples."""
@@ -308,3 +309,33 @@ def _groups(
         if item.dimension == dimension and item.different
     ]
     return tie_groups(ranked, apart)
+
+
+def tie_groups(
+    ranked: Sequence[str], different: Collection[frozenset[str]]
+) -> tuple[tuple[str, ...], ...]:
+    """The largest sets of models of which no two were told apart.
+
+    A model can be in several groups: A ~ B and B ~ C with A different from C gives (A, B), (B, C).
+
+    Args:
+        ranked: the models, best first.
+        different: pairs that were told apart.
+
+    Returns:
+        Groups in the order of their best members, each in the order of ``ranked``.
+    """
+    apart = set(different)
+    groups: list[frozenset[str]] = [frozenset()]
+    # Invariant: `groups` are the maximal compatible sets of the models seen so far.
+    for model in ranked:
+        extended = [
+            frozenset({other for other in group if frozenset((model, other)) not in apart})
+            | {model}
+            for group in groups
+        ]
+        candidates = {*groups, *extended}
+        groups = [g for g in candidates if not any(g < other for other in candidates)]
+    position = {model: index for index, model in enumerate(ranked)}
+    rows = [tuple(sorted(group, key=position.__getitem__)) for group in groups if group]
+    return tuple(sorted(rows, key=lambda row: [position[model] for model in row]))

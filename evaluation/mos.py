@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from longtake.evaluation.agreement import Agreement, krippendorff_alpha, rest_correlations
-from longtake.evaluation.bootstrap import FloatArray
 from longtake.evaluation.findings import Finding, Findings
 from longtake.evaluation.model_comparison import (
     ComparisonSettings,
@@ -26,6 +25,7 @@ from longtake.evaluation.options import OpenOption, open_options
 from longtake.evaluation.rating_checks import RatingTable
 from longtake.evaluation.samples import SampleList
 from longtake.evaluation.subject_bias import SubjectBias, alternating_projection
+from longtake.runtime.statistics import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from longtake.evaluation.bootstrap import percentile_interval
 from longtake.evaluation.findings import Finding, Findings
 from longtake.evaluation.model_comparison import ComparisonSettings, mean_draws
 from longtake.evaluation.records import Rating
 from longtake.runtime.errors import ConfigError, UserError
+from longtake.runtime.statistics import percentile_interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

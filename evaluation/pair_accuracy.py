@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from longtake.evaluation.statistics import paired_bootstrap
 from longtake.rewards.preference_data import LABELS, PreferencePair
 from longtake.rewards.preference_files import read_preference_csv
 from longtake.rewards.preference_labels import UNLABELLED, is_decided, is_labelled
 from longtake.rewards.preference_metrics import accuracy_with_ties, accuracy_without_ties
 from longtake.rewards.score_files import score_clips
 from longtake.rewards.score_inputs import ScoreInput
+from longtake.runtime.statistics import paired_bootstrap
 
 Clip = tuple[str, float | None, str]
 """Path, playback rate and prompt: what a score follows from."""

@@ -19,8 +19,8 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import norm
 
-from longtake.evaluation.bootstrap import FloatArray, IntArray, draw_counts
 from longtake.evaluation.evalica_extra import load_evalica
+from longtake.runtime.statistics import FloatArray, IntArray, resampled
 
 _TOLERANCE = 1e-8
 _LIMIT = 100_000
@@ -197,11 +197,8 @@ def _standard_error(
     nothing = np.full(num_models, np.nan)
     if len(counts) < 2 or resamples < 2:
         return nothing, "no interval: fewer than two prompts or resamples"
-    fits = [
-        _fit(cells, weights, num_models)
-        for drawn in draw_counts(len(counts), resamples, seed)
-        for weights in drawn @ counts
-    ]
+    drawn = resampled(lambda n: n @ counts, len(counts), resamples=resamples, seed=seed)
+    fits = [_fit(cells, weights, num_models) for weights in drawn]
     strengths = [fit[0] for fit in fits if fit is not None]
     failed = 1.0 - len(strengths) / len(fits)
     if failed > _MAX_FAILED:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longtake.evaluation.bootstrap import FloatArray, IntArray
+from longtake.runtime.statistics import FloatArray, IntArray
 
 _TOLERANCE = 1e-8
 _FLOOR = 1e-8

@@ -17,7 +17,6 @@ from torch import Tensor
 from longtake.core.sampler import sample_latents
 from longtake.core.vae import VideoVAE
 from longtake.core.video import to_uint8
-from longtake.evaluation.statistics import paired_bootstrap
 from longtake.grpo.config import GRPOConfig
 from longtake.grpo.policy import Policy
 from longtake.grpo.ranks import Ranks
@@ -25,6 +24,7 @@ from longtake.rewards.contract import VideoBatch
 from longtake.rewards.suite import RewardSuite
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import normal
+from longtake.runtime.statistics import paired_bootstrap
 
 #: Maps clips [B, T, 3, H, W] in [0, 1] and prompts to scores [B]; NaN where it cannot score.
 Metric = Callable[[Tensor, Sequence[str]], Tensor]

@@ -13,8 +13,7 @@ BELOW = {
     "kernels": {"runtime"},
     "core": {"runtime", "kernels"},
     "rewards": {"runtime", "kernels", "core"},
-    # Held-out evaluation needs the statistics; evaluation never imports grpo.
-    "grpo": {"runtime", "kernels", "core", "rewards", "evaluation"},
+    "grpo": {"runtime", "kernels", "core", "rewards"},
     "evaluation": {"runtime", "kernels", "core", "rewards"},
     "training": {"runtime", "kernels", "core"},
     # The sandbox's recipes make checkpoints/tiny by what users call; only commands may use them.

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from longtake.evaluation.bootstrap import FloatArray
 from longtake.evaluation.judge.calibration import (
     Calibration,
     CalibrationSettings,
@@ -21,6 +20,7 @@ from longtake.evaluation.judge.scorer import score_samples
 from longtake.evaluation.records import read_log
 from longtake.rewards.template import prompt_key
 from longtake.runtime.errors import UserError
+from longtake.runtime.statistics import FloatArray
 
 
 def fit_curves(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import kendalltau, norm
 
-from longtake.evaluation.bootstrap import FloatArray
+from longtake.runtime.statistics import FloatArray
 
 _FEW = 200  # below, all pairs at once are faster than scipy, whose call alone takes a millisecond
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longtake.evaluation.bootstrap import FloatArray, IntArray, percentile_interval
 from longtake.evaluation.judge.answer import PARSE_FAILURE
 from longtake.evaluation.judge.coefficients import pearson
 from longtake.evaluation.judge.controls import CONTROLS, expected_change
 from longtake.evaluation.judge.score_log import CONTROL_MARK, latest_scores
 from longtake.evaluation.records import Rating
+from longtake.runtime.statistics import FloatArray, IntArray, percentile_interval
 
 SAME_WITHIN = 0.05
 """A repeated score may differ by this much on average (root mean square), points."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longtake.evaluation.agreement import rest_correlations
-from longtake.evaluation.bootstrap import FloatArray, IntArray, percentile_interval
+from longtake.runtime.statistics import FloatArray, IntArray, percentile_interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

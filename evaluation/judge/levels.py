@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longtake.evaluation.bootstrap import (
+from longtake.evaluation.judge.coefficients import COEFFICIENTS, random_points_interval
+from longtake.evaluation.judge.pair_agreement import accuracies, choose_pairs, label_pairs
+from longtake.runtime.statistics import (
     FloatArray,
     IntArray,
     cluster_sums,
     percentile_interval,
 )
-from longtake.evaluation.judge.coefficients import COEFFICIENTS, random_points_interval
-from longtake.evaluation.judge.pair_agreement import accuracies, choose_pairs, label_pairs
 
 LEVELS = ("sample", "prompt", "model")
 """Over all videos; within prompts, averaged; over the means of models."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longtake.evaluation.bootstrap import FloatArray, IntArray
+from longtake.runtime.statistics import FloatArray, IntArray
 
 _VALUES_AT_ONCE = 2_000_000  # weights held in memory
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from longtake.core.video import read_video
-from longtake.evaluation.bootstrap import FloatArray
 from longtake.evaluation.judge.clip_inputs import (
     ModelBatch,
     as_batch,
@@ -22,6 +21,7 @@ from longtake.rewards.frame_cache import FrameCache
 from longtake.rewards.reward_directory import RewardDirectory
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import generator
+from longtake.runtime.statistics import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from longtake.evaluation.bootstrap import FloatArray
 from longtake.evaluation.csv_rows import read_csv_rows
 from longtake.evaluation.dimensions import DIMENSIONS
 from longtake.evaluation.findings import Finding, Findings
@@ -22,6 +21,7 @@ from longtake.evaluation.samples import Sample, SampleList, read_samples
 from longtake.evaluation.study_files import read_all
 from longtake.rewards.template import prompt_key
 from longtake.runtime.errors import UserError
+from longtake.runtime.statistics import FloatArray
 
 JUDGED = tuple(name for name, item in DIMENSIONS.items() if item.judged)
 """What a judge scores (report section 5.1): text alignment, visual quality, motion quality."""

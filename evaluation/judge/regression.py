@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtake.evaluation.bootstrap import FloatArray
 from longtake.evaluation.judge.batch_loader import Loaded, loaded_batches, parts
 from longtake.evaluation.judge.clip_inputs import ModelBatch, model_arguments
 from longtake.evaluation.judge.optimizers import make_optimizers
@@ -26,6 +25,7 @@ from longtake.rewards.train import make_trainable
 from longtake.rewards.train_config import RewardTrainingConfig
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import derive_key
+from longtake.runtime.statistics import FloatArray
 
 
 class JudgeRegression:

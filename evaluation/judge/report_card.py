@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from longtake.evaluation.bootstrap import FloatArray, IntArray, check_resampling, draw_counts
 from longtake.evaluation.findings import Finding, Findings
 from longtake.evaluation.judge.control_results import ControlResult, control_results, reasons
 from longtake.evaluation.judge.human_ceiling import HumanCeiling, human_ceiling
@@ -22,6 +21,7 @@ from longtake.evaluation.judge.rated_clips import RatedClips
 from longtake.evaluation.judge.score_log import find_judge, latest_scores
 from longtake.evaluation.records import Rating
 from longtake.runtime.errors import UserError
+from longtake.runtime.statistics import FloatArray, IntArray, check_resampling, resampled
 
 _NEEDS_POINTS = "the scores are not calibrated to the raters' scale"
 
@@ -210,8 +210,9 @@ class _Frame:
         self.prompts, self.models, self.clusters = (
             np.asarray(codes, dtype=np.int64) for codes in (prompts, models, clusters)
         )
-        drawn = draw_counts(len(names), settings.resamples, settings.seed)
-        self.counts: FloatArray = np.concatenate(list(drawn))
+        self.counts: FloatArray = resampled(
+            lambda drawn: drawn, len(names), resamples=settings.resamples, seed=settings.seed
+        )
         self._row = {item.sample: row for row, item in enumerate(samples)}
 
     def judged(self, column: int) -> tuple[Judged, np.ndarray]:

@@ -23,7 +23,6 @@ import torch
 from rich.console import Console
 
 from longtake.core.weights import read_json
-from longtake.evaluation.bootstrap import FloatArray
 from longtake.evaluation.judge.answer import judge_prompt
 from longtake.evaluation.judge.calibrate import fit_curves, raw_scores
 from longtake.evaluation.judge.calibration import Calibration
@@ -56,6 +55,7 @@ from longtake.runtime.errors import CheckpointError, UserError
 from longtake.runtime.files import digest, to_plain
 from longtake.runtime.progress import ProgressBar, progress_bar
 from longtake.runtime.run_directory import RunDirectory
+from longtake.runtime.statistics import FloatArray
 from longtake.runtime.tracking import Trackers, check_trackers
 
 _STATE_FILE = "trainer_state.json"  # of a checkpoint; the trainer writes it

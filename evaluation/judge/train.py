@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from longtake.evaluation.bootstrap import FloatArray
 from longtake.evaluation.judge.calibrate import fit_curves
 from longtake.evaluation.judge.calibration import Calibration
 from longtake.evaluation.judge.judge_directory import (
@@ -48,6 +47,7 @@ from longtake.runtime.errors import CheckpointError, UserError
 from longtake.runtime.files import to_plain
 from longtake.runtime.progress import ProgressBar, progress_bar
 from longtake.runtime.run_directory import RunDirectory
+from longtake.runtime.statistics import FloatArray
 from longtake.runtime.tracking import Trackers, check_trackers
 
 JUDGE_FOLDER = "judge"

@@ -9,7 +9,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from longtake.evaluation.bootstrap import FloatArray
 from longtake.evaluation.judge.coefficients import pearson, spearman
 from longtake.evaluation.judge.leakage import TrainingRecord
 from longtake.evaluation.judge.rated_clips import RatedClips, read_rated_clips, with_paths_from
@@ -21,6 +20,7 @@ from longtake.runtime.errors import ConfigError, UserError
 from longtake.runtime.progress import result_table
 from longtake.runtime.provenance import collect
 from longtake.runtime.run_directory import RunDirectory
+from longtake.runtime.statistics import FloatArray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from longtake.evaluation.findings import Findings
+from longtake.evaluation.model_comparison import tie_groups
 from longtake.evaluation.mos_tables import tie_letter
 from longtake.evaluation.report.build import ReportSettings, drawn, finish_report
 from longtake.evaluation.report.compare_figure import write_compare_figure
@@ -31,7 +32,6 @@ from longtake.evaluation.report.content import Block, Figure, Report, Section, T
 from longtake.evaluation.report.sources import SourceList
 from longtake.evaluation.report.verdict import difference_text, judge_together, verdict
 from longtake.evaluation.report.videos import VIDEO_NOTE, VideoShelf
-from longtake.evaluation.significance import tie_groups
 from longtake.evaluation.tables import Table, table_of
 from longtake.runtime.errors import UserError
 

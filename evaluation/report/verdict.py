@@ -10,8 +10,8 @@ from longtake.evaluation.report.compare_lines import PAIRS, Line, Outcome
 from longtake.evaluation.report.compare_vbench import SuiteSides
 from longtake.evaluation.report.content import Verdict, Way
 from longtake.evaluation.report.score_sets import PEOPLE
-from longtake.evaluation.significance import holm
 from longtake.evaluation.vbench.compare import ROUGH
+from longtake.runtime.statistics import holm
 
 _HEADLINES = ("overall", "Total")
 _NAMED = 4

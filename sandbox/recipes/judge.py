@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from longtake.core.generation import TINY_CHECKPOINT
-from longtake.evaluation.bootstrap import check_resampling
 from longtake.evaluation.judge.calibration import CalibrationSettings
 from longtake.evaluation.judge.controls import CONTROLS
 from longtake.evaluation.judge.judge_directory import (
@@ -42,6 +41,7 @@ from longtake.runtime.errors import ConfigError
 from longtake.runtime.files import to_plain
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.run_directory import RunDirectory
+from longtake.runtime.statistics import check_resampling
 from longtake.sandbox.facts import NUM_FRAMES
 from longtake.sandbox.preferences import preference_prompts
 from longtake.sandbox.recipes.captions import CaptionConfig, captioned_base

@@ -7,9 +7,8 @@ import pytest
 from longtake.evaluation import model_comparison
 from longtake.evaluation.dimensions import TASKS
 from longtake.evaluation.model_comparison import ComparisonSettings, compare_models, mean_draws
-from longtake.evaluation.significance import sign_flip_test
-from longtake.evaluation.statistics import paired_bootstrap
 from longtake.runtime.errors import UserError
+from longtake.runtime.statistics import paired_bootstrap, sign_flip_test
 
 SETTINGS = ComparisonSettings(resamples=2000)
 

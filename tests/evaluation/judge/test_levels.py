@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 
 from longtake.evaluation.agreement import rest_correlations
-from longtake.evaluation.bootstrap import draw_counts
 from longtake.evaluation.judge.human_ceiling import human_ceiling
 from longtake.evaluation.judge.levels import MEASURES, Judged, LevelSettings, measure_levels
+from longtake.runtime.statistics import resampled
 
 
 def study(seed=0, num_prompts=40, num_models=5, noise=0.5):
@@ -24,7 +24,7 @@ def study(seed=0, num_prompts=40, num_models=5, noise=0.5):
 
 
 def counts(clusters, resamples=150, seed=1):
-    return np.concatenate(list(draw_counts(clusters, resamples, seed)))
+    return resampled(lambda drawn: drawn, clusters, resamples=resamples, seed=seed)
 
 
 def measured(data, **settings):
@@ -119,7 +119,7 @@ def test_intervals_cover_the_truth():
         data = Judged(
             human=x, judge=y, prompts=prompts, models=np.tile(np.arange(3), 50), clusters=prompts
         )
-        chosen = np.concatenate(list(draw_counts(50, 100, seed)))
+        chosen = resampled(lambda drawn: drawn, 50, resamples=100, seed=seed)
         found = measure_levels("x", data, chosen, LevelSettings(max_pairs=10))
         hits += found[0].ci_low <= rho <= found[0].ci_high
     assert 0.85 <= hits / trials <= 1, hits
