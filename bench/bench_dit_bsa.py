@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 
 from longtake.bench.records import write_record
-from longtake.core.block_sparse import BSAConfig
+from longtake.core.block_order import BSAConfig
 from longtake.core.dit import DiTConfig, LongCatDiT, disable_bsa, enable_bsa
 from longtake.runtime.provenance import collect
 

@@ -23,12 +23,11 @@ def check_golden(
     """
     from rich.console import Console
 
-    from longtake.core.block_sparse_golden import BLOCK_SPARSE_CHECKS
     from longtake.core.golden import CHECKS, check_file
     from longtake.rewards.golden import REWARD_CHECKS
     from longtake.runtime.progress import result_table
 
-    checks = {**CHECKS, **BLOCK_SPARSE_CHECKS, **REWARD_CHECKS}
+    checks = {**CHECKS, **REWARD_CHECKS}
     columns = ["output", "max abs error", "tolerance", "result"]
     failed = 0
     for file in files:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longtake.core.block_sparse import BlockOrder
-from longtake.core.precision import widen
+from longtake.core.block_order import BlockOrder
+from longtake.core.flow import widen
 from longtake.core.rope import rotate
 from longtake.kernels.block_sparse.layout import Size3
 

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longtake.core.attention import CrossAttention, KeyValue, SelfAttention
-from longtake.core.block_sparse import BlockOrder
-from longtake.core.frame_modulation import scale_and_shift_frames, scale_frames
-from longtake.core.precision import widen
+from longtake.core.block_order import BlockOrder, scale_and_shift_frames, scale_frames
+from longtake.core.flow import widen
 from longtake.kernels.block_sparse.layout import BlockLayout
 
 NORM_EPS = 1e-6

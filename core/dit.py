@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longtake.core.attention import KeyValue, KeyValueCache
-from longtake.core.block_sparse import BlockOrder, BlockOrders, BSAConfig
+from longtake.core.block_order import BlockOrder, BlockOrders, BSAConfig
 from longtake.core.blocks import (
     CaptionEmbedder,
     DiTBlock,

@@ -23,6 +23,14 @@ MIN_SIGMA = 0.001
 DISTILLED_POINTS = 50
 
 
+def widen(x: Tensor) -> Tensor:
+    """``x`` in float32, or unchanged in float64 (so that the model can be its own fp64 oracle).
+
+    Norms, modulation, rotation, guidance and the steps of the sampler never run lower.
+    """
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def interpolate(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     """Noisy latents x_t = (1 - t) x0 + t eps (Eq. 19); ``t`` broadcasts against ``x0``."""
     return (1 - t) * x0 + t * eps

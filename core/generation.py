@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from longtake.core.block_sparse import BSAConfig
+from longtake.core.block_order import BSAConfig
 from longtake.core.checkpoint import Checkpoint, load_checkpoint
 from longtake.core.dit import LongCatDiT, disable_bsa, enable_bsa
 from longtake.core.lora import load_lora

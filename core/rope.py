@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longtake.core.precision import widen
+from longtake.core.flow import widen
 from longtake.kernels.block_sparse.layout import BlockLayout
 
 ROPE_BASE = 10000.0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from longtake.core import shapes
 from longtake.core.checkpoint import Checkpoint
 from longtake.core.flow import euler_step, sigmas, step_pairs
-from longtake.core.guided import (
+from longtake.core.guidance import (
     Condition,
     GuidanceMode,
     Text,

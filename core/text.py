@@ -1,30 +1,48 @@
-"""The text encoder: prompts to umT5 embeddings, cleaned, padded and cached.
+"""Text: prompts to umT5 embeddings (cleaned, padded, cached), and a tokenizer of our own.
 
 The DiT attends to umT5 states of a fixed length with a mask (report section 3.1). Prompts are
 cleaned as the public release cleans them: mojibake repaired, HTML entities resolved twice,
 whitespace collapsed. Each distinct prompt is encoded in a forward of its own, so its embedding
 does not depend on which other prompts share the batch.
+
+Embeddings are cached in memory and optionally on disk, keyed by (encoder digest, cleaned prompt).
+A disk entry carries a sha256 of prompt and values: one that cannot be read or does not match is
+treated as absent, because a cache must never be the reason a run fails or a wrong embedding is
+used.
 """
 
+import hashlib
 import html
+import math
 import re
-from collections.abc import Sequence
+import string
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ftfy
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from longtake.core.text_cache import EmbeddingCache
 from longtake.core.weights import digest_tensors, fill_model, read_json, write_shards
 from longtake.runtime.errors import CheckpointError, UserError
+from longtake.runtime.files import replacing
 
 RELEASE_MAX_LENGTH = 512
 # transformers writes an astronomically large model_max_length when a tokenizer states none.
 _UNSTATED_LENGTH = 1_000_000
 _TIED_TABLE = "encoder.embed_tokens.weight"
+PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
+_SPACE = "\u2581"
+# A word spelt in characters must always lose against the word as one piece.
+_CHARACTER_PENALTY = 10.0
 
 
 def clean_prompt(prompt: str) -> str:
@@ -34,6 +52,72 @@ def clean_prompt(prompt: str) -> str:
     """
     repaired = html.unescape(html.unescape(ftfy.fix_text(prompt))).strip()
     return re.sub(r"\s+", " ", repaired).strip()
+
+
+class EmbeddingCache:
+    """Embeddings [n, Dc] of prompts without their padding.
+
+    Args:
+        folder: where entries persist; None keeps them in memory only.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._memory: dict[tuple[str, str], Tensor] = {}
+
+    @property
+    def is_persistent(self) -> bool:
+        """Whether entries are kept on disk."""
+        return self._folder is not None
+
+    def get(self, digest: str, prompt: str, shape: tuple[int, int]) -> Tensor | None:
+        """The stored embedding on the CPU, or None when absent, corrupt or of another shape."""
+        found = self._memory.get((digest, prompt))
+        if found is None and self._folder is not None:
+            found = _read_entry(self._path(digest, prompt), prompt)
+        if found is None or tuple(found.shape) != shape:
+            return None
+        self._memory[digest, prompt] = found
+        return found
+
+    def put(self, digest: str, prompt: str, embedding: Tensor) -> None:
+        """Store an embedding; a disk that cannot be written leaves the memory entry only."""
+        stored = embedding.detach().to("cpu", copy=True).contiguous()
+        self._memory[digest, prompt] = stored
+        if self._folder is None:
+            return
+        # One key only: safetensors writes several in an order that changes from run to run.
+        metadata = {"sha256": _checksum(prompt, stored)}
+        with (
+            suppress(OSError, SafetensorError),
+            replacing(self._path(digest, prompt)) as temporary,
+        ):
+            save_file({"embedding": stored}, temporary, metadata=metadata)
+
+    def clear(self) -> None:
+        """Forget the entries in memory; those on disk stay, under their encoder's digest."""
+        self._memory.clear()
+
+    def _path(self, digest: str, prompt: str) -> Path:
+        assert self._folder is not None
+        name = hashlib.sha256(prompt.encode()).hexdigest()
+        return self._folder / digest[:16] / f"{name}.safetensors"
+
+
+def _read_entry(path: Path, prompt: str) -> Tensor | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            embedding = file.get_tensor("embedding")
+    except (OSError, SafetensorError):
+        return None
+    return embedding if metadata.get("sha256") == _checksum(prompt, embedding) else None
+
+
+def _checksum(prompt: str, tensor: Tensor) -> str:
+    sha = hashlib.sha256(prompt.encode() + b"\0")
+    sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 class TextEncoder(nn.Module):
@@ -238,3 +322,72 @@ def new_text_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UMT5EncoderModel(config)
+
+
+def train_tokenizer(
+    captions: Iterable[str], vocab_size: int, max_length: int, out_dir: str | Path
+) -> PreTrainedTokenizerFast:
+    """Build the tokenizer of a set of captions and save it to ``out_dir``; deterministic.
+
+    Args:
+        captions: training text; cleaned here as prompts are. Their order does not matter.
+        vocab_size: upper bound on the number of tokens; rare words beyond it are spelt.
+        max_length: ``model_max_length``, in tokens including the end token.
+        out_dir: the ``tokenizer`` folder of a checkpoint.
+
+    Raises:
+        UserError: no captions, or a vocabulary too small for the characters.
+    """
+    pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
+    )
+    normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    words: Counter[str] = Counter()
+    for caption in captions:
+        text = normalizer.normalize_str(clean_prompt(caption))
+        words.update(piece for piece, _ in pre_tokenizer.pre_tokenize_str(text))
+    if not words:
+        raise UserError(
+            "a tokenizer needs captions to learn from",
+            received="no non-empty caption",
+            expected="at least one",
+            remedy="pass the captions of the training clips",
+        )
+    tokenizer = Tokenizer(models.Unigram(_pieces(words, vocab_size), unk_id=2))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {EOS}",
+        pair=f"$A {EOS} $B {EOS}",
+        special_tokens=[(EOS, 1)],
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        model_max_length=max_length,
+    )
+    fast.save_pretrained(out_dir)
+    return fast
+
+
+def _pieces(words: Counter[str], vocab_size: int) -> list[tuple[str, float]]:
+    """Vocabulary in id order with log-probability scores: specials, characters, words."""
+    total = sum(words.values())
+    alphabet = set(string.ascii_lowercase + string.digits + string.punctuation + _SPACE)
+    characters = sorted(alphabet | set("".join(words)))
+    specials = [(PAD, 0.0), (EOS, 0.0), (UNK, 0.0)]
+    room = vocab_size - len(specials) - len(characters)
+    if room < 0:
+        raise UserError(
+            "the vocabulary is smaller than the alphabet of the captions",
+            received=vocab_size,
+            expected=f">= {vocab_size - room}",
+            remedy="raise vocab_size",
+        )
+    ranked = sorted(words.items(), key=lambda item: (-item[1], item[0]))
+    kept = [(word, math.log(count / total)) for word, count in ranked if len(word) > 1][:room]
+    floor = math.log(1 / total) - _CHARACTER_PENALTY
+    return specials + [(character, floor) for character in characters] + kept

@@ -7,7 +7,7 @@ exactly 1), so both go through :meth:`Policy.velocity` with the same batch shape
 import torch
 from torch import Tensor, nn
 
-from longtake.core.guided import GuidanceMode, Text, guided_velocity
+from longtake.core.guidance import GuidanceMode, Text, guided_velocity
 from longtake.core.lora import adapters_off
 from longtake.core.text import TextEncoder
 from longtake.grpo.config import GRPOConfig

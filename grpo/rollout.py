@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longtake.core.flow import step_pairs
-from longtake.core.guided import Velocity
+from longtake.core.guidance import Velocity
 from longtake.core.sampler import integrate
 from longtake.grpo.config import GRPOConfig
 from longtake.grpo.plan import PromptTask

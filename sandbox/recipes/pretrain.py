@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from longtake.core.checkpoint import save_checkpoint
 from longtake.core.dit import DiTConfig, LongCatDiT
-from longtake.core.text import TextEncoder, new_text_encoder
-from longtake.core.tokenizer import train_tokenizer
+from longtake.core.text import TextEncoder, new_text_encoder, train_tokenizer
 from longtake.core.vae import VideoVAE
 from longtake.runtime.config import config_to_yaml, merge_config
 from longtake.runtime.device import pick_device

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from longtake.core.block_sparse import BlockOrders, BSAConfig
+from longtake.core.block_order import BlockOrders, BSAConfig
 from longtake.core.checkpoint import load_dit, save_dit
 from longtake.core.dit import DiTConfig, LongCatDiT, enable_bsa
 from longtake.runtime.errors import CheckpointError, UserError

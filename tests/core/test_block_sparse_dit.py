@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from longtake.core import attention
-from longtake.core.block_sparse import BSAConfig
+from longtake.core.block_order import BSAConfig
 from longtake.core.dit import DiTConfig, LongCatDiT, disable_bsa, enable_bsa
 from longtake.core.golden import check_file
-from longtake.core.guided import Text, encode_condition
+from longtake.core.guidance import Text, encode_condition
 from longtake.core.lora import add_lora, lora_parameters
 from longtake.core.sampler import sample_latents
 from longtake.runtime.errors import UserError

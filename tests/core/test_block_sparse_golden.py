@@ -15,8 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longtake.core.block_sparse_golden import BLOCK_SPARSE_CHECKS, GRADIENT_TOLERANCE
-from longtake.core.golden import GoldenResult, check_file
+from longtake.core.golden import GRADIENT_TOLERANCE, GoldenResult, check_file
 from longtake.runtime.errors import CheckpointError, UserError
 
 DATA = Path(__file__).parents[1] / "data" / "bsa.safetensors"
@@ -30,7 +29,7 @@ NAMES = {
 
 
 def check(path: Path, tolerance: float | None = None) -> dict[str, GoldenResult]:
-    return {r.name: r for r in check_file(path, tolerance, BLOCK_SPARSE_CHECKS)}
+    return {r.name: r for r in check_file(path, tolerance)}
 
 
 def edited(tmp_path: Path, tensors: dict[str, Tensor | None], **metadata: str) -> Path:

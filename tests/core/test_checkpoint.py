@@ -19,8 +19,7 @@ from longtake.core.checkpoint import (
 )
 from longtake.core.dit import DiTConfig, LongCatDiT
 from longtake.core.lora import add_lora, lora_parameters
-from longtake.core.text import TextEncoder, new_text_encoder
-from longtake.core.tokenizer import train_tokenizer
+from longtake.core.text import TextEncoder, new_text_encoder, train_tokenizer
 from longtake.core.vae import VideoVAE
 from longtake.core.weights import digest_tensors, shard_paths
 from longtake.runtime.errors import CheckpointError

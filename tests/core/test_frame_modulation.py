@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtake.core.frame_modulation import scale_and_shift_frames, scale_frames
+from longtake.core.block_order import scale_and_shift_frames, scale_frames
 from longtake.kernels.block_sparse.layout import BlockLayout
 
 LAYOUTS = [

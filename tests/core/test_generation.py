@@ -11,8 +11,7 @@ from longtake.core.checkpoint import save_checkpoint
 from longtake.core.dit import DiTConfig, LongCatDiT
 from longtake.core.generation import GenerationConfig, generate_to_file
 from longtake.core.lora import add_lora, lora_parameters, save_lora
-from longtake.core.text import TextEncoder, new_text_encoder
-from longtake.core.tokenizer import train_tokenizer
+from longtake.core.text import TextEncoder, new_text_encoder, train_tokenizer
 from longtake.core.vae import VideoVAE
 from longtake.core.video import read_video, write_mp4, write_png
 from longtake.runtime.errors import UserError

@@ -10,10 +10,9 @@ from torch import Tensor
 from longtake.core.checkpoint import Checkpoint
 from longtake.core.dit import DiTConfig, LongCatDiT
 from longtake.core.flow import sigmas
-from longtake.core.guided import Condition, Text, encode_condition, guided_velocity
+from longtake.core.guidance import Condition, Text, encode_condition, guided_velocity
 from longtake.core.sampler import generate, sample_latents
-from longtake.core.text import TextEncoder, new_text_encoder
-from longtake.core.tokenizer import train_tokenizer
+from longtake.core.text import TextEncoder, new_text_encoder, train_tokenizer
 from longtake.core.vae import VideoVAE
 from longtake.runtime.errors import UserError
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from longtake.core.text import TextEncoder, clean_prompt, new_text_encoder
-from longtake.core.tokenizer import train_tokenizer
+from longtake.core.text import TextEncoder, clean_prompt, new_text_encoder, train_tokenizer
 from longtake.runtime.errors import CheckpointError, UserError
 
 GOLDEN = Path(__file__).parents[1] / "data" / "schedules.json"

@@ -10,8 +10,7 @@ from diffusers import AutoencoderKLWan
 from longtake.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from longtake.core.dit import DiTConfig, LongCatDiT
 from longtake.core.lora import add_lora
-from longtake.core.text import TextEncoder, new_text_encoder
-from longtake.core.tokenizer import train_tokenizer
+from longtake.core.text import TextEncoder, new_text_encoder, train_tokenizer
 from longtake.core.vae import VideoVAE
 from longtake.grpo.config import (
     EvaluationConfig,

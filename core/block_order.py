@@ -1,21 +1,25 @@
-"""Block-sparse self-attention inside the DiT (section 3.4.2): settings and the order of tokens.
+"""Block order of tokens for block-sparse self-attention inside the DiT (section 3.4.2).
 
 Tokens are put in block order once, behind the patch embedding, and back once, in front of the
 output. Everything between is per token, or knows where a token lies: RoPE takes its table in block
-order, AdaLN finds the frames by views. Condition and noisy frames are cut into blocks separately,
-so that condition tokens stay in front and no block holds both.
+order, AdaLN scales and shifts each frame through one view per shape of block, so that nothing is
+gathered and no table of N tokens is made. Condition and noisy frames are cut into blocks
+separately, so that condition tokens stay in front and no block holds both.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from longtake.kernels.block_sparse.attention import attention_from_index
 from longtake.kernels.block_sparse.layout import BlockLayout, Size3
 from longtake.kernels.block_sparse.selection import count_from_rule, select_blocks
+from longtake.kernels.block_sparse.views import equal_blocks
 from longtake.runtime.errors import CheckpointError, ConfigError
 
 #: Share of key blocks that the published model leaves out (Table 7).
@@ -185,3 +189,83 @@ class BlockOrders:
         keys = layout(*stretches)
         tokens = layout(num_noisy) if is_cached else keys
         return BlockOrder(self.config, tokens, keys, tuple(map(layout, stretches)))
+
+
+def scale_frames(y: Tensor, factor: Tensor, layout: BlockLayout | None = None) -> Tensor:
+    """``y`` times the factor of its frame.
+
+    Args:
+        y: tokens [B, S, C].
+        factor: [B, T, C] of the type of ``y``; one frame (T = 1) counts for all tokens.
+        layout: block order of the tokens; None for plain order, S a multiple of T.
+    """
+    if layout is None or factor.shape[1] == 1:
+        return (y.unflatten(1, (factor.shape[1], -1)) * factor[:, :, None]).flatten(1, 2)
+    return _FrameAffine.apply(y, factor, None, layout)  # type: ignore[no-any-return]
+
+
+def scale_and_shift_frames(
+    y: Tensor, factor: Tensor, shift: Tensor, layout: BlockLayout | None = None
+) -> Tensor:
+    """``y`` times the factor plus the shift of its frame; arguments as in :func:`scale_frames`."""
+    if layout is None or factor.shape[1] == 1:
+        framed = y.unflatten(1, (factor.shape[1], -1))
+        return (framed * factor[:, :, None] + shift[:, :, None]).flatten(1, 2)
+    return _FrameAffine.apply(y, factor, shift, layout)  # type: ignore[no-any-return]
+
+
+class _FrameAffine(torch.autograd.Function):
+    """Explicit gradients: autograd would copy the whole result for every view written to."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, factor: Tensor, shift: Tensor | None, layout: BlockLayout
+    ) -> Tensor:
+        ctx.save_for_backward(y, factor)
+        ctx.layout = layout
+        return _apply(y, factor, shift, layout)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (y, factor), layout = grads, ctx.saved_tensors, ctx.layout
+        needs_y, needs_factor, needs_shift, _ = ctx.needs_input_grad
+        return (
+            _apply(grad, factor, None, layout) if needs_y else None,
+            _sum_frames(grad * y, layout) if needs_factor else None,
+            _sum_frames(grad, layout) if needs_shift else None,
+            None,
+        )
+
+
+# Compilers fuse a gather into what follows, but take seconds to trace the views of one call.
+
+
+def _apply(y: Tensor, factor: Tensor, shift: Tensor | None, layout: BlockLayout) -> Tensor:
+    if torch.compiler.is_compiling():
+        frame = layout.frame_index(y.device)
+        out = y * factor[:, frame]
+        return out if shift is None else out + shift[:, frame]
+    out = torch.empty_like(y, memory_format=torch.contiguous_format)
+    targets, sources = equal_blocks(out, layout, 1), equal_blocks(y, layout, 1)
+    for (frames, target), (_, source) in zip(targets, sources, strict=True):
+        torch.mul(source, _blocks(factor, frames, source), out=target)
+        if shift is not None:
+            target += _blocks(shift, frames, source)
+    return out
+
+
+def _sum_frames(x: Tensor, layout: BlockLayout) -> Tensor:
+    """Sum of the tokens [B, S, C] of every frame: [B, T, C], in a fixed order."""
+    if torch.compiler.is_compiling():
+        return layout.from_block(x, 1).unflatten(1, (layout.grid[0], -1)).sum(2)
+    out = x.new_zeros((x.shape[0], layout.grid[0], x.shape[2]))
+    for frames, view in equal_blocks(x, layout, 1):
+        out[:, frames] += view.sum((2, 3, 5)).flatten(1, 2)
+    return out
+
+
+def _blocks(per_frame: Tensor, frames: slice, view: Tensor) -> Tensor:
+    """[B, T, C] as [B, nt, 1, 1, t, 1, C], against a view [B, nt, nh, nw, t, hw, C]."""
+    framed = per_frame[:, frames].unflatten(1, (view.shape[1], view.shape[4]))
+    return framed[:, :, None, None, :, None]
