@@ -50,3 +50,7 @@ class CheckpointError(UserError):
 
 class RunDirectoryError(UserError, OSError):
     """A run directory that cannot be written (permissions, full disk, already in use)."""
+
+
+class DivergenceError(UserError):
+    """A training whose loss or gradient is no longer a number."""

@@ -6,7 +6,6 @@ so images come first, then short clips, then full clips, with a foreground-weigh
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,12 +16,16 @@ from torch import Tensor, nn
 from longtake.core import shapes, whole_clip
 from longtake.runtime.errors import ConfigError
 from longtake.runtime.rng import derive_key
-from longtake.training.divergence import check_finite
-from longtake.training.graphs import GraphedStep
+from longtake.training.flow_matching import (
+    RECORD_EVERY,
+    GraphedStep,
+    finite,
+    learning_rate,
+)
 
 PRECISIONS = ("bf16", "tf32")
 WARMUP_STEPS = 60
-RECORD_EVERY = 50
+FINAL_RATE = 0.02  # of the peak, at the end of a stage
 FOREGROUND_CONTRAST = 0.1  # of the range [-1, 1]
 INITIAL_LOG_VARIANCE = -6.0
 
@@ -201,8 +204,6 @@ class VAETrainer:
         self.vae, self.config, self.clips, self.seed = vae, config, clips, seed
         self.parameters = [p for p in vae.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
-        for p in self.parameters:
-            p.grad = torch.zeros_like(p)
         self.stage, self.step = 0, 0
         self.optimizer = self._new_optimizer()
 
@@ -223,24 +224,21 @@ class VAETrainer:
 
     def _train_stage(self) -> Iterator[dict[str, float]]:
         steps = self.config.stage_steps[self.stage]
+        peak = self.config.learning_rate * self.config.stage_decay**self.stage
         graph = GraphedStep(self.loss, self.parameters)
         while self.step < steps:
+            lr = learning_rate(peak, self.step, steps, WARMUP_STEPS, FINAL_RATE)
             for group in self.optimizer.param_groups:
-                group["lr"] = self._learning_rate()
+                group["lr"] = lr
             loss = graph(self._inputs())
-            nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+            finite(norm, "gradient of the VAE", self.step + 1)
             self.optimizer.step()
             self.step += 1
             record: dict[str, float] = {"stage": self.stage, "step": self.step}
             if self.step % RECORD_EVERY == 0 or self.step == steps:
-                record["loss"] = check_finite(float(loss), "VAE", self.step)
+                record["loss"] = float(loss)
             yield record
-
-    def _learning_rate(self) -> float:
-        progress = self.step / self.config.stage_steps[self.stage]
-        warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
-        peak = self.config.learning_rate * self.config.stage_decay**self.stage
-        return peak * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
 
     def _inputs(self) -> dict[str, Tensor]:
         """Draw the clips and the posterior noise of one step from its key."""

@@ -35,7 +35,7 @@ from longtake.sandbox.recipes.sandbox_data import (
     to_vae_range,
     tokenize_all,
 )
-from longtake.training.base import BaseTrainer, BaseTrainingConfig, Batch
+from longtake.training.flow_matching import BaseTrainer, BaseTrainingConfig, Batch
 from longtake.training.vae import VAETrainer, VAETrainingConfig, build_vae
 
 STATISTICS_CLIPS = 4096

@@ -4,8 +4,7 @@ import math
 import pytest
 import torch
 
-from longtake.runtime.errors import ConfigError
-from longtake.training.divergence import DivergenceError
+from longtake.runtime.errors import ConfigError, DivergenceError
 from longtake.training.vae import (
     VAETrainer,
     VAETrainingConfig,
@@ -154,7 +153,7 @@ def test_a_diverged_training_stops_with_the_step() -> None:
     mine = trainer()
     with torch.no_grad():
         mine.vae.decoder.conv_out.bias.fill_(math.nan)
-    with pytest.raises(DivergenceError, match=r"VAE is nan at step 3"):
+    with pytest.raises(DivergenceError, match=r"gradient of the VAE is nan at step 1"):
         list(mine.train())
 
 

@@ -14,7 +14,7 @@ from longtake.sandbox.recipes import pretrain as recipe
 from longtake.sandbox.recipes.pretrain import PretrainConfig, pretrain
 from longtake.sandbox.recipes.sandbox_data import render_pool
 from longtake.sandbox.scene import Sprite
-from longtake.training.base import BaseTrainer
+from longtake.training.flow_matching import BaseTrainer
 from longtake.training.vae import VAETrainer
 
 SMALL = [

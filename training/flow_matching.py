@@ -1,27 +1,27 @@
-"""Base training of the video DiT: multi-task flow matching (sections 3.2 and 4.1).
+"""Base training of the video DiT: multi-task flow matching (sections 3.2 and 4.1, Eqs. 19-21).
 
 One model learns text-to-image, text-to-video, image-to-video and continuation; a task is only a
-number of latent frames and of leading condition frames. Every random draw is named by
-(seed, step), so a resumed run continues the same sequence.
+number of latent frames and of leading condition frames, which come first in time. Every random draw
+is named by (seed, step), so a resumed run continues the same sequence.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from longtake.core import flow
 from longtake.core.dit import LongCatDiT
-from longtake.runtime.errors import ConfigError
+from longtake.runtime.errors import ConfigError, DivergenceError
 from longtake.runtime.rng import derive_key
-from longtake.training.divergence import check_finite
-from longtake.training.graphs import GraphedStep
-from longtake.training.objective import draw_times, flow_matching_loss, noisy_input
 
 LOSS_WEIGHTS = ("logit_normal", "none")
+RECORD_EVERY = 50
+"""Steps between losses of the record."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,25 +97,63 @@ class BaseTrainingConfig:
             )
 
 
-class ConditionModel(Protocol):
-    """Maps token ids [B, L] and mask [B, L] to text states [B, L, D]."""
-
-    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Encode token ids."""
-        ...
-
-
 #: One training batch: latents z [B, C, T, H, W], token ids [B, L] and mask [B, L].
 Batch = Mapping[str, Tensor]
 
 
-def learning_rate(config: BaseTrainingConfig, step: int) -> float:
-    """Warm-up, then cosine decay to the final ratio."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    progress = step / max(1, config.num_steps)
+def noisy_input(
+    z: Tensor, eps: Tensor, t: Tensor, cond_level: Tensor | None, num_cond: int
+) -> tuple[Tensor, Tensor]:
+    """Network input and per-frame timesteps of one task (Eq. 19).
+
+    Condition frames carry t = 0, whatever their noise: at inference it is not known either.
+
+    Args:
+        z: clean latents [B, C, T, H, W].
+        eps: noise [B, C, T, H, W].
+        t: time of the noisy frames [B].
+        cond_level: noise level of each condition frame [B, num_cond] in [0, 1] (section 4.1,
+            "slight"), or None for clean ones.
+        num_cond: number of leading condition frames.
+
+    Returns:
+        Input [B, C, T, H, W] and timestep 1000 t [B, T] with zeros for the condition frames.
+    """
+    times = t[:, None].expand(-1, z.shape[2])
+    if num_cond:
+        times = torch.cat((torch.zeros_like(times[:, :num_cond]), times[:, num_cond:]), dim=1)
+    x_t = flow.interpolate(z, eps, flow.expand_time(times, z))
+    if num_cond and cond_level is not None:
+        z_cond, eps_cond = z[:, :, :num_cond], eps[:, :, :num_cond]
+        head = flow.interpolate(z_cond, eps_cond, flow.expand_time(cond_level, z_cond))
+        x_t = torch.cat((head, x_t[:, :, num_cond:]), dim=2)
+    return x_t, flow.TIMESTEP_SCALE * times
+
+
+def flow_matching_loss(v: Tensor, z: Tensor, eps: Tensor, weight: Tensor, num_cond: int) -> Tensor:
+    """Mean of weight [B] times the squared velocity error, over noisy frames only (Eqs. 20, 21)."""
+    error = (v - flow.velocity(z, eps))[:, :, num_cond:].float().square()
+    return (weight * error.flatten(1).mean(1)).mean()
+
+
+def learning_rate(peak: float, step: int, steps: int, warmup: int, final: float = 0.0) -> float:
+    """Linear warm-up over ``warmup`` steps times a cosine from 1 to ``final`` of the peak."""
+    warm = min(1.0, (step + 1) / max(1, warmup))
+    progress = step / max(1, steps)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    floor = config.final_learning_rate_ratio
-    return config.learning_rate * warm * (floor + (1 - floor) * cosine)
+    return peak * warm * (final + (1 - final) * cosine)
+
+
+def finite(value: Tensor, what: str, step: int) -> float:
+    """The number, or DivergenceError naming ``what`` ("gradient of the DiT") and the step."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise DivergenceError(
+            f"the training diverged: the {what} is {number} at step {step}",
+            expected="a finite number",
+            remedy="start again with a lower learning rate; the weights saved before are whole",
+        )
+    return number
 
 
 def pick_task(tasks: Iterable[Task], seed: int, step: int) -> Task:
@@ -127,6 +165,74 @@ def pick_task(tasks: Iterable[Task], seed: int, step: int) -> Task:
         if draw < 0:
             return task
     return mix[-1]
+
+
+class GraphedStep:
+    """Callable ``inputs -> loss`` that leaves gradients in ``parameters``, as one CUDA graph.
+
+    Small models are bound by kernel launches, not by arithmetic (measured in docs/LOG.md); a graph
+    removes the launches. On the CPU, or if the step cannot be captured, it runs eagerly with the
+    same result.
+
+    Args:
+        loss_fn: maps named tensors of fixed shapes to a scalar loss, without control flow that
+            depends on data.
+        parameters: parameters that receive gradients, written in place.
+    """
+
+    WARMUP = 3
+
+    def __init__(
+        self,
+        loss_fn: Callable[[Mapping[str, Tensor]], Tensor],
+        parameters: list[nn.Parameter],
+    ) -> None:
+        self.loss_fn, self.parameters = loss_fn, parameters
+        self._can_capture = True
+        for p in parameters:
+            p.grad = torch.zeros_like(p)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: dict[str, Tensor] = {}
+        self._loss: Tensor | None = None
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Compute the loss [] and set ``.grad`` of the parameters."""
+        if self._can_capture and self._graph is None and next(iter(inputs.values())).is_cuda:
+            self._capture(inputs)
+        if self._graph is None:
+            return self._eager(inputs)
+        for name, value in inputs.items():
+            self._inputs[name].copy_(value)
+        self._graph.replay()
+        assert self._loss is not None
+        return self._loss.detach()
+
+    def _eager(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        for p in self.parameters:
+            assert p.grad is not None
+            p.grad.zero_()
+        loss = self.loss_fn(inputs)
+        loss.backward()
+        return loss.detach()
+
+    def _capture(self, inputs: Mapping[str, Tensor]) -> None:
+        self._inputs = {name: value.clone() for name, value in inputs.items()}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(self.WARMUP):
+                self._eager(self._inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._loss = self._eager(self._inputs)
+        except RuntimeError:
+            # An operation that synchronises cannot be captured; the eager step is the same step.
+            self._can_capture = False
+            torch.cuda.synchronize()
+            return
+        self._graph = graph
 
 
 class BaseTrainer:
@@ -155,8 +261,6 @@ class BaseTrainer:
         self.empty_ids, self.empty_mask = empty_ids.to(self.device), empty_mask.to(self.device)
         self.modules = nn.ModuleDict({"dit": dit, "text": text})
         self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
-        for p in self.parameters:
-            p.grad = torch.zeros_like(p)
         self.optimizer = torch.optim.AdamW(
             self._parameter_groups(),
             lr=config.learning_rate,
@@ -178,23 +282,32 @@ class BaseTrainer:
     def train(self, batches: Callable[[int], Batch]) -> Iterator[dict[str, float | str]]:
         """Run from the current step to the end, yielding one record per step.
 
-        ``batches(step)`` returns that step's batch; losses in the records are device scalars
-        turned to float only when read every 50 steps, to keep the device busy.
+        ``batches(step)`` returns that step's batch; every 50th record has ``loss`` and
+        ``grad_norm``.
         """
-        while self.step < self.config.num_steps:
-            task = pick_task(self.tasks, self.config.seed, self.step)
+        config = self.config
+        while self.step < config.num_steps:
+            task = pick_task(self.tasks, config.seed, self.step)
             loss = self._graph(task)(self._inputs(batches(self.step), task))
-            lr = learning_rate(self.config, self.step)
+            lr = learning_rate(
+                config.learning_rate,
+                self.step,
+                config.num_steps,
+                config.warmup_steps,
+                config.final_learning_rate_ratio,
+            )
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
+            # Before the update, so that no saved weight is ever lost. Waiting for the device here
+            # delays a few launches of a step of milliseconds.
+            grad_norm = finite(norm, "gradient of the DiT", self.step + 1)
             self.optimizer.step()
             self._update_ema()
             self.step += 1
             record: dict[str, float | str] = {"step": self.step, "task": task.name, "lr": lr}
-            if self.step % 50 == 0 or self.step == self.config.num_steps:
-                value = check_finite(float(loss), "DiT", self.step)
-                record |= {"loss": value, "grad_norm": float(norm)}
+            if self.step % RECORD_EVERY == 0 or self.step == config.num_steps:
+                record |= {"loss": float(loss), "grad_norm": grad_norm}
             yield record
 
     def _graph(self, task: Task) -> GraphedStep:
@@ -236,23 +349,23 @@ class BaseTrainer:
             reference_tokens=config.reference_tokens,
             maximum=config.max_shift,
         )
-        t = draw_times(u, shift)
+        t = flow.shift_sigma(u, shift)
         # Image-to-video sees a clean frame; only continuation is perturbed (section 4.1).
         level = inputs["level"] if task.name == "vc" else None
         x_t, timestep = noisy_input(z, eps, t, level, task.num_cond)
-        weight = flow.logit_normal_weight(u) if config.loss_weight == "logit_normal" else None
+        use_weight = config.loss_weight == "logit_normal"
+        weight = flow.logit_normal_weight(u) if use_weight else torch.ones_like(u)
         use_autocast = self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, use_autocast, cache_enabled=False):
             states = self.text(inputs["ids"], inputs["mask"])
             v = self.dit(x_t, timestep, states, inputs["mask"], num_cond_latents=task.num_cond)
-        return flow_matching_loss(
-            v, z, eps, torch.ones_like(u) if weight is None else weight, task.num_cond
-        )
+        return flow_matching_loss(v, z, eps, weight, task.num_cond)
 
     @torch.no_grad()
     def _update_ema(self) -> None:
+        # Short at first: else the random start would stay in the mean for 1 / (1 - decay) steps.
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
+        get_ema_multi_avg_fn(decay)(self.ema, [p.detach() for p in self.parameters], self.step)
 
     @torch.no_grad()
     def load_ema(self) -> None:

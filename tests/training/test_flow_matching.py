@@ -1,24 +1,27 @@
+"""Flow-matching training: equations, task mix, schedule, resume, divergence."""
+
 import copy
 import math
 from collections import Counter
-from collections.abc import Mapping
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from longtake.core import flow
 from longtake.core.dit import DiTConfig, LongCatDiT
-from longtake.runtime.errors import ConfigError
-from longtake.training.base import (
+from longtake.runtime.errors import ConfigError, DivergenceError, UserError
+from longtake.training.flow_matching import (
     TASKS,
     BaseTrainer,
     BaseTrainingConfig,
+    GraphedStep,
     Task,
+    flow_matching_loss,
     learning_rate,
+    noisy_input,
     pick_task,
 )
-from longtake.training.divergence import DivergenceError
-from longtake.training.graphs import GraphedStep
 
 LENGTH, WIDTH, BATCH = 6, 8, 4
 
@@ -123,16 +126,12 @@ def test_ema_follows_the_closed_form_and_is_what_is_shipped() -> None:
 
 
 def test_learning_rate_warms_up_and_decays_to_the_floor() -> None:
-    config = BaseTrainingConfig(num_steps=1000, warmup_steps=10, learning_rate=1.0)
-    rates = [learning_rate(config, step) for step in range(1000)]
+    rates = [learning_rate(1.0, step, 1000, warmup=10, final=0.05) for step in range(1000)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0, abs=1e-3)
     assert rates[500] == pytest.approx(0.5 * 1.05, abs=1e-3)
     assert rates[-1] == pytest.approx(0.05, abs=1e-4)
-    constant = BaseTrainingConfig(
-        num_steps=10, warmup_steps=1, final_learning_rate_ratio=1.0, learning_rate=2e-3
-    )
-    assert {learning_rate(constant, step) for step in range(10)} == {2e-3}
+    assert {learning_rate(2e-3, step, 10, warmup=1, final=1.0) for step in range(10)} == {2e-3}
 
 
 def test_captions_are_dropped_at_their_rate_and_replaced_by_the_empty_prompt() -> None:
@@ -184,47 +183,35 @@ def test_condition_frames_get_no_gradient_but_the_others_learn() -> None:
     assert float(losses[-1]) < float(losses[0])
 
 
-class Counting:
-    """A loss with the gradient 2 x in each call, or NaN."""
-
-    def __init__(self, p: nn.Parameter) -> None:
-        self.p, self.scale = p, 1.0
-
-    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        return (inputs["x"] * self.p * self.scale).sum()
-
-
-def test_graphed_step_runs_eagerly_on_the_cpu_and_resets_gradients() -> None:
+def test_graphed_step_writes_gradients_in_place_and_resets_them() -> None:
     p = nn.Parameter(torch.ones(3))
-    p.grad = torch.zeros(3)
-    address = p.grad.data_ptr()
-    step = GraphedStep(Counting(p), [p])
-    x = torch.tensor([1.0, 2.0, 3.0])
+    step = GraphedStep(lambda inputs: (inputs["x"] * p).sum(), [p])
+    assert p.grad is not None
+    address, x = p.grad.data_ptr(), torch.tensor([1.0, 2.0, 3.0])
     for _ in range(2):
         assert float(step({"x": x})) == 6.0
         assert torch.equal(p.grad, x)
-    assert p.grad.data_ptr() == address and not step.is_graphed
+    assert p.grad.data_ptr() == address
 
 
-def test_a_gradient_that_is_not_finite_is_dropped_as_a_whole() -> None:
-    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-    p.grad, q.grad = torch.zeros(2), torch.zeros(2)
-
-    def loss(inputs: Mapping[str, Tensor]) -> Tensor:
-        return (p * inputs["x"]).sum() + q.sum()
-
-    GraphedStep(loss, [p, q])({"x": torch.tensor([1.0, math.inf])})
-    assert not p.grad.any() and not q.grad.any()
-    GraphedStep(loss, [p, q])({"x": torch.tensor([1.0, 2.0])})
-    assert p.grad.tolist() == [1.0, 2.0] and q.grad.tolist() == [1.0, 1.0]
-
-
-def test_a_diverged_training_stops() -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stops_the_training_before_a_weight_is_lost(
+    value: float,
+) -> None:
     mine = trainer()
-    with torch.no_grad():
-        mine.parameters[0].fill_(math.nan)
-    with pytest.raises(DivergenceError, match=r"DiT is nan at step 12"):
-        list(mine.train(batches))
+    run = mine.train(
+        lambda step: (
+            batches(step) | ({"z": torch.full((BATCH, 4, 3, 4, 4), value)} if step == 3 else {})
+        )
+    )
+    for _ in range(3):
+        next(run)
+    before = weights(mine)
+    with pytest.raises(UserError, match=r"gradient of the DiT is (nan|inf) at step 4") as error:
+        next(run)
+    assert "learning rate" in str(error.value) and isinstance(error.value, DivergenceError)
+    assert mine.step == 3
+    assert all(torch.equal(*pair) for pair in zip(before, weights(mine), strict=True))
 
 
 def test_bad_settings_are_refused() -> None:
@@ -232,3 +219,97 @@ def test_bad_settings_are_refused() -> None:
         BaseTrainingConfig(loss_weight="uniform")
     with pytest.raises(ConfigError, match="at least 1"):
         BaseTrainingConfig(batch_size=0)
+
+
+def clips(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    shape = (3, 4, 5, 2, 2)
+    return (
+        torch.randn(shape, generator=g, dtype=torch.float64),
+        torch.randn(shape, generator=g, dtype=torch.float64),
+    )
+
+
+@pytest.mark.parametrize("num_cond", [0, 1, 2])
+def test_loss_leaves_condition_frames_out(num_cond: int) -> None:
+    z, eps = clips()
+    v = torch.zeros_like(z, requires_grad=True)
+    flow_matching_loss(v, z, eps, torch.ones(3, dtype=torch.float64), num_cond).backward()
+    assert v.grad is not None
+    touched = v.grad.abs().sum(dim=(0, 1, 3, 4)) > 0
+    assert touched.tolist() == [frame >= num_cond for frame in range(5)]
+
+
+def test_loss_equals_the_weighted_mean_written_out() -> None:
+    z, eps = clips()
+    v, _ = clips(1)
+    weight = torch.tensor([0.5, 2.0, 0.0], dtype=torch.float64)
+    total = 0.0
+    for sample in range(3):
+        errors = [
+            float(v[sample, c, t, y, x] - (z[sample, c, t, y, x] - eps[sample, c, t, y, x])) ** 2
+            for c in range(4)
+            for t in range(1, 5)
+            for y in range(2)
+            for x in range(2)
+        ]
+        total += float(weight[sample]) * sum(errors) / len(errors)
+    # The loss is computed in float32 whatever the inputs are.
+    assert float(flow_matching_loss(v, z, eps, weight, 1)) == pytest.approx(total / 3, rel=1e-6)
+
+
+def test_true_velocity_has_no_loss() -> None:
+    z, eps = clips()
+    assert float(flow_matching_loss(z - eps, z, eps, torch.ones(3), 0)) == 0
+
+
+def test_noisy_input_mixes_only_the_noisy_frames() -> None:
+    z, eps = clips()
+    t = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
+    x_t, timestep = noisy_input(z, eps, t, None, 2)
+    assert torch.equal(x_t[:, :, :2], z[:, :, :2])
+    assert torch.equal(timestep[:, :2], torch.zeros(3, 2, dtype=torch.float64))
+    assert torch.equal(timestep[:, 2:], 1000 * t[:, None].expand(3, 3))
+    torch.testing.assert_close(x_t[1, :, 2:], 0.75 * z[1, :, 2:] + 0.25 * eps[1, :, 2:])
+    assert torch.equal(x_t[0], z[0])
+    assert torch.equal(x_t[2, :, 2:], eps[2, :, 2:])
+
+
+def test_each_condition_frame_has_its_own_noise_level() -> None:
+    z, eps = clips()
+    level = torch.tensor([[0.0, 0.1], [0.2, 0.0], [0.1, 0.1]], dtype=torch.float64)
+    x_t, timestep = noisy_input(z, eps, torch.full((3,), 0.5, dtype=torch.float64), level, 2)
+    for sample in range(3):
+        for frame in range(2):
+            a = float(level[sample, frame])
+            expected = (1 - a) * z[sample, :, frame] + a * eps[sample, :, frame]
+            torch.testing.assert_close(x_t[sample, :, frame], expected)
+    assert not timestep[:, :2].any()  # the model is not told about the noise
+
+
+def test_shift_moves_the_logit_of_time_by_its_logarithm() -> None:
+    u = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    moved = torch.logit(flow.shift_sigma(u, 3.0)) - torch.logit(u)
+    torch.testing.assert_close(moved, torch.full_like(u, math.log(3.0)))
+
+
+def test_weight_is_the_logit_normal_density() -> None:
+    u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    weight = flow.logit_normal_weight(u)
+    assert float(weight.mean()) == pytest.approx(1.0, abs=1e-4)
+    # Its mean of any function equals the mean over sigmoid of a standard normal.
+    normal = torch.special.ndtri(u)
+    assert float((weight * u.square()).mean()) == pytest.approx(
+        float(torch.sigmoid(normal).square().mean()), abs=1e-4
+    )
+
+
+def test_shift_grows_with_the_number_of_noisy_tokens() -> None:
+    def shift(tokens: int) -> float:
+        return flow.resolution_shift(tokens, reference_shift=3.0, reference_tokens=80, maximum=12.0)
+
+    assert shift(80) == 3.0
+    assert shift(320) == pytest.approx(6.0)
+    assert shift(16) == pytest.approx(3.0 / math.sqrt(5))
+    assert shift(1) == 1.0
+    assert shift(100_000) == 12.0
