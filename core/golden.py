@@ -416,20 +416,36 @@ def _rows_beyond_ties(
     dtype = recorded["q"].dtype
     q_pool = pool_blocks(layout_q.to_block(recorded["q"], 2), layout_q).to(dtype)
     k_pool = pool_blocks(layout_k.to_block(recorded["k"], 2), layout_k).to(dtype)
-    index = select_from_pooled(
-        q_pool,
-        k_pool,
-        sparsity=rule["sparsity"],
-        cdf_p=rule["cdf_threshold"],
-        min_blocks=0,
-        compat=True,
-    )
     ranked = q_pool @ k_pool.mT
+    number = 0 if rule["sparsity"] is None else int((1 - rule["sparsity"]) * ranked.shape[-1])
+    counts = torch.full(ranked.shape[:-1], number)
     if rule["cdf_threshold"] is not None:
         ranked = (ranked * q_pool.shape[-1] ** -0.5).softmax(-1)
-    masks = index.to_dense_mask(), recorded["block_mask"].bool()
+        # The public rule stops below the threshold, ours reaches it: only the numbers of blocks
+        # are repeated here, and which blocks they are is left to our selection.
+        mass = _scan(ranked.sort(dim=-1, descending=True).values)
+        counts = counts.maximum((mass.float() <= rule["cdf_threshold"]).sum(-1))
+    mask = torch.zeros_like(ranked, dtype=torch.bool)
+    for count in counts[counts > 0].unique().tolist():
+        index = select_from_pooled(q_pool, k_pool, topk=count)
+        mask |= index.to_dense_mask() & (counts == count)[..., None]
+    masks = mask, recorded["block_mask"].bool()
     ours, theirs = (ranked.masked_fill(~mask, -torch.inf).sort(dim=-1).values for mask in masks)
     return float((ours != theirs).any(-1).sum())
+
+
+def _scan(x: Tensor) -> Tensor:
+    """Prefix sums along the last axis in the order of a parallel scan, rounded in each step.
+
+    In bfloat16 the order of additions decides which sums reach a threshold; this is the one of
+    the GPU that the public implementation ran on. The last axis has a power of two of entries.
+    """
+    half = 1
+    while half < x.shape[-1]:
+        pair = x.unflatten(-1, (-1, 2, half))
+        x = torch.stack((pair[..., 0, :], pair[..., 1, :] + pair[..., 0, -1:]), dim=-2).flatten(-3)
+        half *= 2
+    return x
 
 
 CHECKS: dict[str, GoldenCheck] = {

@@ -39,7 +39,6 @@ def select_key_blocks(
     cdf_p: float,
     width: int,
     scale: float,
-    compat: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Lists and counts of the selected key blocks.
@@ -52,14 +51,12 @@ def select_key_blocks(
         cdf_p: share of mass, 0 for none.
         width: R.
         scale: factor of the scores.
-        compat: see :func:`longtake.kernels.block_sparse.selection.select_from_pooled`.
         backend: as for the attention.
 
     Returns:
         int32 indices [B, Hq, Nq, R] and counts [B, Hq, Nq].
     """
-    # Only PyTorch repeats the public rounding.
-    run = implementation("reference" if compat else backend, q_pool.device)
+    run = implementation(backend, q_pool.device)
     if run is not reference:
         indices, counts = run.select(q_pool, k_pool, kept, least, cdf_p, width, scale)
         return indices, counts
@@ -71,7 +68,7 @@ def select_key_blocks(
         if kept is not None:
             bits = kept[b if kept.shape[0] > 1 else 0, h if kept.shape[1] > 1 else 0, rows]
             must = unpack_bits(bits, num_keys)
-        chosen = _choose(scores, must, least, cdf_p, width, scale, compat)
+        chosen = _choose(scores, must, least, cdf_p, width, scale)
         indices[b, h, rows], counts[b, h, rows] = compact(chosen, width)
     return indices, counts
 
@@ -83,15 +80,11 @@ def _choose(
     cdf_p: float,
     width: int,
     scale: float,
-    compat: bool,
 ) -> Tensor:
     """Bool [rows, Nk] of the selected blocks, for ``scores`` [rows, Nk]."""
-    weights = (scores * scale).softmax(-1) if cdf_p else scores
-    # The public code ranks by rounded weights. Without rounding, scores give the same order.
-    ranked = weights if compat else scores
     # A NaN ranks first: it must show in the result, not be hidden by being left out.
     largest = torch.finfo(scores.dtype).max
-    ranked = ranked.nan_to_num(nan=largest, posinf=largest, neginf=-math.inf)
+    ranked = scores.nan_to_num(nan=largest, posinf=largest, neginf=-math.inf)
     if must is not None:
         ranked = ranked.masked_fill(must, math.inf)
     order = ranked.sort(dim=-1, descending=True, stable=True).indices
@@ -99,30 +92,9 @@ def _choose(
     if must is not None:
         count = torch.maximum(count, must.sum(-1))
     if cdf_p:
-        weights = weights.gather(-1, order)
-        if compat:
-            enough = (_scan(weights).float() <= cdf_p).sum(-1)
-        else:
-            enough = (weights.cumsum(-1) < cdf_p).sum(-1) + 1
-        count = torch.maximum(count, enough)
+        weights = (scores * scale).softmax(-1).gather(-1, order)
+        count = torch.maximum(count, (weights.cumsum(-1) < cdf_p).sum(-1) + 1)
     count = count.clamp(max=width)
     rank = torch.arange(order.shape[-1], device=order.device)
     taken = rank < count[:, None]
     return torch.zeros_like(taken).scatter_(-1, order, taken)
-
-
-def _scan(x: Tensor) -> Tensor:
-    """Prefix sums [rows, n] in the order of a parallel scan, rounded to the type in each step.
-
-    In bfloat16 the order of additions decides which sums reach a threshold; this is the one of
-    the GPU that the public implementation ran on (recorded masks agree for n = 16).
-    """
-    n = x.shape[-1]
-    size = 1 << (n - 1).bit_length()
-    y = torch.nn.functional.pad(x, (0, size - n))
-    half = 1
-    while half < size:
-        pair = y.unflatten(-1, (-1, 2, half))
-        y = torch.stack((pair[..., 0, :], pair[..., 1, :] + pair[..., 0, -1:]), dim=-2).flatten(1)
-        half *= 2
-    return y[:, :n]

@@ -30,7 +30,6 @@ def select_blocks(
     max_blocks: int | None = None,
     must_keep: Tensor | BlockIndex | None = None,
     scale: float | None = None,
-    compat: bool = False,
     backend: str = "auto",
 ) -> BlockIndex:
     """Select key blocks for every query block from the queries and keys themselves.
@@ -47,7 +46,6 @@ def select_blocks(
         max_blocks: upper bound.
         must_keep: blocks that are always selected.
         scale: factor of the scores, 1 / sqrt(D) by default.
-        compat: round as the public code does, starting with the means.
         backend: implementation.
 
     Returns:
@@ -57,8 +55,6 @@ def select_blocks(
         UserError: wrong shapes or rules.
     """
     q_pool, k_pool = pool_blocks(q, layout_q, backend), pool_blocks(k, layout_k, backend)
-    if compat:
-        q_pool, k_pool = q_pool.to(q.dtype), k_pool.to(k.dtype)
     return select_from_pooled(
         q_pool,
         k_pool,
@@ -69,7 +65,6 @@ def select_blocks(
         max_blocks=max_blocks,
         must_keep=must_keep,
         scale=scale,
-        compat=compat,
         backend=backend,
     )
 
@@ -86,7 +81,6 @@ def select_from_pooled(
     max_blocks: int | None = None,
     must_keep: Tensor | BlockIndex | None = None,
     scale: float | None = None,
-    compat: bool = False,
     backend: str = "auto",
 ) -> BlockIndex:
     """Select key blocks from block means.
@@ -107,9 +101,6 @@ def select_from_pooled(
             number: an index, or bool [Nq, Nk], [H, Nq, Nk] or [B, H, Nq, Nk], of which B and H
             may be 1. With a mask the lists have room for all Nk blocks.
         scale: factor of the scores, 1 / sqrt(D) by default; ``cdf_p`` depends on it.
-        compat: the public implementation's rule and rounding. All steps run in the type of the
-            means; r = int((1 - sparsity) Nk), which may be 0; ``cdf_p`` counts the blocks up to
-            which the sum is at most ``cdf_p``. Rows may get no block when ``min_blocks`` is 0.
         backend: as for the attention; "reference" runs in PyTorch on any device.
 
     Returns:
@@ -119,11 +110,10 @@ def select_from_pooled(
         UserError: wrong shapes or rules.
     """
     _check_pooled(q_pool, k_pool)
-    if not compat:
-        wide = torch.promote_types(q_pool.dtype, torch.float32)
-        q_pool, k_pool = q_pool.to(wide), k_pool.to(wide)
+    wide = torch.promote_types(q_pool.dtype, torch.float32)
+    q_pool, k_pool = q_pool.to(wide), k_pool.to(wide)
     num_keys = k_pool.shape[2]
-    count = count_from_rule(num_keys, topk=topk, sparsity=sparsity, compat=compat)
+    count = count_from_rule(num_keys, topk=topk, sparsity=sparsity)
     _check_rule(count, cdf_p, min_blocks, max_blocks)
     least = min(max(count or 0, min_blocks), num_keys)
     width = num_keys if cdf_p is not None else least
@@ -134,7 +124,7 @@ def select_from_pooled(
     if max_blocks is not None:
         width = min(width, max_blocks)
     scale = score_scale(scale, q_pool.shape[-1])
-    rule = (kept, least, cdf_p or 0.0, max(width, 1), scale, compat, backend)
+    rule = (kept, least, cdf_p or 0.0, max(width, 1), scale, backend)
     indices, counts = select_key_blocks(q_pool, k_pool, *rule)
     return BlockIndex(indices, counts, num_keys)
 
@@ -162,12 +152,10 @@ def count_from_rule(
     *,
     topk: int | None = None,
     sparsity: float | None = None,
-    compat: bool = False,
 ) -> int | None:
     """The number r of a top-r rule, or None without one.
 
-    (1 - 0.9) * 1000 is 99.99... in binary; a millionth is added before rounding down, except
-    with ``compat``, where r may also be 0.
+    (1 - 0.9) * 1000 is 99.99... in binary; a millionth is added before rounding down.
 
     Raises:
         UserError: two rules, or a value out of range.
@@ -197,8 +185,6 @@ def count_from_rule(
             expected="a number in [0, 1)",
             remedy="0.9375 keeps one block in 16",
         )
-    if compat:
-        return int((1 - sparsity) * num_key_blocks)
     return max(1, math.floor((1 - sparsity) * num_key_blocks + 1e-6))
 
 

@@ -1,4 +1,4 @@
-"""Selection against rankings done one row at a time; the public rule against hand-made rows."""
+"""Selection against rankings done one row at a time."""
 
 import math
 from typing import Any
@@ -184,11 +184,10 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(whole.counts, rowwise.counts)
 
 
-@pytest.mark.parametrize("compat", [False, True])
-def test_choice_never_waits_for_the_device(compat: bool) -> None:
+def test_choice_never_waits_for_the_device() -> None:
     scores = torch.zeros(5, 9, device="meta")
     must = torch.zeros(5, 9, dtype=torch.bool, device="meta")
-    assert ranking_module._choose(scores, must, 2, 0.5, 4, 1.0, compat).shape == (5, 9)
+    assert ranking_module._choose(scores, must, 2, 0.5, 4, 1.0).shape == (5, 9)
 
 
 def test_tokens_are_pooled_first_in_float32_and_without_gradient() -> None:
@@ -224,76 +223,25 @@ def test_recall_of_float32_scores(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_keys", "sparsity", "count", "public"),
+    ("num_keys", "sparsity", "count"),
     [
-        (1440, 0.9375, 90, 90),
-        (1320, 0.9375, 82, 82),
-        (1000, 0.9, 100, 99),  # 99.99999999999997 in binary
-        (8, 0.9375, 1, 0),  # half a block: the public rule selects nothing
-        (5, 0.0, 5, 5),
+        (1440, 0.9375, 90),
+        (1320, 0.9375, 82),
+        (1000, 0.9, 100),  # 99.99999999999997 in binary
+        (8, 0.9375, 1),  # half a block
+        (5, 0.0, 5),
     ],
 )
-def test_count_from_sparsity(num_keys: int, sparsity: float, count: int, public: int) -> None:
+def test_count_from_sparsity(num_keys: int, sparsity: float, count: int) -> None:
     assert count_from_rule(num_keys, sparsity=sparsity) == count
-    assert count_from_rule(num_keys, sparsity=sparsity, compat=True) == public
     assert count_from_rule(num_keys, topk=3) == 3 and count_from_rule(num_keys) is None
-
-
-def public_counts(weights: list[float], p: float, **options: Any) -> list[int]:
-    """Blocks that the public rule selects for one row with these softmax weights."""
-    q = torch.ones(1, 1, 1, 1)
-    k = torch.tensor(weights).log().view(1, 1, -1, 1)
-    options = {"compat": True, "min_blocks": 0, "scale": 1.0, **options}
-    return chosen(select_from_pooled(q, k, cdf_p=p, **options), (0, 0, 0))
-
-
-def test_the_public_mass_rule_stops_below_the_threshold() -> None:
-    weights = [0.125, 0.5, 0.125, 0.25]  # sums in order of weight: 0.5, 0.75, 0.875, 1
-    assert public_counts(weights, 0.4) == []  # the top weight exceeds p: nothing
-    assert public_counts(weights, 0.6) == [1]  # 0.5 <= 0.6 < 0.75
-    assert public_counts(weights, 0.8) == [1, 3]
-    assert public_counts(weights, 0.9) == [0, 1, 3]
-    assert public_counts(weights, 0.4, min_blocks=1) == [1]
-    # Ours goes on until the threshold is reached.
-    assert public_counts(weights, 0.4, compat=False) == [1]
-    assert public_counts(weights, 0.6, compat=False) == [1, 3]
-    assert public_counts(weights, 0.8, compat=False) == [0, 1, 3]
-
-
-def test_the_public_combination_takes_the_larger_count() -> None:
-    weights = [0.125, 0.5, 0.125, 0.25]
-    assert public_counts(weights, 0.6, sparsity=0.5) == [1, 3]  # 1 by mass, 2 by number
-    assert public_counts(weights, 0.9, sparsity=0.5) == [0, 1, 3]
-
-
-def test_the_public_number_may_be_none() -> None:
-    q, k = torch.ones(1, 1, 1, 1), torch.randn(1, 1, 8, 1)
-    public = select_from_pooled(q, k, sparsity=0.9375, compat=True, min_blocks=0)
-    assert public.counts.tolist() == [[[0]]] and public.indices.tolist() == [[[[-1]]]]
-    assert select_from_pooled(q, k, sparsity=0.9375).counts.tolist() == [[[1]]]
-
-
-def test_rounding_of_the_public_rule() -> None:
-    # bfloat16 steps above 1 are 2^-7. One by one, each 2^-8 is a tie that rounds back to 1. The
-    # scan adds neighbours first: 1 + 2^-8 -> 1 and 2^-8 + 2^-8 = 2^-7, then 1 + 2^-7.
-    x = torch.tensor([[1, 2**-8, 2**-8, 2**-8]], dtype=torch.bfloat16)
-    assert ranking_module._scan(x).tolist() == [[1, 1, 1, 1 + 2**-7]]
-    values = torch.rand(3, 11, dtype=torch.float64)
-    assert torch.allclose(ranking_module._scan(values), values.cumsum(-1), atol=1e-15)
-    # Means that differ below the bfloat16 step are tied, and the lower block wins.
-    layout = BlockLayout((1, 1, 4), (1, 1, 2))
-    q = torch.ones(1, 1, 4, 1).bfloat16()
-    k = torch.tensor([1.0, 1.0, 1.0, 1.0078125]).view(1, 1, 4, 1).bfloat16()
-    assert select_blocks(q, k, layout, layout, topk=1).indices.unique().tolist() == [1]
-    public = select_blocks(q, k, layout, layout, topk=1, compat=True)
-    assert public.indices.unique().tolist() == [0]
 
 
 def test_the_op_is_registered_properly() -> None:
     q, k = pooled(0, dtype=torch.float32)
     kept = BlockIndex.from_dense_mask(torch.eye(9, 13, dtype=torch.bool)).bits()
-    torch.library.opcheck(select_key_blocks, (q, k, kept, 3, 0.5, 8, 0.3, False, "auto"))
-    torch.library.opcheck(select_key_blocks, (q, k, None, 3, 0.0, 3, 0.3, False, "reference"))
+    torch.library.opcheck(select_key_blocks, (q, k, kept, 3, 0.5, 8, 0.3, "auto"))
+    torch.library.opcheck(select_key_blocks, (q, k, None, 3, 0.0, 3, 0.3, "reference"))
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_attention_and_gradients_agree_with_float64(interpreted: Any, case: str)
 )
 def test_selection_equals_sorting(interpreted: Any, rule: str) -> None:
     saved = interpreted["selection"][rule]
-    indices, counts = select_key_blocks(*saved["run"], False, "reference")
+    indices, counts = select_key_blocks(*saved["run"], "reference")
     assert torch.equal(saved["results"][0], indices)
     assert torch.equal(saved["results"][1], counts)
 
