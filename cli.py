@@ -24,7 +24,6 @@ from typing import Annotated
 import typer
 
 from longtake import __version__
-from longtake.commands.bench import bench
 from longtake.commands.check import check
 from longtake.commands.evaluate import evaluate
 from longtake.commands.generate import generate
@@ -44,7 +43,6 @@ app.add_typer(grpo, name="grpo")
 app.add_typer(rewards, name="rewards")
 app.add_typer(evaluate, name="eval")
 app.add_typer(check, name="check")
-app.add_typer(bench, name="bench")
 app.add_typer(sandbox, name="sandbox")
 app.command("generate")(generate)
 

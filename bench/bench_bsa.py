@@ -1,7 +1,7 @@
 """Block-sparse attention on one device: ours, dense attention and FlexAttention in one run.
 
-    python cli.py bench bsa           one GPU, minutes; writes bench/results/bsa.json
-    python cli.py bench bsa --tiny    CPU, seconds, the reference backend
+    python bench/bench_bsa.py           one GPU, minutes; writes bench/results/bsa.json
+    python bench/bench_bsa.py --tiny    CPU, seconds, the reference backend
 
 The operator is timed as a user calls it: block means, scores, selection and, for gradients, the
 inversion of the lists are included. The lists follow from the queries and keys: independent ones

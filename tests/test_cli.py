@@ -68,8 +68,6 @@ COMMANDS = [
     ("eval", "bench", "import"),
     ("eval", "bench", "sample"),
     ("eval", "bench", "render-images"),
-    ("bench",),
-    ("bench", "bsa"),
     ("generate",),
 ]
 
