@@ -1,6 +1,5 @@
 """`sandbox`: the synthetic world and the model that was trained in it."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,25 +25,9 @@ def sandbox_render(
 
     Example: python cli.py sandbox render --out runs/clips --count 16 --seed 0
     """
-    from longtake.evaluation.samples import Sample, write_samples
     from longtake.sandbox.gallery import render_to_directory
 
-    sheet = render_to_directory(out, count, seed, split, corrupt)
-    texts = (out / "captions.jsonl").read_text(encoding="ascii").splitlines()
-    write_samples(
-        out / "samples.csv",
-        [
-            Sample(
-                sample=Path(record["clip"]).stem,
-                model="render" if record["corruption"] == "none" else record["corruption"],
-                prompt=f"scene-{record['index']}",
-                caption=record["caption"],
-                video=record["clip"],
-            )
-            for record in map(json.loads, texts)
-        ],
-    )
-    typer.echo(sheet)
+    typer.echo(render_to_directory(out, count, seed, split, corrupt))
 
 
 @sandbox.command("pretrain")
@@ -165,7 +148,7 @@ def sandbox_oracles(
 
     Example: python cli.py sandbox oracles clip.mp4 --prompt "a red circle moves left"
     """
-    from longtake.sandbox.clip_file import score_file
+    from longtake.sandbox.gallery import score_file
 
     for name, score in score_file(video, prompt).items():
         typer.echo(f"{name:<12}{score:.4f}")

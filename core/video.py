@@ -1,11 +1,10 @@
-"""Video files: H.264 mp4, gif, png and contact sheets, through PyAV and Pillow.
+"""Video files: H.264 mp4, gif and png, through PyAV and Pillow.
 
 A clip is [T, 3, H, W], uint8 or float in [0, 1]. Small clips are enlarged by whole factors with
 nearest neighbour, so that a 64x64 clip can be watched without a player smoothing it.
 """
 
 import math
-from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -14,14 +13,13 @@ import av
 import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from longtake.runtime.errors import UserError
 from longtake.runtime.files import replacing
 
 _CRF = "12"  # visually lossless for flat sprites; mp4 files stay a few kB
-_MAX_LABEL_LINES = 3
 _SMALL_FRAME = 1 << 17  # pixels; starting a thread per core takes longer than decoding such frames
 
 
@@ -156,52 +154,6 @@ def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Tensor,
     return video.permute(0, 3, 1, 2).contiguous(), float(rate) if rate else math.nan
 
 
-def contact_sheet(
-    videos: Tensor,
-    frames: int | Sequence[int] = 4,
-    labels: Sequence[str] | None = None,
-    columns: int = 2,
-    scale: int = 1,
-) -> Tensor:
-    """One picture of many clips: each clip a strip of frames, its label underneath.
-
-    Args:
-        videos: [N, T, 3, H, W], uint8 or float in [0, 1].
-        frames: indices to show, or how many to spread evenly over the clip.
-        labels: one text per clip, wrapped to the width of its strip.
-        columns: strips per row.
-        scale: enlargement of the frames.
-
-    Returns:
-        uint8 [height, width, 3].
-
-    Raises:
-        UserError: no clips, or a number of labels that differs from the number of clips.
-    """
-    if videos.ndim != 5 or videos.shape[2] != 3 or not len(videos):
-        raise UserError(
-            "a contact sheet needs RGB clips",
-            received=tuple(videos.shape),
-            expected="[N, T, 3, H, W] with N >= 1",
-            remedy="add the batch axis with video[None]",
-        )
-    if labels is not None and len(labels) != len(videos):
-        raise UserError(
-            "labels and clips differ in number",
-            received=f"{len(labels)} labels",
-            expected=f"{len(videos)}",
-            remedy="pass one label per clip or none",
-        )
-    num_frames = videos.shape[1]
-    if isinstance(frames, int):
-        spread = torch.linspace(0, num_frames - 1, max(1, min(frames, num_frames)))
-        frames = [int(i) for i in spread.round()]
-    shown = upscale(to_uint8(videos[:, list(frames)]).cpu(), scale)
-    strips = shown.permute(0, 3, 1, 4, 2)  # [N, H, F, W, 3]
-    strips = strips.reshape(len(videos), strips.shape[1], -1, 3)
-    return _layout(strips.numpy(), labels, max(1, min(columns, len(videos))))
-
-
 def write_png(image: Tensor, path: str | Path) -> Path:
     """Write uint8 [H, W, 3].
 
@@ -215,40 +167,6 @@ def write_png(image: Tensor, path: str | Path) -> Path:
     except OSError as error:
         raise _unwritable(target, error) from error
     return target
-
-
-def _layout(strips: np.ndarray, labels: Sequence[str] | None, columns: int) -> Tensor:
-    num, height, width, _ = strips.shape
-    margin = 4
-    font = ImageFont.load_default()
-    lines = [_wrap(label, font, width) for label in labels] if labels is not None else []
-    line_px = 13
-    label_px = line_px * max((len(wrapped) for wrapped in lines), default=0)
-    cell_h, cell_w = height + label_px + margin, width + margin
-    rows = -(-num // columns)
-    sheet = Image.new("RGB", (columns * cell_w + margin, rows * cell_h + margin), (255, 255, 255))
-    draw = ImageDraw.Draw(sheet)
-    for index, strip in enumerate(strips):
-        x, y = margin + index % columns * cell_w, margin + index // columns * cell_h
-        sheet.paste(Image.fromarray(np.ascontiguousarray(strip)), (x, y))
-        for line, text in enumerate(lines[index] if lines else []):
-            draw.text((x, y + height + line * line_px), text, fill=(0, 0, 0), font=font)
-    return torch.from_numpy(np.array(sheet))
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Break text into at most three lines of ``width`` pixels; the default font is Latin-1."""
-    lines = [""]
-    for word in text.encode("latin-1", "replace").decode("latin-1").split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    if len(lines) > _MAX_LABEL_LINES:
-        lines = lines[:_MAX_LABEL_LINES]
-        lines[-1] += " ..."
-    return lines
 
 
 def _frames(video: Tensor, fps: float, scale: int) -> np.ndarray:

@@ -1,10 +1,14 @@
-"""Captions of scenes in three lengths, and the exact inverse of that grammar.
+"""Captions of scenes in three lengths, the exact inverse of that grammar, and lists of prompts.
 
 A template is a string with slots. The same templates that write captions are compiled to regular
 expressions that read them, so the parser accepts what the writer can say and nothing else.
 Slots carry the sprite's number: ``{colour1}``. ``{act1}`` is a finite verb phrase ("moves left"),
 ``{doing1}`` a participle ("moving left"), ``{tag1}`` a bare word ("left"); each of them may be
 followed by an adverb of speed, ``{act_speed1}``, which vanishes for still sprites.
+
+Prompts of the train and of the held-out split state shape, colour and motion of every sprite. The
+splits are disjoint in that combination (``facts.split_of``), so no held-out prompt can describe a
+training clip.
 """
 
 import random
@@ -15,8 +19,8 @@ from typing import Literal, get_args
 
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import derive_key
-from longtake.sandbox.facts import BACKGROUNDS, COLOURS, SHAPES, Facts, SpriteFacts
-from longtake.sandbox.scene import Scene
+from longtake.sandbox.facts import BACKGROUNDS, COLOURS, SHAPES, Facts, Split, SpriteFacts
+from longtake.sandbox.scene import Scene, sample_scene
 
 Length = Literal["short", "medium", "long"]
 Phrases = Mapping[str, tuple[str, ...]]
@@ -109,6 +113,8 @@ TEMPLATES: dict[int, dict[Length, tuple[str, ...]]] = {
     },
 }
 LENGTHS: tuple[Length, ...] = get_args(Length)
+SPLIT_ATTRIBUTES = ("colour", "shape", "motion")
+"""What proves the split of a scene."""
 
 _SLOT = re.compile(r"\{(colour|shape|size|act|doing|tag|background)(_speed)?([12]?)\}")
 _MOTION_SLOTS: dict[str, tuple[Phrases, Phrases, str]] = {
@@ -143,24 +149,14 @@ def caption(
             are still drawn from ``seed``.
         length: only templates of this length; None draws the length first, each with chance 1/3.
         states: attributes that the caption has to state (for each sprite), e.g. ("motion",).
-
-    Raises:
-        UserError: variant out of range, or no template states all of ``states``.
     """
     draws = random.Random(derive_key(seed, "caption"))
     number = len(scene.sprites)
     if length is None and variant is None:
         length = draws.choice(LENGTHS)
     pool = [t for t in templates(number, length) if set(states) <= _stated_attributes(t)]
-    if not pool and variant is None:
+    if not pool:  # none of this length states them all
         pool = [t for t in templates(number) if set(states) <= _stated_attributes(t)]
-    if not pool or not 0 <= (variant or 0) < len(pool):
-        raise UserError(
-            "no such caption template",
-            received={"variant": variant, "length": length, "states": tuple(states)},
-            expected=f"variant below {len(pool)}, attributes that a template can state",
-            remedy="list them with longtake.sandbox.captions.templates",
-        )
     template = draws.choice(pool) if variant is None else pool[variant]
     facts = scene.facts()
 
@@ -198,17 +194,20 @@ def parse_caption(text: str) -> Facts:
         "caption outside of the sandbox grammar",
         received=text,
         expected='text such as "a small red circle moves left slowly on a black background"',
-        remedy="write prompts with longtake.sandbox.splits.prompts or captions.caption",
+        remedy="take one of benchmarks_data/sandbox_prompts, or of sandbox render",
     )
 
 
-def vocabulary() -> tuple[str, ...]:
-    """Every word and punctuation mark that a caption can contain, sorted."""
-    texts = ["an", *COLOURS, *SHAPES, *BACKGROUNDS]
-    for phrases in (_SIZE, _ADVERB, _SPEED_TAG, _ACT, _DOING, _TAG):
-        texts += [phrase for options in phrases.values() for phrase in options]
-    texts += [_SLOT.sub(" ", template) for number in TEMPLATES for template in templates(number)]
-    return tuple(sorted(set(re.findall(r"[a-z]+|[.,:]", " ".join(texts)))))
+def prompts(split: Split, n: int, seed: int = 0) -> list[str]:
+    """``n`` distinct prompts of a split; the first k do not depend on n."""
+    texts: dict[str, None] = {}
+    index = 0
+    while len(texts) < n:
+        scene = sample_scene(derive_key(seed, "prompts"), index, split)
+        key = derive_key(seed, "prompt", index)
+        texts.setdefault(caption(scene, key, states=SPLIT_ATTRIBUTES))
+        index += 1
+    return list(texts)
 
 
 def _stated_attributes(template: str) -> set[str]:
@@ -231,11 +230,11 @@ def _alternatives(words: Sequence[str]) -> str:
 @cache
 def _patterns() -> tuple[tuple[int, re.Pattern[str]], ...]:
     """Number of sprites and compiled expression of each template."""
-    compiled = []
-    for number in TEMPLATES:
-        for template in templates(number):
-            compiled.append((number, re.compile(_expression(template))))
-    return tuple(compiled)
+    return tuple(
+        (number, re.compile(_expression(template)))
+        for number in TEMPLATES
+        for template in templates(number)
+    )
 
 
 def _expression(template: str) -> str:
@@ -272,18 +271,18 @@ def _read(groups: Mapping[str, str | None], number: int) -> Facts:
     """Map the matched phrases of a caption back to facts."""
     sprites = []
     for label in ("1", "2")[:number]:
-        found: dict[str, str] = {}
+        words: dict[str, str] = {}
         for name, phrase in groups.items():
             if phrase is None or not name.endswith(label):
                 continue
             kind = name[:-1]
             if kind in _MOTION_SLOTS:
-                found["motion"] = _inverse(_MOTION_SLOTS[kind][0])[phrase]
+                words["motion"] = _inverse(_MOTION_SLOTS[kind][0])[phrase]
             elif kind == "speed":
-                found["speed"] = (_inverse(_ADVERB) | _inverse(_SPEED_TAG))[phrase]
+                words["speed"] = (_inverse(_ADVERB) | _inverse(_SPEED_TAG))[phrase]
             elif kind == "size":
-                found["size"] = _inverse(_SIZE)[phrase]
+                words["size"] = _inverse(_SIZE)[phrase]
             else:
-                found[kind] = phrase
-        sprites.append(SpriteFacts(**found))
+                words[kind] = phrase
+        sprites.append(SpriteFacts(**words))
     return Facts(sprites=tuple(sprites), background=groups.get("background"))

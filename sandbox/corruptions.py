@@ -27,6 +27,9 @@ MAX_MELT_PX = 9.0
 MAX_GHOST = 0.88
 MAX_CLUTTER = 0.45
 
+SATURATION_RANGE = (0.3, 1.7)  # factor on the distance of each pixel from its luma
+LUMA = (0.299, 0.587, 0.114)
+
 
 def blur(video: Tensor, strength: float | Tensor, generator: torch.Generator) -> Tensor:
     """Gaussian blur of each frame, standard deviation up to 3 px."""
@@ -189,14 +192,22 @@ def apply_damage(
     """Apply to clip b the corruption ``names[b]`` at ``strengths[b]``; one call per corruption."""
     out = video.clone()
     for name, corrupt in CORRUPTIONS.items():
-        rows = [
-            row for row, chosen in enumerate(names) if chosen == name and float(strengths[row]) > 0
-        ]
+        rows = [row for row, drawn in enumerate(names) if drawn == name and strengths[row] > 0]
         if rows:
             index = torch.tensor(rows, device=video.device)
             strength = strengths[rows].to(device=video.device, dtype=video.dtype)
             out[index] = corrupt(video[index], strength, generator)
     return out
+
+
+def scale_saturation(video: Tensor, factor: float) -> Tensor:
+    """Move pixels [..., 3, H, W] away from (factor > 1) or towards (< 1) their BT.601 luma.
+
+    No corruption: no caption and no oracle asks for a saturation. It is what a colour bias acts on.
+    """
+    luma = sum(w * channel for w, channel in zip(LUMA, video.unbind(-3), strict=True))
+    gray = torch.as_tensor(luma).unsqueeze(-3)
+    return torch.lerp(gray, video, factor).clamp(0, 1)
 
 
 def wild_clip(

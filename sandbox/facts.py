@@ -7,8 +7,6 @@ background of the clip. ``Facts`` holds only what a caption states; ``None`` mea
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from longtake.runtime.errors import UserError
-
 Split = Literal["train", "held_out"]
 Rgb = tuple[float, float, float]
 
@@ -73,11 +71,6 @@ class Facts:
     sprites: tuple[SpriteFacts, ...]
     background: str | None = None
 
-    def count(self) -> int:
-        """Number of stated facts."""
-        stated = sum(len(sprite.stated()) for sprite in self.sprites)
-        return stated + (self.background is not None)
-
 
 def split_of(shape: str, colour: str, motion: str) -> Split:
     """The split that owns the combination (shape, colour, motion) of one sprite.
@@ -87,14 +80,3 @@ def split_of(shape: str, colour: str, motion: str) -> Split:
     """
     index = 2 * SHAPES.index(shape) + list(COLOURS).index(colour) + MOTIONS.index(motion)
     return "held_out" if index % len(MOTIONS) == 3 else "train"
-
-
-def check_split(split: str | None) -> None:
-    """Raise UserError unless ``split`` is None, "train" or "held_out"."""
-    if split not in (None, "train", "held_out"):
-        raise UserError(
-            "unknown split",
-            received=split,
-            expected='"train", "held_out" or None',
-            remedy='use split="train" for anything that enters training',
-        )

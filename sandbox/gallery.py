@@ -1,25 +1,31 @@
-"""Clips a person can look at: mp4 files, their captions and one contact sheet."""
+"""Clips in files: rendered ones for people to look at, and what the oracles say about a file."""
 
-import json
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from longtake.core.video import contact_sheet, to_uint8, write_mp4, write_png
-from longtake.runtime.errors import RunDirectoryError, UserError
+from longtake.core.video import read_video, to_uint8, write_mp4
+from longtake.evaluation.samples import Sample, write_samples
+from longtake.runtime.errors import UserError
+from longtake.runtime.files import explained, replacing, write_jsonl
 from longtake.runtime.rng import derive_key, generator
 from longtake.sandbox.captions import caption
 from longtake.sandbox.corruptions import apply_damage, draw_damage
-from longtake.sandbox.facts import FPS, Split
+from longtake.sandbox.facts import FPS, FRAME_PX, Split
+from longtake.sandbox.oracles import oracle_scores
 from longtake.sandbox.render import render
 from longtake.sandbox.scene import sample_scenes
 
 CLIP_SCALE = 4  # 256 x 256 px mp4 files
-SHEET_SCALE = 2
 SHEET_FRAMES = (0, 4, 8, 12, 16)
 SHEET_COLUMNS = 3
+SHEET_CLIPS = 60  # what is left to look at in one picture
+STRIP_INCHES = (5.0, 1.45)  # five frames side by side, and their text
+LABEL_CHARACTERS = 76
 
 
 def render_to_directory(
@@ -29,75 +35,95 @@ def render_to_directory(
     split: Split | None = None,
     corrupt: bool = False,
 ) -> Path:
-    """Write ``count`` clips to ``out``: clips/0000.mp4 ..., captions.jsonl, contact_sheet.png.
+    """Write clips/0000.mp4 ..., captions.jsonl, samples.csv (for ``eval``) and contact_sheet.png.
 
     Args:
         out: directory; created when missing, files of the same name are replaced.
         count: number of clips, at least 1.
         seed: names scenes, captions and damage.
-        split: None, "train" or "held_out".
-        corrupt: damage every clip by one random corruption; the label then names it.
+        split: None is the whole world.
+        corrupt: damage every clip by one random corruption; its label then names it.
 
     Returns:
         The path of the contact sheet.
 
     Raises:
-        UserError: count below 1 or unknown split.
         RunDirectoryError: ``out`` cannot be written.
     """
-    if count < 1:
-        raise UserError(
-            "nothing to render",
-            received=count,
-            expected="count of at least 1",
-            remedy="pass --count 24",
-        )
     scenes = sample_scenes(seed, 0, count, split)
     texts = [caption(scene, derive_key(seed, "gallery", i)) for i, scene in enumerate(scenes)]
-    video = render(scenes)
-    labels, damage = list(texts), [("none", 0.0)] * count
+    video, labels = render(scenes), list(texts)
+    names, strengths = ["none"] * count, [0.0] * count
     if corrupt:
-        video, damage = _damaged(video, seed)
+        names, drawn = draw_damage(count, generator(seed, "gallery", "damage"))
+        rng = generator(seed, "gallery", "noise")
+        video, strengths = to_uint8(apply_damage(video / 255, names, drawn, rng)), drawn.tolist()
         labels = [
             f"{name.replace('_', ' ')} {strength:.2f}: {text}"
-            for text, (name, strength) in zip(texts, damage, strict=True)
+            for name, strength, text in zip(names, strengths, texts, strict=True)
         ]
     records = [
         {
             "clip": f"clips/{i:04d}.mp4",
             "caption": texts[i],
-            "corruption": damage[i][0],
-            "strength": round(damage[i][1], 4),
+            "corruption": names[i],
+            "strength": round(strengths[i], 4),
             "seed": seed,
             "index": i,
             "split": split,
         }
         for i in range(count)
     ]
+    samples = [
+        Sample(
+            sample=f"{i:04d}",
+            model="render" if names[i] == "none" else names[i],
+            prompt=f"scene-{i}",
+            caption=texts[i],
+            video=f"clips/{i:04d}.mp4",
+        )
+        for i in range(count)
+    ]
+    write_jsonl(out / "captions.jsonl", records)
+    write_samples(out / "samples.csv", samples)
+    for i, clip in enumerate(video):
+        write_mp4(clip, out / f"clips/{i:04d}.mp4", fps=FPS, scale=CLIP_SCALE)
+    return contact_sheet(video[:SHEET_CLIPS], labels, out / "contact_sheet.png")
+
+
+def contact_sheet(video: Tensor, labels: Sequence[str], path: Path) -> Path:
+    """Draw uint8 clips [N, T, 3, H, W] as strips of five frames, each below its label."""
+    rows = -(-len(video) // SHEET_COLUMNS)
+    width, height = STRIP_INCHES
+    figure = Figure(figsize=(SHEET_COLUMNS * width, rows * height), layout="constrained", dpi=100)
     # A white column at the right of each frame keeps the frames of a strip apart.
-    framed = F.pad(video, (0, 1), value=255)
-    sheet = contact_sheet(
-        framed, frames=SHEET_FRAMES, labels=labels, columns=SHEET_COLUMNS, scale=SHEET_SCALE
-    )
-    try:
-        (out / "clips").mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(record) + "\n" for record in records)
-        (out / "captions.jsonl").write_text(lines, encoding="ascii")
-    except OSError as error:
-        raise RunDirectoryError(
-            f"cannot write to the output directory ({error.strerror})",
-            received=str(out),
-            expected="a writable directory with free space",
-            remedy="choose another --out",
-        ) from error
-    for clip, record in zip(video, records, strict=True):
-        write_mp4(clip, out / str(record["clip"]), fps=FPS, scale=CLIP_SCALE)
-    return write_png(sheet, out / "contact_sheet.png")
+    strips = F.pad(video[:, list(SHEET_FRAMES)], (0, 1), value=255).permute(0, 3, 1, 4, 2)
+    for axes in figure.subplots(rows, SHEET_COLUMNS, squeeze=False).flat:
+        axes.set_axis_off()
+    for axes, strip, label in zip(figure.axes, strips, labels, strict=False):
+        axes.imshow(strip.flatten(1, 2).numpy(), interpolation="nearest")
+        axes.set_title(textwrap.fill(label, LABEL_CHARACTERS), loc="left", fontsize=8)
+    with explained("write the contact sheet", path), replacing(path) as temporary:
+        figure.savefig(temporary)
+    return path
 
 
-def _damaged(video: Tensor, seed: int) -> tuple[Tensor, list[tuple[str, float]]]:
-    """Damage uint8 clips; returns the clips and (corruption, strength) of each."""
-    names, strengths = draw_damage(len(video), generator(seed, "gallery", "damage"))
-    floats = video.to(torch.float32) / 255
-    floats = apply_damage(floats, names, strengths, generator(seed, "gallery", "noise"))
-    return to_uint8(floats), list(zip(names, strengths.tolist(), strict=True))
+def score_file(path: Path, caption: str) -> dict[str, float]:
+    """Score a clip file by every oracle, each in [0, 1]; NaN where a clip cannot be judged.
+
+    Files that were enlarged by a whole factor for human eyes are averaged back first, because the
+    oracles measure speeds and sizes in pixels of the sandbox.
+
+    Raises:
+        UserError: an unreadable file, another size, or a caption outside of the grammar.
+    """
+    video, _ = read_video(path)  # [T, 3, H, W], uint8
+    height, width = video.shape[-2:]
+    if height != width or height % FRAME_PX:
+        raise UserError(
+            "not a sandbox clip",
+            received=f"{height}x{width} pixels in {path}",
+            expected=f"{FRAME_PX}x{FRAME_PX} pixels, or a whole multiple",
+        )
+    pixels = F.avg_pool2d(video.float() / 255, height // FRAME_PX)
+    return {name: score.item() for name, score in oracle_scores(pixels[None], [caption]).items()}

@@ -25,23 +25,18 @@ from longtake.sandbox.annotators import (
     colourfulness,
     label_statistics,
 )
-from longtake.sandbox.captions import caption
-from longtake.sandbox.corruptions import CORRUPTIONS
-from longtake.sandbox.facts import Split, check_split
+from longtake.sandbox.captions import SPLIT_ATTRIBUTES, caption
+from longtake.sandbox.corruptions import CORRUPTIONS, SATURATION_RANGE, scale_saturation
+from longtake.sandbox.facts import Split
 from longtake.sandbox.oracles import oracle_scores
 from longtake.sandbox.render import render
 from longtake.sandbox.scene import Scene, sample_scene
-from longtake.sandbox.splits import SPLIT_ATTRIBUTES
 
 STRENGTHS = (0.15, 0.35, 0.6, 1.0)
 """Strengths of the corruptions; the oracles fall over this range (tests/sandbox)."""
-SATURATION_RANGE = (0.3, 1.7)
-"""Factor on the distance of each pixel from its luma."""
 
 WRONG_SCENE = "wrong scene"
 """Origin of the render of another scene."""
-
-_LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +121,6 @@ def preference_prompts(split: Split, start: int, count: int, seed: int) -> list[
     Raises:
         UserError: unknown split.
     """
-    check_split(split)
     return [_prompt(_scene(seed, split, i), seed, split, i) for i in range(start, start + count)]
 
 
@@ -143,7 +137,6 @@ def candidate_pools(
 
     Arguments and errors as :func:`candidate_pairs`, which draws its pairs from these pools.
     """
-    check_split(split)
     for index in range(start, start + count):
         prompt = _prompt(_scene(seed, split, index), seed, split, index)
         yield prompt, _pool(split, index, seed, config, samples)
@@ -220,13 +213,6 @@ def preference_statistics(
         )
         for dimension in DIMENSION_ORACLES
     }
-
-
-def scale_saturation(video: Tensor, factor: float) -> Tensor:
-    """Move pixels away from (factor > 1) or towards (< 1) their BT.601 luma; [..., 3, H, W]."""
-    luma = sum(w * channel for w, channel in zip(_LUMA, video.unbind(-3), strict=True))
-    gray = torch.as_tensor(luma).unsqueeze(-3)
-    return torch.lerp(gray, video, factor).clamp(0, 1)
 
 
 def _scene(seed: int, split: Split, index: int) -> Scene:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from longtake.runtime.errors import UserError
 from longtake.sandbox.facts import BACKGROUNDS, COLOURS, FRAME_PX, NUM_FRAMES
 from longtake.sandbox.scene import REACH, Scene, Sprite
 
@@ -41,19 +40,8 @@ def render(
 
     Returns:
         [B, T, 3, size, size].
-
-    Raises:
-        UserError: no scenes, or more frames than the paths were fitted for.
     """
-    if not scenes:
-        raise UserError("nothing to render", received=0, expected="at least one scene")
-    if not 1 <= num_frames <= NUM_FRAMES:
-        raise UserError(
-            "wrong number of frames",
-            received=num_frames,
-            expected=f"1 to {NUM_FRAMES}",
-            remedy="paths are fitted to the frame for 17 frames; render fewer",
-        )
+    assert 1 <= num_frames <= NUM_FRAMES, num_frames  # after frame 17 a path may leave the frame
     fills = torch.tensor([BACKGROUNDS[scene.background] for scene in scenes]).mul(255).round()
     video = fills.to(torch.uint8).to(device)[:, None, :, None, None]
     video = video.expand(-1, num_frames, -1, size, size).contiguous()  # [B, T, 3, H, W]
@@ -95,10 +83,10 @@ def _paint(video: Tensor, owners: list[int], sprites: list[Sprite], shape: str) 
     pixels = video.view(-1)
     colours = torch.tensor([COLOURS[s.colour] for s in sprites]).mul(255).to(device)
     for channel in range(3):
-        place = address + channel * size * size
-        below = pixels.index_select(0, place).to(torch.float32).view_as(alpha)
+        target = address + channel * size * size
+        below = pixels.index_select(0, target).to(torch.float32).view_as(alpha)
         blended = below + alpha * (colours[:, channel, None] - below)
-        pixels.index_copy_(0, place, blended.round().to(torch.uint8).flatten())
+        pixels.index_copy_(0, target, blended.round().to(torch.uint8).flatten())
 
 
 def signed_distance(shape: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:

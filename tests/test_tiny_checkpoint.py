@@ -18,12 +18,11 @@ from longtake.rewards import load_suite
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.reward_directory import read_reward_directory
 from longtake.rewards.suite import RewardSuite
-from longtake.sandbox.captions import caption
+from longtake.sandbox.captions import SPLIT_ATTRIBUTES, caption, prompts
 from longtake.sandbox.corruptions import CORRUPTIONS
 from longtake.sandbox.oracles import oracle_scores
 from longtake.sandbox.render import render
 from longtake.sandbox.scene import sample_scenes
-from longtake.sandbox.splits import SPLIT_ATTRIBUTES, prompts
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "checkpoints" / "tiny"

@@ -13,10 +13,12 @@ fixed prompt of ``hpsv3_general``, gets that one half of the time ("...; noise 3
 import dataclasses
 import json
 import math
+import random
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,16 +38,32 @@ from longtake.runtime.device import pick_device
 from longtake.runtime.errors import ConfigError, UserError
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.rng import derive_key, generator
-from longtake.sandbox.captions import caption
-from longtake.sandbox.corruptions import CORRUPTIONS, apply_damage, draw_damage
-from longtake.sandbox.facts import FPS
-from longtake.sandbox.misstatements import ATTRIBUTES, misstated, wrong_facts
-from longtake.sandbox.preferences import SATURATION_RANGE, scale_saturation
+from longtake.sandbox.captions import SPLIT_ATTRIBUTES, caption, parse_caption
+from longtake.sandbox.corruptions import (
+    CORRUPTIONS,
+    SATURATION_RANGE,
+    apply_damage,
+    draw_damage,
+    scale_saturation,
+)
+from longtake.sandbox.facts import (
+    BACKGROUNDS,
+    COLOURS,
+    FPS,
+    MOTIONS,
+    SHAPES,
+    SIZES,
+    SPEEDS,
+    SPRITE_ATTRIBUTES,
+    Facts,
+    split_of,
+)
 from longtake.sandbox.recipes.tiny_vlm import TinySize, write_tiny_base
 from longtake.sandbox.render import render
-from longtake.sandbox.scene import sample_scenes
-from longtake.sandbox.splits import SPLIT_ATTRIBUTES
+from longtake.sandbox.scene import LANE_MOTIONS, Scene, Sprite, sample_scenes
 
+ATTRIBUTES = (*SPRITE_ATTRIBUTES, "background")
+"""What a caption can state, and misstate."""
 GRADES = 4
 """Strengths that a text tells apart."""
 DAMAGED_SHARE = 0.6
@@ -88,6 +106,71 @@ def verdict_texts() -> list[str]:
     names = [name.replace("_", " ") for name in CORRUPTIONS]
     damage = [f"{name} {n + 1}" for name in names for n in range(GRADES)]
     return ["fits", *(f"wrong {name}" for name in ATTRIBUTES), "clean", "static", *damage]
+
+
+def misstated(scene: Scene, seed: int, changes: int = 1) -> Scene:
+    """A scene to caption in place of ``scene``: up to ``changes`` of its attributes are others.
+
+    Attributes are drawn with replacement; one that cannot change stays. Only the facts of the
+    result are meant to be used. It stays in the train split when ``scene`` is in it.
+    """
+    draws = random.Random(derive_key(seed, "misstated"))
+    for _ in range(changes):
+        attribute = draws.choice(ATTRIBUTES)
+        if attribute == "background":
+            others = [name for name in BACKGROUNDS if name != scene.background]
+            scene = dataclasses.replace(scene, background=draws.choice(others))
+            continue
+        slot = draws.randrange(len(scene.sprites))
+        sprites = list(scene.sprites)
+        sprites[slot] = _other(scene, sprites[slot], attribute, draws)
+        changed = dataclasses.replace(scene, sprites=tuple(sprites))
+        if _is_train(changed) >= _is_train(scene):
+            scene = changed
+    return scene
+
+
+def wrong_facts(truth: Facts, text: str) -> list[str]:
+    """Attributes that a caption states and that are not so, in the order of :data:`ATTRIBUTES`.
+
+    ``truth`` holds all facts of the clip, sprites in the caption's order.
+    """
+    told = parse_caption(text)
+    wrong = {
+        name
+        for stated, true in zip(told.sprites, truth.sprites, strict=True)
+        for name, value in stated.stated().items()
+        if getattr(true, name) != value
+    }
+    if told.background not in (None, truth.background):
+        wrong.add("background")
+    return [name for name in ATTRIBUTES if name in wrong]
+
+
+def _other(scene: Scene, sprite: Sprite, attribute: str, draws: random.Random) -> Sprite:
+    """The sprite with another value of an attribute; a still one has no speed to change."""
+    pair = len(scene.sprites) > 1
+    taken = [other.colour for other in scene.sprites]
+    options: dict[str, Sequence[str]] = {
+        "colour": [name for name in COLOURS if name not in taken],
+        "shape": [name for name in SHAPES if name != sprite.shape],
+        "size": [name for name in SIZES if name != sprite.size],
+        "motion": [m for m in (LANE_MOTIONS if pair else MOTIONS) if m != sprite.motion],
+        "speed": [] if sprite.speed is None else [s for s in SPEEDS if s != sprite.speed],
+    }
+    if not options[attribute]:
+        return sprite
+    value = draws.choice(options[attribute])
+    if attribute != "motion":
+        change: dict[str, Any] = {attribute: value}
+        return dataclasses.replace(sprite, **change)
+    speed = None if value == "still" else sprite.speed or draws.choice(list(SPEEDS))
+    return dataclasses.replace(sprite, motion=value, speed=speed)
+
+
+def _is_train(scene: Scene) -> bool:
+    """Whether every sprite's combination belongs to the train split."""
+    return all(split_of(s.shape, s.colour, s.motion) == "train" for s in scene.sprites)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,6 @@ from PIL import Image
 from torch import Tensor
 
 from longtake.core.video import (
-    contact_sheet,
     read_video,
     to_uint8,
     upscale,
@@ -103,34 +102,10 @@ def test_upscale_repeats_pixels() -> None:
         upscale(image, 0)
 
 
-def test_contact_sheet_places_frames_and_labels(tmp_path: Path) -> None:
-    videos = torch.stack([moving_square(), moving_square().flip(1)])
-    sheet = contact_sheet(videos, frames=(0, 8), labels=["first", "second one"], columns=2)
-    assert sheet.dtype == torch.uint8 and sheet.ndim == 3 and sheet.shape[2] == 3
-    first = to_uint8(videos[0, 8]).permute(1, 2, 0)
-    assert torch.equal(sheet[4:68, 4 + 64 : 4 + 128], first)
-    second = to_uint8(videos[1, 0]).permute(1, 2, 0)
-    assert torch.equal(sheet[4:68, 136:200], second)
-    assert (sheet[68:81] < 100).any()  # dark ink of the labels
-    assert not (contact_sheet(videos, 2)[-4:] < 255).any()
-    path = write_png(sheet, tmp_path / "sheet.png")
-    assert torch.equal(read_video(path)[0][0].permute(1, 2, 0), sheet)
-
-
-def test_contact_sheet_spreads_frames_and_wraps_long_or_foreign_labels() -> None:
-    videos = torch.rand(3, 5, 3, 16, 16)
-    plain = contact_sheet(videos, frames=3, columns=2)
-    assert plain.shape == (2 * 20 + 4, 2 * (3 * 16 + 4) + 4, 3)
-    assert torch.equal(plain[4:20, 20:36], to_uint8(videos[0, 2]).permute(1, 2, 0))
-    label = "a very long label that needs several lines \u4e00" * 4
-    assert contact_sheet(videos, 3, [label] * 3).shape[0] > plain.shape[0]
-
-
-def test_contact_sheet_errors() -> None:
-    with pytest.raises(UserError, match="labels"):
-        contact_sheet(torch.rand(2, 5, 3, 8, 8), labels=["one"])
-    with pytest.raises(UserError, match="contact sheet"):
-        contact_sheet(torch.rand(5, 3, 8, 8))
+def test_png_keeps_every_pixel(tmp_path: Path) -> None:
+    picture = to_uint8(torch.rand(9, 7, 3, generator=torch.Generator().manual_seed(0)))
+    path = write_png(picture, tmp_path / "picture.png")
+    assert torch.equal(read_video(path)[0][0].permute(1, 2, 0), picture)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a video", None])

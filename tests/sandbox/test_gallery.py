@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from longtake.core.video import read_video
+from longtake.evaluation.samples import read_samples
 from longtake.runtime.errors import UserError
 from longtake.sandbox.captions import parse_caption
 from longtake.sandbox.gallery import render_to_directory
@@ -23,12 +24,13 @@ def test_gallery_is_complete_and_repeats(tmp_path: Path, corrupt: bool) -> None:
             assert (record["corruption"] != "none") == corrupt
             clip, fps = read_video(tmp_path / name / record["clip"])
             assert clip.shape == (17, 3, 256, 256) and fps == 8
+        listed = read_samples(tmp_path / name / "samples.csv")
+        assert [s.caption for s in listed.samples] == [record["caption"] for record in records]
+        assert not listed.missing_videos()
     assert sheets[0] == sheets[1]
 
 
-def test_bad_input_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="at least 1"):
-        render_to_directory(tmp_path, 0, 0)
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="writable"):
+    with pytest.raises(UserError, match="a file"):
         render_to_directory(tmp_path / "file", 1, 0)

@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 
-from longtake.runtime.errors import UserError
 from longtake.sandbox.facts import BACKGROUNDS, COLOURS, SHAPES
 from longtake.sandbox.render import render
 from longtake.sandbox.scene import Scene, Sprite, sample_scenes
@@ -96,14 +95,3 @@ def test_other_sizes_rescale_the_scene() -> None:
     large = render(scenes, size=128, dtype=torch.float32)
     pooled = torch.nn.functional.avg_pool2d(large.flatten(0, 1), 2).unflatten(0, large.shape[:2])
     assert (pooled - small).abs().mean() < 2e-3
-
-
-@pytest.mark.parametrize("num_frames", [0, 18])
-def test_wrong_number_of_frames_is_refused(num_frames: int) -> None:
-    with pytest.raises(UserError, match="1 to 17"):
-        render(sample_scenes(0, 0, 1), num_frames)
-
-
-def test_no_scenes_is_refused() -> None:
-    with pytest.raises(UserError, match="at least one scene"):
-        render([])
