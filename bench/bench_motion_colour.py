@@ -173,14 +173,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if count is not None and count < 1:
             parser.error(f"{count} pairs: expected >= 1")
     wanted = options.only or [f"{mode}:{seed}" for seed in options.seeds for mode in MODES]
-    config = dataclasses.replace(
-        default,
+    config = default.replace(
         eval_every=options.eval_every,
         loaders=options.loaders,
         bases=options.bases,
-        captions=dataclasses.replace(default.captions, updates=options.captions),
+        captions=default.captions.replace(updates=options.captions),
         cache_mib=options.cache_mib,
-        videoalign_mq=dataclasses.replace(default.videoalign_mq, updates=options.updates),
+        videoalign_mq=default.videoalign_mq.replace(updates=options.updates),
     )
     pairs = options.pairs
     if options.train_pairs or options.held_out_pairs:
@@ -194,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.only:
         record = {
             "environment": collect({"pairs": pairs / "pairs" / "train.csv"}),
-            "settings": dataclasses.asdict(config.videoalign_mq),
+            "settings": config.videoalign_mq.model_dump(),
             "runs": runs,
         }
         path = options.out / "motion_colour.json"

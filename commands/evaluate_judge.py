@@ -63,8 +63,6 @@ def judge_train(
     Example: python cli.py eval judge train --base models/videoalign --ratings ratings.jsonl
     --samples samples.csv --held-out-model B --output-dir runs/judge
     """
-    import dataclasses
-
     from longtake.evaluation.judge.sft_config import GenerativeTrainingConfig
     from longtake.evaluation.judge.train_config import JudgeTrainingConfig
     from longtake.runtime.config import merge_config
@@ -72,13 +70,12 @@ def judge_train(
     default = GenerativeTrainingConfig() if kind == "generative" else JudgeTrainingConfig()
     settings = merge_config(default, config, overrides or [])
     data = settings.data
-    data = dataclasses.replace(
-        data,
+    data = data.replace(
         ratings=tuple(map(str, ratings)) if ratings else data.ratings,
         samples=str(samples) if samples else data.samples,
         held_out_models=tuple(held_out_model) if held_out_model else data.held_out_models,
     )
-    settings = dataclasses.replace(settings, data=data, base=str(base) if base else settings.base)
+    settings = settings.replace(data=data, base=str(base) if base else settings.base)
     if isinstance(settings, GenerativeTrainingConfig):
         from longtake.evaluation.judge.sft import train_generative
 

@@ -1,10 +1,11 @@
 """From a prompt to an mp4: the `generate` command (text-, image- and video-conditioned)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from longtake.core.block_order import BSAConfig
@@ -13,26 +14,25 @@ from longtake.core.dit import LongCatDiT, disable_bsa, enable_bsa
 from longtake.core.lora import load_lora
 from longtake.core.sampler import generate
 from longtake.core.video import read_video, write_mp4
-from longtake.runtime.config import merge_config
+from longtake.runtime.config import Config, merge_config
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import ConfigError, UserError
 
 TINY_CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "tiny"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GenerationConfig:
+class GenerationConfig(Config):
     """What `--set` may change; the defaults are those of the tiny model."""
 
-    num_frames: int = 17
+    num_frames: PositiveInt = 17
     """Frames of the result, 4 n + 1, condition frames included. Release: 93."""
     height: int = 64
     """Pixels, a multiple of 16. Release: 480."""
     width: int = 64
     """Pixels, a multiple of 16. Release: 832."""
-    fps: float = 8.0
+    fps: PositiveFloat = 8.0
     """Frames per second of the file, > 0. Release: 15."""
-    num_steps: int = 16
+    num_steps: PositiveInt = 16
     """Euler steps, >= 1. Release: 50, or 16 with its distilled LoRA."""
     guidance_scale: float = 4.0
     """Guidance strength, dimensionless; 1 is none."""
@@ -42,24 +42,20 @@ class GenerationConfig:
     """Text of the unconditional branch."""
     distilled: bool = False
     """Use the noise levels of the step-distilled model."""
-    shift: float | None = None
+    shift: PositiveFloat | None = None
     """Timestep shift, > 0; null takes the checkpoint's."""
-    num_condition_frames: int = 5
+    num_condition_frames: PositiveInt = 5
     """Frames taken from the end of the clip to continue, 4 n + 1."""
-    scale: int = 1
+    scale: PositiveInt = 1
     """Enlargement of the pixels in the file, >= 1."""
     bsa: bool | None = None
     """Block-sparse self-attention (report section 3.4.2); null takes the checkpoint's choice. A
     model that was not trained with it loses quality, above all on clips of few blocks."""
-    bsa_sparsity: float | None = None
+    bsa_sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of key blocks left out under ``bsa=true``, in [0, 1); null takes the checkpoint's."""
 
-    def __post_init__(self) -> None:
-        for name in ("num_steps", "scale", "num_frames", "num_condition_frames"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} is too small", received=getattr(self, name), expected=">= 1"
-                )
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Self:
         for name in ("num_frames", "num_condition_frames"):
             if getattr(self, name) % 4 != 1:
                 raise ConfigError(
@@ -67,22 +63,14 @@ class GenerationConfig:
                     received=getattr(self, name),
                     expected="4 n + 1",
                 )
-        if not self.fps > 0 or (self.shift is not None and not self.shift > 0):
+        if self.bsa_sparsity is not None and not self.bsa:
             raise ConfigError(
-                "fps and shift must be positive", received=f"fps={self.fps}, shift={self.shift}"
+                "bsa_sparsity has no effect without block-sparse attention",
+                received=f"bsa={self.bsa}, bsa_sparsity={self.bsa_sparsity}",
+                expected="bsa=true",
+                remedy="add --set bsa=true",
             )
-        if self.bsa_sparsity is not None:
-            if not 0 <= self.bsa_sparsity < 1:
-                raise ConfigError(
-                    "bsa_sparsity is out of range", received=self.bsa_sparsity, expected="[0, 1)"
-                )
-            if not self.bsa:
-                raise ConfigError(
-                    "bsa_sparsity has no effect without block-sparse attention",
-                    received=f"bsa={self.bsa}, bsa_sparsity={self.bsa_sparsity}",
-                    expected="bsa=true",
-                    remedy="add --set bsa=true",
-                )
+        return self
 
 
 def generate_to_file(

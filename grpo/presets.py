@@ -1,6 +1,5 @@
 """Ready GRPO configurations: the sandbox run and the report's run (Tables 5 and 9)."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,8 +28,7 @@ TINY_REWARDS = {
 def tiny() -> GRPOConfig:
     """The sandbox model and its four learned rewards, those of the report, on 2 CPU cores."""
     folder = Path(TINY_CHECKPOINT) / "rewards"
-    return dataclasses.replace(
-        tiny_analytic(),
+    return tiny_analytic().replace(
         rewards=RewardConfig(
             reward_weights=dict.fromkeys(TINY_REWARDS, 1.0),
             sources={name: str(folder / part) for name, part in TINY_REWARDS.items()},

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +135,10 @@ def _configure(
         )
     config = merge_config(PRESETS[preset](), config_file, overrides)
     if prompts is not None:
-        config = replace(config, prompts=str(prompts))
+        config = config.replace(prompts=str(prompts))
     if checkpoint is not None:
-        config = replace(config, checkpoint=str(checkpoint))
-    return config if device == "auto" else replace(config, device=device)
+        config = config.replace(checkpoint=str(checkpoint))
+    return config if device == "auto" else config.replace(device=device)
 
 
 def _choose_metrics(config: GRPOConfig, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
@@ -216,7 +216,7 @@ class _Run:
             if setup.run is not None:
                 self._write_provenance(setup.run)
                 trackers = stack.enter_context(
-                    Trackers(setup.run, setup.config.trackers, asdict(setup.config))
+                    Trackers(setup.run, setup.config.trackers, setup.config.model_dump())
                 )
             self._restore()
             try:

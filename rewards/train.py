@@ -91,9 +91,9 @@ def train_reward(
     """
     config = merge_config(RewardTrainingConfig(), config_file, overrides)
     if base is not None:
-        config = dataclasses.replace(config, base=str(base))
+        config = config.replace(base=str(base))
     if data is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=str(data)))
+        config = config.replace(data=config.data.replace(train=str(data)))
     where = pick_device(device)
     _check_launch(config, where)
     source = read_reward_directory(config.base)

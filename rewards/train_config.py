@@ -5,32 +5,40 @@ script) for the video heads, HPSv3 (arXiv 2508.03789) for the image head. This m
 import torch.
 """
 
-import math
-from dataclasses import dataclass, field
+from typing import Literal, Self, get_args
 
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from longtake.runtime.config import Config
 from longtake.runtime.errors import ConfigError
 
-LOSSES = ("bradley_terry_ties", "bradley_terry", "uncertainty")
-METHODS = ("lora", "full")
-SCHEDULES = ("constant", "cosine")
-PRECISIONS = ("float32", "bfloat16")
+Loss = Literal["bradley_terry_ties", "bradley_terry", "uncertainty"]
+LOSSES = get_args(Loss)
+Method = Literal["lora", "full"]
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["float32", "bfloat16"]
 FILE_FORMATS = ("csv", "json")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoraSettings:
+class LoraSettings(Config):
     """LoRA on the linear layers of the language model (method ``lora``)."""
 
-    rank: int = 64
+    rank: PositiveInt = 64
     """r >= 1. VideoAlign: 64."""
-    alpha: float = 128.0
+    alpha: PositiveFloat = 128.0
     """The update is scaled by alpha / rank. VideoAlign: 128."""
-    dropout: float = 0.05
+    dropout: float = Field(0.05, ge=0, lt=1)
     """Share of the inputs dropped in training, 0 <= value < 1. VideoAlign: 0.05."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairDataConfig:
+class PairDataConfig(Config):
     """Which pairs are trained on and how they are split."""
 
     train: str = ""
@@ -39,27 +47,26 @@ class PairDataConfig:
     """Folder that the paths in the files are relative to; null is the folder of the file."""
     validation: str | None = None
     """File of validation pairs; null splits ``train`` by prompt."""
-    validation_share: float = 0.1
+    validation_share: float = Field(0.1, gt=0, lt=1)
     """Expected share of the prompts that validate, 0 < value < 1, when ``validation`` is null."""
-    min_confidence: float = 0.95
+    min_confidence: float = Field(0.95, ge=0, le=1)
     """Pairs of a .json file below it are dropped, 0 to 1. HPSv3: 0.95."""
-    frames_per_clip: int = 4
+    frames_per_clip: PositiveInt = 4
     """Frames of a clip that an image reward (HPSv3) is trained on, >= 1; each is a pair of its own,
     and the mean over the frames decides in validation."""
     general_prompt: bool = False
     """Every second frame of a clip is shown to an image reward with the fixed prompt of
     ``hpsv3_general`` in the place of its caption. HPSv3 was trained on captions alone."""
-    cache_mib: int = 2048
+    cache_mib: NonNegativeInt = 2048
     """Memory for resized frames, so that a clip is decoded once, MiB >= 0."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RewardTrainingConfig:
+class RewardTrainingConfig(Config):
     """Training of the head, the reward-token rows and the backbone of one reward."""
 
     base: str = ""
     """Reward directory to start from; it gives the model, the prompt and the preprocessing."""
-    data: PairDataConfig = field(default_factory=PairDataConfig)
+    data: PairDataConfig = PairDataConfig()
     """The preference pairs."""
     dimensions: tuple[str, ...] = ("MQ",)
     """Dimensions trained together: VQ, MQ, TA of a video reward; one label column of an image
@@ -67,52 +74,52 @@ class RewardTrainingConfig:
     color_mode: str | None = None
     """rgb | bt601 | bt601_trunc | mean: how clips are shown. Null is the report's choice (section
     3.3.2): gray for MQ, else the base's. Recorded in the result; scoring refuses another one."""
-    loss: str | None = None
+    loss: Loss | None = None
     """bradley_terry_ties | bradley_terry | uncertainty; null takes the published one of the head
     (ties for VideoAlign's, uncertainty for HPSv3's)."""
-    tie_factor: float = 5.0
+    tie_factor: float = Field(5.0, gt=1)
     """k of bradley_terry_ties, > 1. VideoAlign: 5."""
-    uncertainty_draws: int = 1000
+    uncertainty_draws: PositiveInt = 1000
     """Draws per pair of the uncertainty loss, >= 1. HPSv3: 1000."""
-    method: str = "lora"
+    method: Method = "lora"
     """lora | full: how the language model is trained."""
-    lora: LoraSettings = field(default_factory=LoraSettings)
+    lora: LoraSettings = LoraSettings()
     """Settings of method lora; an unmerged LoRA of the base is trained on with its own rank."""
     train_vision: bool = True
     """Train the vision tower, all of it. VideoAlign and HPSv3: yes."""
-    learning_rate: float = 2e-6
+    learning_rate: PositiveFloat = 2e-6
     """AdamW, reached after the warm-up, > 0. VideoAlign and HPSv3: 2e-6 for everything."""
-    schedule: str = "constant"
+    schedule: Schedule = "constant"
     """constant | cosine: the rate after the warm-up; cosine falls to 0 at the last update.
     VideoAlign and HPSv3: constant."""
-    warmup_share: float = 0.05
+    warmup_share: float = Field(0.05, ge=0, lt=1)
     """Share of the updates in which the rate rises linearly, 0 <= value < 1. Both papers: 0.05."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """AdamW's, >= 0."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm, > 0."""
-    epochs: float = 2.0
+    epochs: PositiveFloat = 2.0
     """Passes over the training pairs, > 0. VideoAlign: 2 (paper)."""
-    max_updates: int | None = None
+    max_updates: PositiveInt | None = None
     """Ends training after so many updates, >= 1; overrides ``epochs``."""
-    batch_pairs: int = 32
+    batch_pairs: PositiveInt = 32
     """Pairs per update, a multiple of ``micro_batch``. VideoAlign: 32 (paper)."""
     group_by_prompt: bool = False
     """Pairs of one prompt come one after the other, so that a clip of several pairs is scored once
     per forward. Faster when prompts have many pairs and ``micro_batch`` holds several of them;
     updates are then less varied. The public trainers shuffle the pairs."""
-    micro_batch: int = 1
+    micro_batch: PositiveInt = 1
     """Pairs per forward, >= 1. Changes memory and speed, not the update (dropout apart)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, much less memory."""
-    eval_every: int = 100
+    eval_every: PositiveInt = 100
     """Updates between validations, >= 1; a checkpoint is written at each."""
-    patience: int = 5
+    patience: NonNegativeInt = 5
     """Training stops after so many validations in a row without a lower loss; 0 never stops."""
-    precision: str = "bfloat16"
+    precision: Precision = "bfloat16"
     """float32 | bfloat16: of the frozen weights and, by autocast, of the products. Whatever is
     trained keeps float32 weights: updates of 2e-6 vanish in bfloat16."""
-    workers: int = 0
+    workers: NonNegativeInt = 0
     """Processes that decode and resize clips, >= 0."""
     seed: int = 0
     """Names every draw: the split, the order, the LoRA, dropout and the noise of the loss."""
@@ -121,35 +128,8 @@ class RewardTrainingConfig:
     trackers: tuple[str, ...] = ()
     """Trackers beside metrics.jsonl: tensorboard | wandb | trackio."""
 
-    def __post_init__(self) -> None:
-        """Reject values out of range."""
-        whole = ("uncertainty_draws", "batch_pairs", "micro_batch", "eval_every")
-        for name in whole:
-            _range(name, getattr(self, name), 1)
-        _range("max_updates", self.max_updates, 1)
-        for name in ("learning_rate", "max_grad_norm", "epochs"):
-            _range(name, getattr(self, name), 0, open_low=True)
-        for name in ("weight_decay", "patience", "workers"):
-            _range(name, getattr(self, name), 0)
-        _range("tie_factor", self.tie_factor, 1, open_low=True)
-        _range("warmup_share", self.warmup_share, 0, 1)
-        _range("lora.rank", self.lora.rank, 1)
-        _range("lora.alpha", self.lora.alpha, 0, open_low=True)
-        _range("lora.dropout", self.lora.dropout, 0, 1)
-        _range("data.validation_share", self.data.validation_share, 0, 1, open_low=True)
-        _range("data.min_confidence", self.data.min_confidence, 0, 1.0 + 1e-9)
-        _range("data.frames_per_clip", self.data.frames_per_clip, 1)
-        _range("data.cache_mib", self.data.cache_mib, 0)
-        for name, value, choices in (
-            ("loss", self.loss or LOSSES[0], LOSSES),
-            ("method", self.method, METHODS),
-            ("precision", self.precision, PRECISIONS),
-            ("schedule", self.schedule, SCHEDULES),
-        ):
-            if value not in choices:
-                raise ConfigError(
-                    f"{name} has an unknown value", received=value, expected=" | ".join(choices)
-                )
+    @model_validator(mode="after")
+    def _counts_agree(self) -> Self:
         if not self.dimensions or len(set(self.dimensions)) < len(self.dimensions):
             raise ConfigError(
                 "dimensions cannot be trained",
@@ -162,16 +142,4 @@ class RewardTrainingConfig:
                 received=f"batch_pairs {self.batch_pairs}, micro_batch {self.micro_batch}",
                 expected="a multiple",
             )
-
-
-def _range(
-    name: str, value: float | None, low: float, high: float = math.inf, *, open_low: bool = False
-) -> None:
-    """Check low <= value < high (low < value with ``open_low``); None passes, NaN fails."""
-    if value is None:
-        return
-    if not ((value > low if open_low else value >= low) and value < high):
-        bound = "<" if open_low else "<="
-        raise ConfigError(
-            f"{name} is out of range", received=value, expected=f"{low:g} {bound} value < {high:g}"
-        )
+        return self

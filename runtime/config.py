@@ -1,210 +1,262 @@
-"""Configuration: a dataclass of defaults, a YAML file over it, ``--set a.b=c`` over both.
+"""Configuration: frozen pydantic models, a YAML file over the defaults, ``--set a.b=c`` over both.
 
-OmegaConf's structured configs do the merging and the type checks. This file adds what a person
-needs when something is wrong: every leaf is merged on its own, so an error names the exact key,
-where it came from, the type it should have and, for an unknown key, the nearest valid one.
-
-Rules: groups (dataclasses) merge key by key; lists, tuples and dictionaries are replaced whole, so
-that a recorded configuration gives the same run over any defaults, but ``--set a.dict.key=value``
-sets one key of a dictionary; `${other.key}` refers to another value; NaN is refused.
+Each choice and range is declared once, in the type of its field; the docstring below a field is its
+description (``settings`` lists both). Groups merge key by key; lists and dictionaries are replaced
+whole, so that a recorded configuration gives the same run over any defaults, but
+``--set a.dict.key=value`` sets one key of a dictionary.
 """
 
-import dataclasses
 import difflib
-import io
-import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
-from omegaconf import DictConfig, OmegaConf, flag_override
-from omegaconf.errors import OmegaConfBaseException
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longtake.runtime.errors import ConfigError, UserError
 
-T = TypeVar("T")
+C = TypeVar("C", bound="Config")
 KeyPath = tuple[str, ...]
 
+_origins: ContextVar[dict[KeyPath, str] | None] = ContextVar("_origins", default=None)
+"""Keys -> the file or option they came from, while a configuration is being validated."""
 
-def merge_config(default: T, file: Path | None = None, overrides: Sequence[str] = ()) -> T:
-    """Lay a YAML file and then ``key=value`` overrides over a dataclass instance.
+
+class Config(BaseModel):
+    """A group of settings. Wrong values are refused with the key, the value and the expectation."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,  # `--set name=7` is text where text is asked for
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
+
+    def __init__(self, /, **values: Any) -> None:
+        outermost = _origins.get() is None
+        token = _origins.set({} if outermost else _origins.get())
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            if not outermost:  # pydantic puts the name of this group before the key
+                raise
+            raise _config_error(type(self), error, {}) from None
+        finally:
+            _origins.reset(token)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values, checked like a new one."""
+        return type(self)(**{**dict(self), **changes})
+
+
+def merge_config(default: C, file: Path | None = None, overrides: Sequence[str] = ()) -> C:
+    """Lay a YAML file and then ``key=value`` overrides over a configuration.
 
     Args:
-        default: a (frozen) dataclass instance, nested at will; it is not changed.
+        default: values where neither says anything; it is not changed.
         file: YAML mapping with any subset of the fields, or None.
         overrides: strings ``a.b=value``; values are read as YAML.
 
-    Returns:
-        A new instance of the type of ``default``, with its ``__post_init__`` checks passed.
-
     Raises:
-        ConfigError: unreadable or malformed YAML, an unknown key (names the nearest valid one), a
-            value of the wrong type, or a value that the dataclass itself refuses.
+        ConfigError: an unreadable file, an unknown key (names the nearest valid one) or a value
+            that its field refuses; it says which file or option the value came from.
     """
-    merged = OmegaConf.structured(default)
+    tree = default.model_dump()
+    origins: dict[KeyPath, str] = {}
     if file is not None:
-        for path, value in _leaves(type(default), _read_yaml(file), (), str(file)):
-            merged = _set_leaf(merged, type(default), path, value, str(file))
+        _lay(tree, _read_yaml(file), default, (), str(file), origins)
     for text in overrides:
-        depth = text.partition("=")[0].count(".") + 1
-        for path, value in _leaves(type(default), _parse_override(text), (), f"--set {text}"):
-            whole = len(path) >= depth
-            merged = _set_leaf(merged, type(default), path, value, f"--set {text}", whole=whole)
-    config: T = _instantiate(merged)
-    return config
+        key, equals, value = text.partition("=")
+        path = key.strip().split(".")
+        if not equals or not all(path):
+            raise ConfigError(
+                "a --set option is not of the form key=value",
+                received=text,
+                expected="a.b=value",
+                remedy="write for example --set seed=1",
+            )
+        where = f"--set {text}"
+        branch = _parse_yaml(f"value: {value}", where)["value"]
+        for part in reversed(path):
+            branch = {part: branch}
+        _lay(tree, branch, default, (), where, origins, deep=len(path))
+    token = _origins.set(origins)
+    try:
+        return type(default)(**tree)
+    except ValidationError as error:
+        raise _config_error(type(default), error, origins) from None
+    finally:
+        _origins.reset(token)
 
 
-def config_to_yaml(config: object) -> str:
-    """YAML text of a dataclass instance; ``merge_config`` reads it back to an equal instance."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+def config_to_yaml(config: Config) -> str:
+    """YAML text of a configuration; ``merge_config`` reads it back to an equal one."""
+    plain = config.model_dump(mode="json")
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+
+
+def settings(config: Config, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """(key, type with choices or range, default, meaning) of every setting, groups walked into."""
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            yield from settings(value, f"{prefix}{name}.")
+            continue
+        kind = _shown(field.annotation) + _bounds(field.metadata)
+        default = yaml.safe_dump(
+            config.model_dump(mode="json", include={name})[name],
+            default_flow_style=True,
+            width=10_000,
+        )
+        meaning = " ".join((field.description or "").split())
+        yield f"{prefix}{name}", kind, default.removesuffix("...\n").strip(), meaning
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    """The range among a type's annotations, " > 0" and so on."""
+    inner = [m for item in metadata for m in getattr(item, "metadata", (item,))]
+    signs = ((Gt, ">", "gt"), (Ge, ">=", "ge"), (Lt, "<", "lt"), (Le, "<=", "le"))
+    return "".join(
+        f" {sign} {getattr(m, attribute):g}"
+        for kind, sign, attribute in signs
+        for m in inner
+        if isinstance(m, kind)
+    )
+
+
+def _shown(kind: Any) -> str:
+    """A type as people write it: choices by ``|``, None as null."""
+    arguments = typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    if origin is typing.Literal:
+        return " | ".join(map(str, arguments))
+    if origin is typing.Annotated:
+        return _shown(arguments[0]) + _bounds(arguments[1:])
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(_shown, arguments))
+    if kind is type(None):
+        return "null"
+    if arguments:
+        return f"{origin.__name__}[{', '.join(map(_shown, arguments))}]"
+    return str(kind.__name__)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once: of two lines with one key, one was meant otherwise."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"duplicate key {key!r}{node.start_mark}")
+        return super().construct_mapping(node, deep)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(
-            f"cannot read the configuration file: {error.strerror}",
+            f"cannot read the configuration file: {reason}",
             received=str(file),
-            expected="a readable YAML file",
+            expected="a readable YAML file in UTF-8",
             remedy="check the path given to --config",
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"the configuration file is not UTF-8 (byte {error.start})",
-            received=str(file),
-            remedy="save the file as UTF-8 text",
         ) from error
     return _parse_yaml(text, str(file))
 
 
-def _parse_override(text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(
-            "a --set option is not of the form key=value",
-            received=text,
-            expected="a.b=value",
-            remedy="write for example --set seed=1",
-        )
-    tree: Any = _parse_yaml(f"value: {value}", f"--set {text}")["value"]
-    for part in reversed(parts):
-        tree = {part: tree}
-    return dict(tree)
-
-
 def _parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """Parse with OmegaConf's YAML rules (``1e-4`` is a number, duplicate keys are errors)."""
     try:
-        # An empty text is an empty mapping; interpolations stay as text until the end.
-        container = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        tree = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
         raise ConfigError(
             f"not valid YAML in {where}",
             received=" ".join(str(error).split()),
             expected="a YAML mapping of configuration keys",
         ) from error
-    if not isinstance(container, dict):
+    if tree is not None and not isinstance(tree, dict):
         raise ConfigError(
             f"the configuration in {where} is not a mapping",
-            received=type(container).__name__,
+            received=type(tree).__name__,
             expected="lines of the form `key: value`",
         )
-    return {str(key): value for key, value in container.items()}
+    return tree or {}
 
 
-def _leaves(
-    kind: type, tree: Mapping[str, Any], prefix: KeyPath, where: str
-) -> Iterator[tuple[KeyPath, Any]]:
-    """Walk a plain tree along the dataclass, checking names; yield (path, value) of each leaf."""
-    hints = typing.get_type_hints(kind)
-    valid = [f.name for f in dataclasses.fields(kind)]
-    for key, value in tree.items():
-        path = (*prefix, str(key))
-        if key not in valid:
-            raise _unknown_key(path, valid, where)
-        group = _dataclass_in(hints[key])
-        if group is None:
-            yield path, value
-        elif isinstance(value, Mapping):
-            yield from _leaves(group, value, path, where)
-        elif value is None and type(None) in typing.get_args(hints[key]):
-            yield path, value
+def _lay(
+    tree: dict[str, Any],
+    branch: Mapping[str, Any],
+    group: object,
+    path: KeyPath,
+    where: str,
+    origins: dict[KeyPath, str],
+    deep: int = 0,
+) -> None:
+    """Write the values of ``branch`` into ``tree``; ``origins`` learns where each came from.
+
+    Groups are walked into, and so are the first ``deep`` levels whatever they are.
+    """
+    for name, value in branch.items():
+        key = (*path, str(name))
+        inner = getattr(group, str(name), None) if isinstance(group, Config) else None
+        if isinstance(value, Mapping) and (isinstance(inner, Config) or len(key) < deep):
+            if not isinstance(tree.get(key[-1]), dict):
+                tree[key[-1]] = {}
+            _lay(tree[key[-1]], value, inner, key, where, origins, deep)
         else:
-            names = ", ".join(f.name for f in dataclasses.fields(group))
-            raise ConfigError(
-                f"`{'.'.join(path)}` in {where} is a group of keys, not a value",
-                received=value,
-                expected=f"a mapping with any of: {names}",
-                remedy=f"set one of its keys, for example --set {'.'.join(path)}.KEY=VALUE",
-            )
+            tree[key[-1]] = value
+            origins[key] = where
 
 
-def _unknown_key(path: KeyPath, valid: Sequence[str], where: str) -> ConfigError:
-    near = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
-    dotted = ".".join((*path[:-1], near[0])) if near else ""
-    return ConfigError(
-        f"unknown configuration key `{'.'.join(path)}` in {where}",
-        expected=f"one of: {', '.join(valid)}",
-        remedy=f"did you mean `{dotted}`?" if near else "remove it or choose a valid key",
+def _config_error(
+    model: type[Config], error: ValidationError, origins: Mapping[KeyPath, str]
+) -> UserError:
+    """The first thing that is wrong, in our words."""
+    first = error.errors()[0]
+    reason = first.get("ctx", {}).get("error")
+    if isinstance(reason, UserError):
+        return reason
+    # The name of a type in a union is not part of the key.
+    path = tuple(
+        str(p) for p in first["loc"] if not str(p).startswith(("function-", "constrained-"))
     )
+    where = next(
+        (w for k, w in origins.items() if path[: len(k)] == k or k[: len(path)] == path), ""
+    )
+    place = f"`{'.'.join(path)}`" + (f" in {where}" if where else "")
+    group, fields = model, list(model.model_fields)
+    for part in path[:-1]:
+        inner = _group_in(group.model_fields[part].annotation) if part in fields else None
+        if inner is None:
+            break
+        group, fields = inner, list(inner.model_fields)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], fields, n=1, cutoff=0.5)
+        return ConfigError(
+            f"unknown configuration key {place}",
+            expected=f"one of: {', '.join(fields)}",
+            remedy=f"did you mean `{'.'.join((*path[:-1], *near))}`?"
+            if near
+            else "remove it or choose a valid key",
+        )
+    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    field = group.model_fields.get(path[-1]) if path else None
+    if field is not None and (inner := _group_in(field.annotation)) is not None:
+        expected = f"a group with any of: {', '.join(inner.model_fields)}"
+    return ConfigError(f"wrong value for {place}", received=first["input"], expected=expected)
 
 
-def _dataclass_in(hint: Any) -> type | None:
-    """The dataclass of a hint ``D`` or ``D | None``; None for every other hint."""
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return hint
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        for option in typing.get_args(hint):
-            if isinstance(option, type) and dataclasses.is_dataclass(option):
-                return option
+def _group_in(kind: Any) -> type[Config] | None:
+    """The group of a type ``G`` or ``G | None``."""
+    for option in (kind, *typing.get_args(kind)):
+        if isinstance(option, type) and issubclass(option, Config):
+            return option
     return None
-
-
-def _set_leaf(
-    merged: Any, kind: type, path: KeyPath, value: Any, where: str, *, whole: bool = True
-) -> DictConfig:
-    if isinstance(value, float) and math.isnan(value):
-        raise ConfigError(f"`{'.'.join(path)}` in {where} is NaN", expected="a number")
-    tree: Any = value
-    for part in reversed(path):
-        tree = {part: tree}
-    try:
-        result = OmegaConf.merge(merged, tree)
-        if whole and isinstance(value, Mapping):
-            node = OmegaConf.select(result, ".".join(path))
-            with flag_override(node, ["readonly", "struct"], [False, False]):
-                for key in [key for key in node if key not in value]:
-                    del node[key]
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"wrong value for `{'.'.join(path)}` in {where}",
-            received=value,
-            expected=_show_hint(_hint_at(kind, path)),
-        ) from error
-    assert isinstance(result, DictConfig)
-    return result
-
-
-def _hint_at(kind: type, path: KeyPath) -> Any:
-    hint: Any = kind
-    for part in path:
-        hint = typing.get_type_hints(_dataclass_in(hint) or hint)[part]
-    return hint
-
-
-def _show_hint(hint: Any) -> str:
-    return hint.__name__ if type(hint) is type else str(hint).replace("typing.", "")
-
-
-def _instantiate(merged: Any) -> Any:
-    try:
-        return OmegaConf.to_object(merged)
-    except UserError:
-        raise
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ConfigError(f"the configuration is not valid: {error}") from error

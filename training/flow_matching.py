@@ -8,18 +8,19 @@ is named by (seed, step), so a resumed run continues the same sequence.
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from longtake.core import flow
 from longtake.core.dit import LongCatDiT
-from longtake.runtime.errors import ConfigError, DivergenceError
+from longtake.runtime.config import Config
+from longtake.runtime.errors import DivergenceError
 from longtake.runtime.rng import derive_key
 
-LOSS_WEIGHTS = ("logit_normal", "none")
 RECORD_EVERY = 50
 """Steps between losses of the record."""
 
@@ -47,15 +48,14 @@ TASKS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class BaseTrainingConfig:
+class BaseTrainingConfig(Config):
     """Flow-matching training; values the report does not publish say so."""
 
     seed: int = 0
     """Names every random draw of the run."""
-    num_steps: int = 6000
+    num_steps: PositiveInt = 6000
     """Optimizer steps."""
-    batch_size: int = 48
+    batch_size: PositiveInt = 48
     """Clips per step (unpublished in the report)."""
     learning_rate: float = 1.5e-3
     """AdamW peak; the report uses 1e-4 to 2e-5 for 13.6B (Table 3), small models take more."""
@@ -71,7 +71,7 @@ class BaseTrainingConfig:
     """Gradient clipping, L2 norm."""
     ema_decay: float = 0.997
     """Decay of the averaged weights that are shipped."""
-    loss_weight: str = "logit_normal"
+    loss_weight: Literal["logit_normal", "none"] = "logit_normal"
     """"logit_normal" (section 4.1: uniform t, logit-normal-like weight) or "none"."""
     reference_shift: float = 3.0
     """Timestep shift at ``reference_tokens`` noisy tokens (the release: 12 at 37,440)."""
@@ -83,18 +83,6 @@ class BaseTrainingConfig:
     """Largest noise level of a continuation condition frame (unpublished; "slight")."""
     caption_dropout: float = 0.1
     """Share of captions replaced by the empty prompt, for classifier-free guidance."""
-
-    def __post_init__(self) -> None:
-        """Reject values the loop cannot run with."""
-        if self.loss_weight not in LOSS_WEIGHTS:
-            raise ConfigError(
-                "unknown loss weight", received=self.loss_weight, expected=f"one of {LOSS_WEIGHTS}"
-            )
-        if self.num_steps < 1 or self.batch_size < 1:
-            raise ConfigError(
-                "num_steps and batch_size must be at least 1",
-                received=f"num_steps={self.num_steps}, batch_size={self.batch_size}",
-            )
 
 
 #: One training batch: latents z [B, C, T, H, W], token ids [B, L] and mask [B, L].

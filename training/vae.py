@@ -5,15 +5,16 @@ so images come first, then short clips, then full clips, with a foreground-weigh
 (docs/LOG.md has the measurements this rests on).
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 from diffusers import AutoencoderKLWan
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from longtake.core import shapes, whole_clip
+from longtake.runtime.config import Config
 from longtake.runtime.errors import ConfigError
 from longtake.runtime.rng import derive_key
 from longtake.training.flow_matching import (
@@ -23,15 +24,13 @@ from longtake.training.flow_matching import (
     learning_rate,
 )
 
-PRECISIONS = ("bf16", "tf32")
 WARMUP_STEPS = 60
 FINAL_RATE = 0.02  # of the peak, at the end of a stage
 FOREGROUND_CONTRAST = 0.1  # of the range [-1, 1]
 INITIAL_LOG_VARIANCE = -6.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class VAETrainingConfig:
+class VAETrainingConfig(Config):
     """Shape of the VAE and its training stages."""
 
     base_dim: int = 8
@@ -67,11 +66,11 @@ class VAETrainingConfig:
     """Weight of the L1 between image gradients, against soft edges."""
     max_grad_norm: float = 1.0
     """Gradient clipping, L2 norm."""
-    precision: str = "tf32"
+    precision: Literal["bf16", "tf32"] = "tf32"
     """Arithmetic on a GPU: "bf16" autocast or "tf32"; a CPU always uses float32."""
 
-    def __post_init__(self) -> None:
-        """Reject stages of different number and unknown precisions."""
+    @model_validator(mode="after")
+    def _stages_are_whole(self) -> Self:
         lengths = {
             len(self.stage_frames),
             len(self.stage_crop_px),
@@ -84,6 +83,7 @@ class VAETrainingConfig:
                 "stage_frames, _crop_px, _squared, _batch and _steps must be of one length",
                 received=f"{self.stage_frames}, {self.stage_crop_px}, {self.stage_batch}, "
                 f"{self.stage_steps}",
+                expected="one length; batches and steps >= 1",
             )
         if any(frames % 4 != 1 for frames in self.stage_frames):
             raise ConfigError(
@@ -91,10 +91,7 @@ class VAETrainingConfig:
                 received=self.stage_frames,
                 expected="stage_frames of the form 4 k + 1",
             )
-        if self.precision not in PRECISIONS:
-            raise ConfigError(
-                "unknown precision", received=self.precision, expected=f"one of {PRECISIONS}"
-            )
+        return self
 
 
 def build_vae(config: VAETrainingConfig) -> AutoencoderKLWan:

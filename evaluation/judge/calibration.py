@@ -16,9 +16,10 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
+from pydantic import Field, model_validator
 from scipy.optimize import OptimizeWarning, curve_fit, isotonic_regression
 from scipy.special import expit
 
@@ -26,6 +27,7 @@ from longtake.evaluation.csv_rows import write_text
 from longtake.evaluation.dimensions import SCALE
 from longtake.evaluation.judge.coefficients import pearson, rmse
 from longtake.rewards.template import text_digest
+from longtake.runtime.config import Config
 from longtake.runtime.errors import CheckpointError, ConfigError, UserError
 from longtake.runtime.statistics import FloatArray, IntArray
 
@@ -36,31 +38,29 @@ FORMAT = 1
 _NEEDED_GAIN = 0.01  # of isotonic regression over the logistic curve, share of its error
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class CalibrationSettings:
+class CalibrationSettings(Config):
     """How a curve is chosen."""
 
-    method: str = "auto"
+    method: Literal["auto", "isotonic", "logistic"] = "auto"
     """auto | isotonic | logistic; auto decides by cross-validated error."""
-    folds: int = 5
+    folds: int = Field(5, ge=2)
     """Of the cross-validation, >= 2; a prompt is in one fold."""
-    min_points: int = 50
+    min_points: int = Field(50, ge=10)
     """Fewer rated videos are refused, >= 10."""
     min_prompts: int = 10
     """Fewer prompts are refused, >= ``folds``."""
     seed: int = 0
     """Names the folds."""
 
-    def __post_init__(self) -> None:
-        usable = self.method in ("auto", *METHODS) and self.folds >= 2
-        if not (usable and self.min_points >= 10 and self.min_prompts >= self.folds):
+    @model_validator(mode="after")
+    def _every_fold_has_a_prompt(self) -> Self:
+        if self.min_prompts < self.folds:
             raise ConfigError(
-                "settings of the calibration cannot be used",
-                received=f"method {self.method}, folds {self.folds}, min_points {self.min_points}, "
-                f"min_prompts {self.min_prompts}",
-                expected=f"method auto, {' or '.join(METHODS)}; folds >= 2; min_points >= 10; "
-                "min_prompts >= folds",
+                "a fold of the calibration has no prompt",
+                received=f"folds {self.folds}, min_prompts {self.min_prompts}",
+                expected="min_prompts >= folds",
             )
+        return self
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,6 @@ complete, and a video depends on its own seed only, so any number of processes m
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ def _settings(
     return {
         "checkpoint": model.digest(),
         "loras": [digest(path) for path in loras],
-        "config": asdict(config),
+        "config": config.model_dump(),
         "suite_sha256": plan.digest,
         "seed": plan.seed,
         "texts": sorted(plan.texts.items()),

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -34,8 +35,9 @@ from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.reward_directory import RewardDirectory, write_reward_directory
 from longtake.rewards.reward_spec import RewardKind, RewardSpec
 from longtake.rewards.template import PromptEncoder, PromptTemplate
+from longtake.runtime.config import Config
 from longtake.runtime.device import pick_device
-from longtake.runtime.errors import ConfigError, UserError
+from longtake.runtime.errors import UserError
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.rng import derive_key, generator
 from longtake.sandbox.captions import SPLIT_ATTRIBUTES, caption, parse_caption
@@ -79,26 +81,15 @@ WARMUP_UPDATES = 50
 LOG_EVERY = 50
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CaptionConfig:
+class CaptionConfig(Config):
     """How the backbone is pretrained."""
 
-    updates: int = 2500
+    updates: NonNegativeInt = 2500
     """AdamW steps; 0 starts the heads from random weights."""
-    batch_clips: int = 64
+    batch_clips: PositiveInt = 64
     """Clips per update, each rendered once."""
-    learning_rate: float = 1.5e-3
+    learning_rate: PositiveFloat = 1.5e-3
     """Peak, after a warm-up of 50 updates; cosine to 0."""
-
-    def __post_init__(self) -> None:
-        """Reject values that the loop cannot run with."""
-        if self.updates < 0 or self.batch_clips < 1 or not self.learning_rate > 0:
-            raise ConfigError(
-                "caption pretraining cannot run with these settings",
-                received=f"updates {self.updates}, batch_clips {self.batch_clips}, "
-                f"learning_rate {self.learning_rate:g}",
-                expected="updates >= 0 (0 leaves it out), batch_clips >= 1, learning_rate > 0",
-            )
 
 
 def verdict_texts() -> list[str]:

@@ -17,7 +17,7 @@ from longtake.evaluation.pair_accuracy import PairAgreement, evaluate_pairs
 from longtake.rewards.reward_directory import read_reward_directory, write_in_bfloat16
 from longtake.rewards.reward_spec import RewardKind
 from longtake.rewards.train import train_reward
-from longtake.runtime.config import config_to_yaml, merge_config
+from longtake.runtime.config import Config, config_to_yaml, merge_config
 from longtake.runtime.device import refuse_launcher
 from longtake.runtime.errors import ConfigError
 from longtake.runtime.files import to_plain
@@ -41,8 +41,7 @@ SIZE = TinySize(width=128, layers=4, vision_width=128, vision_layers=4, side=112
 is 8 x 8 of the clip. At 56 x 56, displacements of a pixel or two were invisible (docs/LOG.md)."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class HeadConfig:
+class HeadConfig(Config):
     """One head: what it learns, its size, and how it is trained."""
 
     kind: RewardKind
@@ -77,7 +76,7 @@ def _hpsv3() -> HeadConfig:
 
 def _videoalign_mq() -> HeadConfig:
     # Two frames a second, the published rate, miss what flickers and jumps within two seconds.
-    size = dataclasses.replace(SIZE, frames_per_second=8.0)
+    size = SIZE.replace(frames_per_second=8.0)
     return HeadConfig(
         kind="videoreward",
         dimension="MQ",
@@ -92,8 +91,7 @@ def _videoalign_ta() -> HeadConfig:
     return HeadConfig(kind="videoreward", dimension="TA", rewards=("videoalign_ta",), updates=2500)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TinyHeadsConfig:
+class TinyHeadsConfig(Config):
     """Everything that the pairs follow from."""
 
     seed: int = 0
@@ -120,17 +118,17 @@ class TinyHeadsConfig:
     """Processes that decode clips in training."""
     cache_mib: int = 4096
     """Memory for resized frames, which they share."""
-    captions: CaptionConfig = dataclasses.field(default_factory=CaptionConfig)
+    captions: CaptionConfig = CaptionConfig()
     """What each backbone learns before its pairs."""
     data: str | None = None
     """Folder of another run whose pairs are used; null makes them."""
     bases: str | None = None
     """Folder of another run whose pretrained backbones are used; null makes them."""
-    hpsv3: HeadConfig = dataclasses.field(default_factory=_hpsv3)
+    hpsv3: HeadConfig = _hpsv3()
     """The image head: visual quality, colour."""
-    videoalign_mq: HeadConfig = dataclasses.field(default_factory=_videoalign_mq)
+    videoalign_mq: HeadConfig = _videoalign_mq()
     """The motion head: every frame, gray."""
-    videoalign_ta: HeadConfig = dataclasses.field(default_factory=_videoalign_ta)
+    videoalign_ta: HeadConfig = _videoalign_ta()
     """The text head: four frames, colour."""
 
     def head(self, name: str) -> HeadConfig:
@@ -188,7 +186,7 @@ def train_heads(
             remedy="correct the path, or leave data out: the pairs are then made",
         )
     if dry_run:
-        return {"heads": chosen, "config": dataclasses.asdict(config)}
+        return {"heads": chosen, "config": config.model_dump()}
     refuse_launcher("rewards are trained")  # before minutes of making pairs
     with RunDirectory.create(out, config_to_yaml(config), resume=resume) as run:
         pairs = run.path if config.data is None else Path(config.data)

@@ -10,9 +10,10 @@ be with these raters. Every stage that is finished is kept; ``--resume`` goes on
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from longtake.core.generation import TINY_CHECKPOINT
 from longtake.evaluation.judge.calibration import CalibrationSettings
@@ -35,7 +36,8 @@ from longtake.evaluation.samples import SampleList, read_samples
 from longtake.evaluation.simulated_raters import SimulatedRater
 from longtake.rewards.reward_directory import read_reward_directory, write_in_bfloat16
 from longtake.rewards.template import PromptTemplate
-from longtake.runtime.config import config_to_yaml, merge_config
+from longtake.rewards.train_config import Precision
+from longtake.runtime.config import Config, config_to_yaml, merge_config
 from longtake.runtime.device import pick_device, refuse_launcher
 from longtake.runtime.errors import ConfigError
 from longtake.runtime.files import to_plain
@@ -75,8 +77,7 @@ def _size() -> TinySize:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TinyJudgeConfig:
+class TinyJudgeConfig(Config):
     """Everything that the tiny judge follows from."""
 
     seed: int = 0
@@ -91,11 +92,11 @@ class TinyJudgeConfig:
     """Damaged renders of a prompt, beside a clean, a still and a wrong one."""
     held_out_quality: int = 2
     """Number of the sampler quality (sandbox/recipes/quality_samples.py) that is only tested."""
-    raters: int = 12
+    raters: int = Field(12, ge=5)
     """Simulated raters."""
     rater_noise: tuple[float, float] = (0.3, 0.6)
     """Least and largest standard deviation of a rater's impression, points."""
-    rater_bias: float = 0.2
+    rater_bias: NonNegativeFloat = 0.2
     """Standard deviation of the raters' biases, points."""
     calibration_share: float = 0.06
     """Share of the training prompts that choose the best update and calibrate."""
@@ -114,13 +115,13 @@ class TinyJudgeConfig:
     base: str | None = None
     """Reward directory to train from, such as ``judge/model`` of an earlier run; null pretrains one
     on captions."""
-    size: TinySize = dataclasses.field(default_factory=_size)
+    size: TinySize = _size()
     """Of the model and its frames."""
-    captions: CaptionConfig = dataclasses.field(default_factory=CaptionConfig)
+    captions: CaptionConfig = CaptionConfig()
     """What the backbone learns before the ratings."""
     updates: int = 5000
     """Optimiser steps."""
-    optimizer: str = "muon"
+    optimizer: Literal["adamw", "muon"] = "muon"
     """adamw | muon, as ``eval judge train``."""
     learning_rate: float = 1.5e-3
     """With a cosine to 0."""
@@ -128,15 +129,15 @@ class TinyJudgeConfig:
     """Clips per update."""
     eval_every: int = 500
     """Updates between evaluations on the calibration part."""
-    precision: str = "float32"
+    precision: Precision = "float32"
     """float32 | bfloat16."""
     controls: tuple[str, ...] = CONTROLS
     """Controls that are run on the held-out prompts."""
     resamples: int = 1000
     """Of the report's bootstrap."""
 
-    def __post_init__(self) -> None:
-        """Reject values that no stage could use."""
+    @model_validator(mode="after")
+    def _raters_and_quality_exist(self) -> Self:
         if self.held_out_quality not in range(len(QUALITIES)):
             raise ConfigError(
                 "held_out_quality is no quality of the sampler",
@@ -144,12 +145,13 @@ class TinyJudgeConfig:
                 expected=f"0 to {len(QUALITIES) - 1}",
             )
         low, high = self.rater_noise
-        if not (0 <= low <= high and self.rater_bias >= 0 and self.raters >= 5):
+        if not 0 <= low <= high:
             raise ConfigError(
-                "the simulated raters cannot be used",
-                received=f"{self.raters} raters, noise {low:g} to {high:g}, bias {self.rater_bias}",
-                expected="at least 5 raters, 0 <= least <= largest noise, bias >= 0",
+                "the noise of the simulated raters is no range",
+                received=f"{low:g} to {high:g}",
+                expected="0 <= least <= largest noise",
             )
+        return self
 
 
 def train_tiny_judge(
@@ -195,7 +197,7 @@ def train_tiny_judge(
     if dry_run:
         clips = config.damaged + 3 + len(QUALITIES)
         prompts = config.train_prompts + config.held_out_prompts
-        return {"clips": clips * prompts, "config": dataclasses.asdict(config)}
+        return {"clips": clips * prompts, "config": config.model_dump()}
     refuse_launcher("judges are trained")  # before minutes of making ratings
     with RunDirectory.create(out, config_to_yaml(config), resume=resume) as run:
         data = run.path / "data" if config.data is None else Path(config.data)

@@ -11,18 +11,19 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from longtake.core.checkpoint import save_checkpoint
 from longtake.core.dit import DiTConfig, LongCatDiT
 from longtake.core.text import TextEncoder, new_text_encoder, train_tokenizer
 from longtake.core.vae import VideoVAE
-from longtake.runtime.config import config_to_yaml, merge_config
+from longtake.runtime.config import Config, config_to_yaml, merge_config
 from longtake.runtime.device import pick_device
-from longtake.runtime.errors import ConfigError, RunDirectoryError
+from longtake.runtime.errors import RunDirectoryError
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.provenance import collect
 from longtake.runtime.rng import derive_key, generator
@@ -57,27 +58,29 @@ def _mixed_stage() -> BaseTrainingConfig:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainConfig:
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class PretrainConfig(Config):
     """Everything that defines checkpoints/tiny."""
 
     seed: int = 0
     """Names every draw: scenes, captions, initial weights, noise."""
-    num_clean_clips: int = 16000
+    num_clean_clips: PositiveInt = 16000
     """Training clips as rendered."""
     num_wild_clips: int = 4000
     """Training clips that carry corruptions, as web video does."""
     wild_passes: int = 1
     """Corruptions of each wild clip."""
-    wild_share: float = 0.1
+    wild_share: Share = 0.1
     """Chance that a clip of a DiT batch is a wild one."""
-    mixed_wild_share: float = 1.0
+    mixed_wild_share: Share = 1.0
     """The same in the mixed stage, the DiT's second; sets how much rewards find to improve."""
     mixed_wild_passes: int = 4
     """Corruptions of each wild clip in the mixed stage."""
-    vae_wild_share: float = 0.05
+    vae_wild_share: Share = 0.05
     """The same for VAE batches."""
-    captions_per_clip: int = 4
+    captions_per_clip: PositiveInt = 4
     """Paraphrases per clip; a step picks one."""
     max_text_tokens: int = 48
     """Padded caption length."""
@@ -95,28 +98,15 @@ class PretrainConfig:
     """Timestep-embedding width."""
     sampling_shift: float = 3.0
     """Timestep shift written to scheduler/scheduler_config.json."""
-    save_every: int = 200
+    save_every: PositiveInt = 200
     """Optimizer steps between resumable states."""
-    vae: VAETrainingConfig = dataclasses.field(default_factory=VAETrainingConfig)
+    vae: VAETrainingConfig = VAETrainingConfig()
     """VAE shape and stages."""
-    base: BaseTrainingConfig = dataclasses.field(default_factory=_base_stage)
+    base: BaseTrainingConfig = _base_stage()
     """Flow-matching training of the DiT, mostly on clean clips."""
-    mixed: BaseTrainingConfig = dataclasses.field(default_factory=_mixed_stage)
+    mixed: BaseTrainingConfig = _mixed_stage()
     """Its continuation on the clip mix that web video is. Without it the model is so good that
     rewards have nothing to improve (docs/LOG.md)."""
-
-    def __post_init__(self) -> None:
-        """Reject counts and shares that cannot be drawn from."""
-        for name in ("wild_share", "mixed_wild_share", "vae_wild_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"{name} is a probability", received=getattr(self, name), expected="0 to 1"
-                )
-        for name in ("num_clean_clips", "captions_per_clip", "save_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} is too small", received=getattr(self, name), expected=">= 1"
-                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,7 +178,7 @@ def pretrain(
     where = pick_device(device)
     if dry_run:
         return {
-            "config": dataclasses.asdict(config),
+            "config": config.model_dump(),
             "device": str(where),
             "vae_steps": sum(config.vae.stage_steps),
             "dit_steps": config.base.num_steps + config.mixed.num_steps,
@@ -373,7 +363,7 @@ class _Pretraining:
         save_checkpoint(self.out, dit=dit, vae=vae, text=text, shift=config.sampling_shift)
         parts = ("tokenizer", "text_encoder", "vae", "scheduler", "dit")
         record = {
-            "config": dataclasses.asdict(config),
+            "config": config.model_dump(),
             "seconds": self.state.seconds,
             "final": self.state.last_records(),
             **collect({part: self.out / part for part in parts}),

@@ -12,10 +12,10 @@ unit gain, learned words and, for motion, for every frame of a clip.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -37,6 +37,7 @@ from longtake.rewards.template import (
     Vision,
     chat_text,
 )
+from longtake.runtime.config import Config
 from longtake.runtime.rng import generator, normal
 from longtake.sandbox.recipes.tokenizer import byte_tokenizer
 
@@ -242,27 +243,23 @@ RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "ml
 """Matrices that write into a residual stream: scaled down by its depth."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TinySize:
-    """Size of the model and of what it sees.
+class TinySize(Config):
+    """Size of the model and of what it sees."""
 
-    Args:
-        width: of the language model.
-        layers: of the language model.
-        heads: attention heads of both towers; half as many key-value heads.
-        vision_width: of the vision tower.
-        vision_layers: of the vision tower.
-        side: frames are resized to side x side pixels, a multiple of 28.
-        frames_per_second: frames that a video reward takes; at least four of a clip.
-    """
-
-    width: int = 96
-    layers: int = 3
-    heads: int = 4
-    vision_width: int = 64
-    vision_layers: int = 2
-    side: int = 84
-    frames_per_second: float = 2.0
+    width: PositiveInt = 96
+    """Of the language model."""
+    layers: PositiveInt = 3
+    """Of the language model."""
+    heads: PositiveInt = 4
+    """Attention heads of both towers; half as many key-value heads."""
+    vision_width: PositiveInt = 64
+    """Of the vision tower."""
+    vision_layers: PositiveInt = 2
+    """Of the vision tower."""
+    side: int = Field(84, multiple_of=28, gt=0)
+    """Frames are resized to side x side pixels."""
+    frames_per_second: PositiveFloat = 2.0
+    """Frames that a video reward takes; at least four of a clip."""
 
 
 def write_tiny_base(

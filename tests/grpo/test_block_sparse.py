@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +45,7 @@ def sparse_config(micro_config: GRPOConfig, tmp_path: Path) -> GRPOConfig:
     params = {"sparsity": 0.5, "chunk_3d_shape_q": shape, "chunk_3d_shape_k": shape}
     keys = {"enable_bsa": True, "bsa_params": params}
     file.write_text(json.dumps(json.loads(file.read_text()) | keys))
-    return replace(micro_config, checkpoint=str(root))
+    return micro_config.replace(checkpoint=str(root))
 
 
 def trainer_of(config: GRPOConfig, model: Checkpoint) -> GRPOTrainer:

@@ -1,16 +1,16 @@
 """Presets against Tables 5 and 9 as printed, and the checks of every configuration group."""
 
-import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from longtake.grpo import advantage, config, loss, presets, sde
 from longtake.grpo.config import GRPOConfig
-from longtake.runtime.config import config_to_yaml, merge_config
+from longtake.runtime.config import config_to_yaml, merge_config, settings
 from longtake.runtime.errors import ConfigError
 
 # Parameter of Table 5 or 9 -> where it is in the configuration, and its printed value.
@@ -74,7 +74,7 @@ def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
 
 def test_the_tiny_presets_differ_in_their_rewards_alone(tmp_path: Path) -> None:
     tiny, analytic = presets.tiny(), presets.tiny_analytic()
-    assert dataclasses.replace(tiny, rewards=analytic.rewards) == analytic
+    assert tiny.replace(rewards=analytic.rewards) == analytic
     assert (
         set(tiny.rewards.sources) == set(tiny.rewards.reward_weights) == set(presets.TINY_REWARDS)
     )
@@ -107,20 +107,20 @@ BAD = {
     "num_generations=1": "no spread",
     "rollout.num_frames=16": "does not fit the VAE",
     "rollout.width=65": "video size",
-    "rollout.cfg=apg": "cfg_zero | cfg | none",
+    "rollout.cfg=apg": "rollout.cfg",
     "rollout.shift=0": "rollout.shift",
     "rollout.fps=0": "rollout.fps",
     "rollout.size_buckets=[480p]": "HEIGHTxWIDTH",
     "sde.num_sde_steps=17": "more SDE steps",
     "sde.kind=flow": "sde.kind",
     "sde.tau=0": "sde.tau",
-    "sde.reweight=root": "exact | sigma | paper | none",
-    "sde.timestep_strategy=fixed": "uniform | stratified",
+    "sde.reweight=root": "sde.reweight",
+    "sde.timestep_strategy=fixed": "sde.timestep_strategy",
     "advantage.scale=std": "max_group",
     "advantage.aggregation=mean": "weighted_advantages",
     "loss.beta=-1": "loss.beta",
     "loss.epsilon=1": "loss.epsilon",
-    "loss.ratio=median": "mean | sum | score",
+    "loss.ratio=median": "loss.ratio",
     "optimizer.learning_rate=0": "learning_rate",
     "optimizer.adam_beta2=1": "adam_beta2",
     "optimizer.ema_decay=1": "ema_decay",
@@ -128,8 +128,8 @@ BAD = {
     "rewards.reward_weights.general=-1": "general",
     "evaluation.confidence=1": "confidence",
     "evaluation.num_prompts=1": "num_prompts",
-    "trackers=[mlflow]": "tensorboard | wandb | trackio",
-    "dtype=float16": "float32 | bfloat16",
+    "trackers=[mlflow]": "tensorboard",
+    "dtype=float16": "dtype",
     "num_threads=0": "num_threads",
 }
 
@@ -146,7 +146,7 @@ def test_combinations_are_refused() -> None:
         config.LossConfig(epsilon=0.1, ratio="score")
     with pytest.raises(ConfigError, match="no reward"):
         config.RewardConfig(reward_weights={"general": 0.0})
-    with pytest.raises(ConfigError, match="out of range"):
+    with pytest.raises(ConfigError, match="finite"):
         config.SDEConfig(a=float("nan"))
 
 
@@ -156,26 +156,18 @@ def test_single_member_is_fine_without_a_std() -> None:
 
 
 def test_choices_are_those_of_the_maths() -> None:
-    assert config.REWEIGHT_MODES == sde.REWEIGHT_MODES
-    assert set(config.NOISE_KINDS) == set(sde.NOISE_KINDS) - {"flow"}
-    assert config.SCALES == advantage.SCALES
-    assert config.AGGREGATIONS == advantage.AGGREGATIONS
-    assert config.RATIOS == loss.RATIOS
+    assert get_args(config.ReweightMode) == sde.REWEIGHT_MODES
+    kinds = get_args(config.SDEConfig.model_fields["kind"].annotation)
+    assert set(kinds) == set(sde.NOISE_KINDS) - {"flow"}
+    assert get_args(config.Scale) == advantage.SCALES
+    assert get_args(config.Aggregation) == advantage.AGGREGATIONS
+    assert get_args(config.Ratio) == loss.RATIOS
 
 
-def test_every_field_is_documented() -> None:
-    """A string literal follows every field, so that the source doubles as the reference."""
-    source = Path(config.__file__).read_text()
-    groups = [
-        value
-        for value in vars(config).values()
-        if isinstance(value, type) and dataclasses.is_dataclass(value)
-    ]
-    assert len(groups) == 9
-    for group in groups:
-        for item in dataclasses.fields(group):
-            after = source.split(f"\n    {item.name}: ", 1)[1].split("\n", 1)[1]
-            assert after.startswith('    """'), f"{group.__name__}.{item.name}"
+def test_every_setting_is_explained() -> None:
+    listed = list(settings(presets.tiny()))
+    assert len(listed) > 50
+    assert [key for key, *_, meaning in listed if not meaning] == []
 
 
 def test_presets_do_not_import_torch() -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,7 @@ def launch(config: Path, out: Path, script: Path, num_ranks: int) -> list[dict[s
 
 
 def test_two_ranks_equal_one(micro_config: GRPOConfig, tmp_path: Path) -> None:
-    config = replace(micro_config, num_updates=2)
+    config = micro_config.replace(num_updates=2)
     path, script = tmp_path / "config.yaml", tmp_path / "script.py"
     path.write_text(config_to_yaml(config), encoding="utf-8")
     script.write_text(SCRIPT, encoding="utf-8")

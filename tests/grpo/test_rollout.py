@@ -44,10 +44,9 @@ def test_closed_form_of_the_report_setting() -> None:
 def test_a_hook_counts_the_closed_form_at_every_critical_step(
     micro_config: GRPOConfig, load_micro: Load, cfg: str, branches: int
 ) -> None:
-    config = replace(
-        micro_config,
-        rollout=replace(micro_config.rollout, num_steps=16, cfg=cfg),
-        sde=replace(micro_config.sde, num_sde_steps=6),
+    config = micro_config.replace(
+        rollout=micro_config.rollout.replace(num_steps=16, cfg=cfg),
+        sde=micro_config.sde.replace(num_sde_steps=6),
     )
     model = load_micro(config)
     rollout = rollout_of(config, model)
@@ -65,7 +64,7 @@ def test_19_prefix_shared_samples_equal_naive_samples_bitwise(
     micro_config: GRPOConfig, load_micro: Load
 ) -> None:
     model = load_micro(micro_config)
-    naive = replace(micro_config, sde=replace(micro_config.sde, share_prefix=False))
+    naive = micro_config.replace(sde=micro_config.sde.replace(share_prefix=False))
     for task in tasks_of(micro_config):
         shared = rollout_of(micro_config, model).sample(task, SHAPE)
         with ForwardCounter(model.dit, 2) as counter:
@@ -105,8 +104,8 @@ def test_micro_batch_changes_rounding_only(micro_config: GRPOConfig, load_micro:
     task = tasks_of(micro_config)[0]
     whole = rollout_of(micro_config, model).sample(task, SHAPE)
     for size in (1, 3):
-        rollout = replace(micro_config.rollout, micro_batch=size)
-        part = rollout_of(replace(micro_config, rollout=rollout), model).sample(task, SHAPE)
+        rollout = micro_config.rollout.replace(micro_batch=size)
+        part = rollout_of(micro_config.replace(rollout=rollout), model).sample(task, SHAPE)
         assert (whole.z - part.z).abs().max() < 1e-4 * whole.z.abs().max()
         assert torch.equal(whole.v_old, part.v_old)
 
@@ -119,10 +118,10 @@ def test_ranks_split_a_plan_without_changing_it(micro_config: GRPOConfig, size: 
 
 
 def test_every_prompt_is_seen_once_an_epoch(micro_config: GRPOConfig) -> None:
-    config = replace(micro_config, prompts_per_update=2)
+    config = micro_config.replace(prompts_per_update=2)
     seen = [task.prompt_id for update in range(5) for task in tasks_of(config, update)]
     assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5))
-    other = [t.prompt_id for u in range(5) for t in tasks_of(replace(config, seed=1), u)]
+    other = [t.prompt_id for u in range(5) for t in tasks_of(config.replace(seed=1), u)]
     assert seen != other
 
 
@@ -130,8 +129,8 @@ def test_every_prompt_is_seen_once_an_epoch(micro_config: GRPOConfig) -> None:
 def test_critical_steps_are_uniform_over_the_first_steps(
     micro_config: GRPOConfig, strategy: str
 ) -> None:
-    sde = replace(micro_config.sde, num_sde_steps=4, timestep_strategy=strategy)
-    config = replace(micro_config, sde=sde, prompts_per_update=8)
+    sde = micro_config.sde.replace(num_sde_steps=4, timestep_strategy=strategy)
+    config = micro_config.replace(sde=sde, prompts_per_update=8)
     draws = torch.tensor([[t.t_index for t in tasks_of(config, u)] for u in range(400)])
     counts = torch.bincount(draws.flatten(), minlength=4).double() / draws.numel()
     assert draws.max() == 3
@@ -141,8 +140,8 @@ def test_critical_steps_are_uniform_over_the_first_steps(
 
 
 def test_size_buckets_never_mix_in_a_group(micro_config: GRPOConfig) -> None:
-    rollout = replace(micro_config.rollout, size_buckets=["32x32", "32x48"])
-    config = replace(micro_config, rollout=rollout)
+    rollout = micro_config.rollout.replace(size_buckets=["32x32", "32x48"])
+    config = micro_config.replace(rollout=rollout)
     sizes = {(t.height, t.width) for u in range(20) for t in tasks_of(config, u)}
     assert sizes == {(32, 32), (32, 48)}
 

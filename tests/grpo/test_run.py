@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -199,7 +198,7 @@ def test_a_finished_or_foreign_run_directory_is_not_overwritten(
     with pytest.raises(RunDirectoryError, match="already holds a run"):
         run_grpo(config_file=same, output_dir=whole_run)
     other = tmp_path / "other.yaml"
-    other.write_text(config_to_yaml(replace(micro_config, seed=9)), encoding="utf-8")
+    other.write_text(config_to_yaml(micro_config.replace(seed=9)), encoding="utf-8")
     with pytest.raises(RunDirectoryError, match="another configuration"):
         run_grpo(config_file=other, output_dir=whole_run, resume=True)
     assert (whole_run / "summary.json").read_bytes() == before

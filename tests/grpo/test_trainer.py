@@ -1,7 +1,6 @@
 """The trainer: first ratio, forwards, gradients against the per-sample oracle, resume, failures."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,7 +67,7 @@ def test_first_update_has_ratio_exactly_one_and_zero_kl(
 def test_a_second_iteration_on_the_same_rollout_is_off_policy(
     micro_config: GRPOConfig, load_micro: Load
 ) -> None:
-    config = replace(micro_config, num_iterations=2)
+    config = micro_config.replace(num_iterations=2)
     record = trainer_of(config, load_micro(config)).update().record
     assert record["ratio/mean"] != 1.0
     assert abs(record["ratio/mean"] - 1.0) < 0.1  # type: ignore[operator]
@@ -93,8 +92,8 @@ def test_shared_forward_gradients_equal_per_sample_gradients(
     micro_config: GRPOConfig, load_micro: Load, train_cfg: bool, detach: bool
 ) -> None:
     """Identity 9 on the real model in float64: guidance, reference and KL included."""
-    loss = replace(micro_config.loss, beta=0.3, train_cfg=train_cfg, detach_cfg_zero_scale=detach)
-    config = replace(micro_config, loss=loss)
+    loss = micro_config.loss.replace(beta=0.3, train_cfg=train_cfg, detach_cfg_zero_scale=detach)
+    config = micro_config.replace(loss=loss)
     model = load_micro(config)
     trainer = trainer_of(config, model)
     trainer.update()  # move the adapter away from its zero start
@@ -148,12 +147,11 @@ def test_reward_rises_and_falls_with_its_sign(micro_config: GRPOConfig, load_mic
     """Identity 14 end to end: the loss has the sign that raises the reward."""
     brightness = {}
     for sign in (1.0, -1.0):
-        config = replace(
-            micro_config,
+        config = micro_config.replace(
             prompts_per_update=6,
             num_generations=8,
-            rollout=replace(micro_config.rollout, micro_batch=8),
-            optimizer=replace(micro_config.optimizer, learning_rate=5e-2),
+            rollout=micro_config.rollout.replace(micro_batch=8),
+            optimizer=micro_config.optimizer.replace(learning_rate=5e-2),
         )
         trainer = trainer_of(config, load_micro(config), brightness=Brightness(sign))
         rewards = [trainer.update().record["rewards/brightness/mean"] for _ in range(12)]
@@ -178,8 +176,8 @@ def test_two_runs_with_one_seed_are_bitwise_equal(
 
 
 def test_18_resume_is_bitwise(micro_config: GRPOConfig, load_micro: Load, tmp_path: Path) -> None:
-    config = replace(
-        micro_config, optimizer=replace(micro_config.optimizer, ema_decay=0.9, warmup_updates=3)
+    config = micro_config.replace(
+        optimizer=micro_config.optimizer.replace(ema_decay=0.9, warmup_updates=3)
     )
     model = load_micro(config)
     trainer = trainer_of(config, model)

@@ -215,9 +215,9 @@ def test_a_gradient_that_is_not_finite_stops_the_training_before_a_weight_is_los
 
 
 def test_bad_settings_are_refused() -> None:
-    with pytest.raises(ConfigError, match="loss weight"):
+    with pytest.raises(ConfigError, match="loss_weight"):
         BaseTrainingConfig(loss_weight="uniform")
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match="batch_size"):
         BaseTrainingConfig(batch_size=0)
 
 

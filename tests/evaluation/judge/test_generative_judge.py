@@ -333,9 +333,9 @@ def test_what_a_training_refuses_before_it_starts(study, tiny_vlm, tmp_path, mon
     options = {"output_dir": tmp_path / "x", "device": "cpu", "dry_run": True}
     assert train_generative(config, **options) is None and not (tmp_path / "x").exists()
     with pytest.raises(ConfigError, match="base is not set"):
-        train_generative(dataclasses.replace(config, base=""), **options)
+        train_generative(config.replace(base=""), **options)
     with pytest.raises(CheckpointError):
-        train_generative(dataclasses.replace(config, base=str(study.base)), **options)
+        train_generative(config.replace(base=str(study.base)), **options)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="one process"):
         train_generative(config, **options)

@@ -1,6 +1,5 @@
 """Supervised fine-tuning with TRL on a study whose truth is the brightness of a clip."""
 
-import dataclasses
 import json
 import shutil
 
@@ -64,14 +63,14 @@ def settings(study, base, **changes):
         precision="float32",
         seed=4,
     )
-    return dataclasses.replace(plain, **changes)
+    return plain.replace(**changes)
 
 
 def short(study, base, **changes):
     few = {"updates": 4, "eval_every": 2, "batch_clips": 4, "micro_batch": 2, **changes}
     plain = settings(study, base, **few)
-    data = dataclasses.replace(plain.data, calibration_share=0.1)
-    return dataclasses.replace(plain, data=data)
+    data = plain.data.replace(calibration_share=0.1)
+    return plain.replace(data=data)
 
 
 def metrics(run):

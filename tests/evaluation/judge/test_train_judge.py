@@ -50,7 +50,7 @@ def settings(study, **changes):
         precision="float32",
         seed=4,
     )
-    return dataclasses.replace(plain, **changes)
+    return plain.replace(**changes)
 
 
 @pytest.fixture(scope="module")
