@@ -17,7 +17,6 @@ from longtake.evaluation.judge.report_tables import report_card_from_files
 from longtake.evaluation.judge.scorer import JudgeScorer, score_samples
 from longtake.evaluation.judge.train import train_judge
 from longtake.evaluation.judge.train_config import (
-    OPTIMIZERS,
     JudgeDataConfig,
     JudgeTrainingConfig,
 )
@@ -174,7 +173,7 @@ def test_calibrated_scores_are_the_curve_of_the_raw_ones(run):
             assert after[name][0] == pytest.approx(curve(np.array([before[name][0]]))[0])
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_stopped_run_continues_bit_by_bit(study, tmp_path, monkeypatch, optimizer):
     from longtake.evaluation.judge.regression import JudgeRegression
 
