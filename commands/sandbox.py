@@ -68,14 +68,20 @@ def sandbox_preferences(
 
     Example: python cli.py sandbox preferences --out runs/pairs --prompts 200
     """
-    from longtake.sandbox.annotators import Annotator
-    from longtake.sandbox.preference_files import make_preferences
-
-    annotator = Annotator(noise=noise, tie_threshold=tie_threshold, colour_bias=colour_bias)
-    path, table = make_preferences(out, split, prompts, seed, annotator, workers=workers)
     from rich.console import Console
 
-    Console().print(table)
+    from longtake.runtime.progress import result_table
+    from longtake.sandbox.annotators import Annotator
+    from longtake.sandbox.recipes.pairs import make_preferences
+
+    annotator = Annotator(noise=noise, tie_threshold=tie_threshold, colour_bias=colour_bias)
+    path, labels = make_preferences(out, split, prompts, seed, annotator, workers=workers)
+    columns = ["dimension", "pairs", "ties", "agreement with the oracle", "preference for colour"]
+    rows = [
+        (dimension, row.count, row.tie_share, row.agreement, row.colour_preference)
+        for dimension, row in labels.items()
+    ]
+    Console().print(result_table(str(path), columns, rows))
     typer.echo(path)
 
 

@@ -28,6 +28,8 @@ from torch import Tensor
 from longtake.runtime.errors import UserError
 
 Word = Literal["A", "same", "B"]
+Judgement = tuple[Word, float, float]
+"""Label, oracle score of A minus B, colourfulness of A minus B."""
 
 DIMENSION_ORACLES: dict[str, str] = {
     "VQ": "visual",
@@ -81,11 +83,6 @@ class Annotator:
                 received=self.raters,
                 expected="a whole number >= 1",
             )
-
-    @property
-    def tie_factor(self) -> float:
-        """K of the Bradley-Terry model with ties that a rater's labels follow; needs noise > 0."""
-        return math.exp(self.tie_threshold / self.noise)
 
     def probabilities(self, difference: Tensor) -> Tensor:
         """Chance of each label.
@@ -143,46 +140,30 @@ def colourfulness(video: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelStatistics:
-    """What the labels of one dimension look like.
-
-    Args:
-        count: number of labelled pairs.
-        tie_share: share of "same".
-        agreement: share of decided labels that name the clip with the higher oracle score; pairs
-            with equal scores are left out. NaN when nothing is left.
-        colour_preference: excess of wins over losses of the more colourful clip, per pair, over
-            what an annotator of the same noise without colour bias would give. Its expectation is
-            exactly 0 without a bias, whatever the clips.
-    """
+    """What the labels of one dimension look like."""
 
     count: int
     tie_share: float
     agreement: float
+    """Share of decided labels that name the clip with the higher oracle score; pairs with equal
+    scores are left out. NaN when nothing is left."""
     colour_preference: float
+    """Excess of wins over losses of the more colourful clip, per pair, over what an annotator of
+    the same noise without colour bias would give. Its expectation is exactly 0 without a bias,
+    whatever the clips."""
 
 
-def label_statistics(
-    rows: Sequence[tuple[Word, float, float]], annotator: Annotator
-) -> LabelStatistics:
-    """Statistics of one dimension.
-
-    Args:
-        rows: (label, oracle score of A minus B, colourfulness of A minus B) per pair.
-        annotator: who judged.
-
-    Raises:
-        UserError: no pair.
-    """
-    if not rows:
-        raise UserError("no label to count", expected="at least one judged pair")
-    label = torch.tensor([{"A": 1, "same": 0, "B": -1}[row[0]] for row in rows])
-    truth = torch.tensor([row[1] for row in rows], dtype=torch.float64)
-    colour = torch.tensor([row[2] for row in rows], dtype=torch.float64)
+def label_statistics(judgements: Sequence[Judgement], annotator: Annotator) -> LabelStatistics:
+    """Statistics of the pairs, at least one, that ``annotator`` judged in one dimension."""
+    words, truths, colours = zip(*judgements, strict=True)
+    label = torch.tensor([{"A": 1, "same": 0, "B": -1}[word] for word in words])
+    truth = torch.tensor(truths, dtype=torch.float64)
+    colour = torch.tensor(colours, dtype=torch.float64)
     clear = (label != 0) & (truth != 0)
     agree = label[clear] == truth[clear].sign()
     p_a, _, p_b = annotator.probabilities(truth).unbind(-1)
     return LabelStatistics(
-        count=len(rows),
+        count=len(judgements),
         tie_share=float((label == 0).double().mean()),
         agreement=float(agree.double().mean()),
         colour_preference=float(((label - (p_a - p_b)) * colour.sign()).mean()),

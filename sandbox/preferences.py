@@ -5,26 +5,26 @@ four strengths, a still image (the clean render's first frame repeated), the cle
 scene (for text alignment) and, where given, samples of a model. Some candidates change their
 saturation, which no caption asks for: it is what a colour bias acts on. Pairs are drawn from the
 pool; ``label_pair`` then lets a simulated annotator judge them.
+
+This is the one module on whose way oracle scores reach a training: as labels of annotators and
+raters who err (tests/test_import_rules.py).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from longtake.core.video import to_uint8
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import derive_key, generator
-from longtake.sandbox.annotators import (
-    DIMENSION_ORACLES,
-    Annotator,
-    LabelStatistics,
-    Word,
-    colourfulness,
-    label_statistics,
-)
+from longtake.sandbox.annotators import DIMENSION_ORACLES, Annotator, Word, colourfulness
 from longtake.sandbox.captions import SPLIT_ATTRIBUTES, caption
 from longtake.sandbox.corruptions import CORRUPTIONS, SATURATION_RANGE, scale_saturation
 from longtake.sandbox.facts import Split
@@ -34,29 +34,28 @@ from longtake.sandbox.scene import Scene, sample_scene
 
 STRENGTHS = (0.15, 0.35, 0.6, 1.0)
 """Strengths of the corruptions; the oracles fall over this range (tests/sandbox)."""
-
 WRONG_SCENE = "wrong scene"
 """Origin of the render of another scene."""
+PROMPTS_PER_JOB = 8
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """One clip of a prompt's pool.
-
-    Args:
-        name: unique over splits, prompts and slots for one seed; a file name without suffix.
-        video: uint8 [T, 3, H, W].
-        origin: "clean", "static", "wrong scene", "model", or corruption and strength ("blur 0.35"),
-            followed by the saturation factor where it was changed.
-        oracles: oracle name -> score in [0, 1], with ``oracles.UNPROMPTED_MOTION``.
-        colourfulness: see ``annotators.colourfulness``.
-    """
+    """One clip of a prompt's pool."""
 
     name: str
+    """Unique over splits, prompts and slots for one seed; a file name without suffix."""
     video: Tensor
+    """uint8 [T, 3, H, W]."""
     origin: str
+    """"clean", "static", "wrong scene", "model", or corruption and strength ("blur 0.35"), followed
+    by the saturation factor where it was changed."""
     oracles: dict[str, float]
+    """Oracle name -> score in [0, 1], with ``oracles.UNPROMPTED_MOTION``."""
     colourfulness: float
+    """See ``annotators.colourfulness``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,18 +79,14 @@ class CandidatePair:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairConfig:
-    """How pools and pairs are made.
-
-    Args:
-        damaged: damaged renders in a prompt's pool, beside one clean render, one still image and
-            one wrong scene.
-        pairs_per_prompt: pairs drawn from a pool, each at most once.
-        saturation_share: chance of a candidate (model samples apart) to change its saturation.
-    """
+    """How pools and pairs are made."""
 
     damaged: int = 3
+    """Damaged renders in a pool, beside one clean render, one still image and one wrong scene."""
     pairs_per_prompt: int = 6
+    """Pairs drawn from a pool, each at most once."""
     saturation_share: float = 0.5
+    """Chance of a candidate (model samples apart) to change its saturation."""
 
     def __post_init__(self) -> None:
         if self.damaged < 0 or self.pairs_per_prompt < 1:
@@ -100,84 +95,91 @@ class PairConfig:
                 received=f"damaged {self.damaged}, pairs_per_prompt {self.pairs_per_prompt}",
                 expected="damaged >= 0 and pairs_per_prompt >= 1",
             )
-        if not 0 <= self.saturation_share <= 1:
-            raise UserError(
-                "saturation_share cannot be used",
-                received=self.saturation_share,
-                expected="a chance from 0 to 1",
-            )
 
 
 DEFAULT_PAIRS = PairConfig()
-SampleSource = Callable[[str], Tensor | None]
-"""Model samples of a prompt, uint8 or float [M, T, 3, H, W], or None; ``dict.get`` fits."""
+Samples = Mapping[str, Tensor]
+"""Prompt -> clips of a model, uint8 [M, T, 3, H, W]."""
 
 
 def preference_prompts(split: Split, start: int, count: int, seed: int) -> list[str]:
     """Prompts ``start`` to ``start + count - 1`` of a split: what a model is to be sampled for.
 
     Each states shape, colour and motion, which prove its split, so no prompt is in both.
-
-    Raises:
-        UserError: unknown split.
     """
     return [_prompt(_scene(seed, split, i), seed, split, i) for i in range(start, start + count)]
 
 
-def candidate_pools(
-    split: Split,
-    start: int,
-    count: int,
-    seed: int,
-    *,
-    config: PairConfig = DEFAULT_PAIRS,
-    samples: SampleSource | None = None,
-) -> Iterator[tuple[str, list[Candidate]]]:
-    """Prompts ``start`` to ``start + count - 1``, each with its pool of clips.
+@dataclass(frozen=True, kw_only=True)
+class PoolJob:
+    """Prompts ``start`` to ``start + count - 1``: what one process renders and judges."""
 
-    Arguments and errors as :func:`candidate_pairs`, which draws its pairs from these pools.
-    """
-    for index in range(start, start + count):
-        prompt = _prompt(_scene(seed, split, index), seed, split, index)
-        yield prompt, _pool(split, index, seed, config, samples)
+    split: Split
+    start: int
+    count: int
+    seed: int
+    """Names scenes, damage and the choice of pairs."""
+    config: PairConfig = DEFAULT_PAIRS
+    samples: Mapping[str, np.ndarray] | None = None
+    """As :data:`Samples`; arrays, since a tensor would take a file handle in each process."""
+
+    def pools(self) -> Iterator[tuple[int, str, list[Candidate]]]:
+        """Number, prompt and clips of each pool; they depend on (split, number, seed) alone.
+
+        The oracle scores of a pool take about 0.1 s on a CPU.
+        """
+        for index in range(self.start, self.start + self.count):
+            prompt = _prompt(_scene(self.seed, self.split, index), self.seed, self.split, index)
+            samples = (self.samples or {}).get(prompt)
+            drawn = None if samples is None else torch.from_numpy(samples)
+            yield index, prompt, _pool(self.split, index, self.seed, self.config, prompt, drawn)
+
+    def pairs(self) -> Iterator[CandidatePair]:
+        """Pairs drawn from each pool."""
+        for index, prompt, pool in self.pools():
+            options = list(combinations(range(len(pool)), 2))
+            rng = generator(self.seed, "pairs", self.split, index)
+            draws = torch.rand(len(options), 2, generator=rng, dtype=torch.float64)
+            for row in draws[:, 0].argsort()[: self.config.pairs_per_prompt].tolist():
+                first, second = (pool[slot] for slot in options[row])
+                # The pool is ordered; the position in a pair must not tell the quality.
+                if draws[row, 1] < 0.5:
+                    first, second = second, first
+                yield CandidatePair(prompt=prompt, a=first, b=second)
 
 
-def candidate_pairs(
-    split: Split,
-    start: int,
-    count: int,
-    seed: int,
-    *,
-    config: PairConfig = DEFAULT_PAIRS,
-    samples: SampleSource | None = None,
-) -> Iterator[CandidatePair]:
-    """Pairs of the prompts ``start`` to ``start + count - 1``, prompt by prompt.
-
-    A prompt's pairs depend on (split, number of the prompt, seed), the config and its samples
-    alone. Oracle scores of a pool take about 0.1 s on a CPU.
-
-    Args:
-        split: "train" or "held_out"; scenes and wrong scenes are of this split only.
-        start: number of the first prompt.
-        count: number of prompts.
-        seed: names scenes, damage and the choice of pairs.
-        config: sizes of pool and choice.
-        samples: clips of a model by prompt, added to its pool.
-
-    Raises:
-        UserError: unknown split, or samples that are no clips.
-    """
-    pools = candidate_pools(split, start, count, seed, config=config, samples=samples)
-    for index, (prompt, pool) in enumerate(pools, start):
-        chosen = list(combinations(range(len(pool)), 2))
-        draws = torch.rand(
-            len(chosen), 2, generator=generator(seed, "pairs", split, index), dtype=torch.float64
+def pool_jobs(
+    split: Split, prompts: int, seed: int, config: PairConfig, samples: Samples
+) -> list[PoolJob]:
+    """Jobs that cover the first prompts of a split, each with the samples of its own prompts."""
+    return [
+        PoolJob(
+            split=split,
+            start=start,
+            count=(count := min(PROMPTS_PER_JOB, prompts - start)),
+            seed=seed,
+            config=config,
+            samples={
+                text: samples[text].numpy()
+                for text in preference_prompts(split, start, count, seed)
+                if text in samples
+            },
         )
-        for row in draws[:, 0].argsort()[: config.pairs_per_prompt].tolist():
-            first, second = (pool[slot] for slot in chosen[row])
-            if draws[row, 1] < 0.5:  # the pool is ordered; the position must not tell the quality
-                first, second = second, first
-            yield CandidatePair(prompt=prompt, a=first, b=second)
+        for start in range(0, prompts, PROMPTS_PER_JOB)
+    ]
+
+
+def run_jobs(
+    work: Callable[[PoolJob], Result], jobs: list[PoolJob], workers: int
+) -> Iterator[Result]:
+    """Results of the jobs, in their order, from ``workers`` processes; 0 is this one."""
+    if not workers:
+        yield from map(work, jobs)
+        return
+    # Forked children of a process with torch's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(work, jobs)
 
 
 def label_pair(pair: CandidatePair, annotator: Annotator, seed: int) -> dict[str, Word]:
@@ -195,26 +197,6 @@ def label_pair(pair: CandidatePair, annotator: Annotator, seed: int) -> dict[str
     return labels
 
 
-def preference_statistics(
-    judged: Sequence[tuple[CandidatePair, Mapping[str, Word]]], annotator: Annotator
-) -> dict[str, LabelStatistics]:
-    """Share of ties, agreement with the oracle and preference for colour, by dimension.
-
-    Raises:
-        UserError: no pair.
-    """
-    return {
-        dimension: label_statistics(
-            [
-                (labels[dimension], pair.oracle_difference(dimension), pair.colour_difference)
-                for pair, labels in judged
-            ],
-            annotator,
-        )
-        for dimension in DIMENSION_ORACLES
-    }
-
-
 def _scene(seed: int, split: Split, index: int) -> Scene:
     return sample_scene(derive_key(seed, "preferences", split), index, split)
 
@@ -225,7 +207,7 @@ def _prompt(scene: Scene, seed: int, split: Split, index: int) -> str:
 
 
 def _pool(
-    split: Split, index: int, seed: int, config: PairConfig, samples: SampleSource | None
+    split: Split, index: int, seed: int, config: PairConfig, prompt: str, samples: Tensor | None
 ) -> list[Candidate]:
     scene = _scene(seed, split, index)
     other = sample_scene(derive_key(seed, "wrong scene", split), index, split)
@@ -239,24 +221,16 @@ def _pool(
         damaged = CORRUPTIONS[name](clean[None], strength, rng)[0]
         clips.append((damaged, f"{name} {strength:g}"))
     clips = [_saturated(clip, origin, config.saturation_share, rng) for clip, origin in clips]
-
-    prompt = _prompt(scene, seed, split, index)
-    drawn = samples(prompt) if samples is not None else None
-    if drawn is not None:
-        pixels = drawn.float() / 255 if drawn.dtype == torch.uint8 else drawn.float().clamp(0, 1)
-        if pixels.ndim != 5 or pixels.shape[1:] != clean.shape:
-            raise UserError(
-                "model samples are no clips of the sandbox",
-                received=f"{tuple(drawn.shape)} for {prompt!r}",
-                expected=f"[M, {', '.join(map(str, clean.shape))}]",
-                remedy="decode the samples to pixels at the size of the sandbox",
-            )
-        clips += [(clip, "model") for clip in pixels.cpu()]
-
+    origins = [origin for _, origin in clips]
     # The 8-bit clip is what a reward will see, so it is also what is judged.
     video = to_uint8(torch.stack([clip for clip, _ in clips]))
-    shown = [(other if origin.startswith(WRONG_SCENE) else scene).facts() for _, origin in clips]
-    scores = oracle_scores(video, [prompt] * len(clips), shown)
+    if samples is not None:
+        assert samples.dtype == torch.uint8 and samples.shape[1:] == clean.shape, samples.shape
+        video = torch.cat([video, samples])
+        origins += ["model"] * len(samples)
+
+    shown = [(other if origin.startswith(WRONG_SCENE) else scene).facts() for origin in origins]
+    scores = oracle_scores(video, [prompt] * len(video), shown)
     colours = colourfulness(video)
     return [
         Candidate(
@@ -266,7 +240,7 @@ def _pool(
             oracles={name: float(column[slot]) for name, column in scores.items()},
             colourfulness=float(colours[slot]),
         )
-        for slot, (_, origin) in enumerate(clips)
+        for slot, origin in enumerate(origins)
     ]
 
 

@@ -25,9 +25,9 @@ from longtake.runtime.progress import progress_bar
 from longtake.runtime.run_directory import RunDirectory
 from longtake.sandbox.annotators import Annotator
 from longtake.sandbox.facts import NUM_FRAMES, Split
-from longtake.sandbox.preference_files import make_preferences
 from longtake.sandbox.preferences import PairConfig, preference_prompts
 from longtake.sandbox.recipes.captions import CaptionConfig, captioned_base
+from longtake.sandbox.recipes.pairs import make_preferences
 from longtake.sandbox.recipes.quality_samples import QUALITIES, sample_qualities
 from longtake.sandbox.recipes.tiny_vlm import TinySize
 

@@ -5,15 +5,12 @@ quality plus a bias of its own and noise, and rounds it into 1..5. As in the rep
 raters see each clip, and two more where the first three differ.
 """
 
-import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from longtake.core.video import write_mp4
 from longtake.evaluation.csv_rows import write_text
@@ -29,8 +26,11 @@ from longtake.sandbox.preferences import (
     WRONG_SCENE,
     Candidate,
     PairConfig,
-    candidate_pools,
+    PoolJob,
+    Samples,
+    pool_jobs,
     preference_prompts,
+    run_jobs,
 )
 from longtake.sandbox.recipes.quality_samples import QUALITIES
 
@@ -40,7 +40,6 @@ ORIGINS = {"clean": "render", "static": "still", WRONG_SCENE: "other-scene"}
 """Origin of a candidate -> its generator in the study; damaged renders are ``damaged``."""
 SAMPLES, RATINGS, TRUTH = "samples.csv", "ratings.jsonl", "truth.jsonl"
 TEST_PROMPTS = "test_prompts.txt"
-PROMPTS_PER_JOB = 8
 
 
 def quality_name(number: int) -> str:
@@ -63,27 +62,11 @@ class RatingConfig:
     """When more raters are asked."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """Prompts ``start`` to ``start + count - 1``: what a worker renders, writes and has rated."""
-
-    out: Path
-    split: Split
-    start: int
-    count: int
-    config: RatingConfig
-    samples: dict[str, np.ndarray]
-
-
-Rated = list[tuple[Sample, list[Rating], list[Rating]]]
-"""Clips with the ratings of people and the truth."""
-
-
 def make_ratings(
     out: Path,
     prompts: Mapping[Split, int],
     config: RatingConfig,
-    samples: Mapping[str, Tensor],
+    samples: Samples,
     workers: int = 0,
 ) -> None:
     """Write clips, the list of samples, ratings, and the truth behind them.
@@ -94,7 +77,7 @@ def make_ratings(
         out: folder.
         prompts: split -> number of its prompts; those of ``held_out`` are listed as test prompts.
         config: how clips are rated.
-        samples: clips of the model by prompt, uint8 [number of qualities, T, 3, H, W].
+        samples: clips of the model, in the order of :data:`QUALITIES`.
         workers: processes; 0 is this one. The result does not depend on it.
 
     Raises:
@@ -102,10 +85,16 @@ def make_ratings(
     """
     for name in (RATINGS, TRUTH):
         (out / name).unlink(missing_ok=True)  # of a run that was killed
-    jobs = list(_jobs(out, prompts, config, samples))
+    pools = PairConfig(damaged=config.damaged)
+    jobs = [
+        job
+        for split, total in prompts.items()
+        for job in pool_jobs(split, total, config.seed, pools, samples)
+    ]
     listed: list[Sample] = []
     with progress_bar("ratings", len(jobs)) as bar:
-        for done, rated in enumerate(_results(jobs, workers), start=1):
+        work = partial(_rate, out=out, config=config)
+        for done, rated in enumerate(run_jobs(work, jobs, workers), start=1):
             listed += [item for item, _, _ in rated]
             append_ratings(out / RATINGS, (r for _, given, _ in rated for r in given))
             append_ratings(out / TRUTH, (r for _, _, truth in rated for r in truth))
@@ -115,53 +104,26 @@ def make_ratings(
     write_samples(out / SAMPLES, listed)
 
 
-def _jobs(
-    out: Path, prompts: Mapping[Split, int], config: RatingConfig, samples: Mapping[str, Tensor]
-) -> Iterator[_Job]:
-    for split, total in prompts.items():
-        for start in range(0, total, PROMPTS_PER_JOB):
-            count = min(PROMPTS_PER_JOB, total - start)
-            texts = preference_prompts(split, start, count, config.seed)
-            drawn = {text: samples[text].numpy() for text in texts if text in samples}
-            yield _Job(out=out, split=split, start=start, count=count, config=config, samples=drawn)
-
-
-def _results(jobs: Sequence[_Job], workers: int) -> Iterator[Rated]:
-    if not workers:
-        yield from map(_run, jobs)
-        return
-    # Forked children of a process with torch's threads can hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
-        yield from pool.map(_run, jobs)
-
-
-def _run(job: _Job) -> Rated:
-    samples = {text: torch.from_numpy(clips) for text, clips in job.samples.items()}
-    pools = candidate_pools(
-        job.split,
-        job.start,
-        job.count,
-        job.config.seed,
-        config=PairConfig(damaged=job.config.damaged),
-        samples=samples.get,
-    )
-    rated: Rated = []
-    for number, (caption, pool) in enumerate(pools, job.start):
+def _rate(
+    job: PoolJob, out: Path, config: RatingConfig
+) -> list[tuple[Sample, list[Rating], list[Rating]]]:
+    """Render and write the clips of a job; each with the ratings of people and the truth."""
+    rated = []
+    for number, caption, pool in job.pools():
         quality = 0
         for clip in pool:
             model = _generator(clip, quality)
             quality += clip.origin == "model"
             path = f"clips/{clip.name}.mp4"
-            write_mp4(clip.video, job.out / path, fps=FPS, lossless=True)
-            item = Sample(
+            write_mp4(clip.video, out / path, fps=FPS, lossless=True)
+            sample = Sample(
                 sample=clip.name,
                 model=model,
                 prompt=f"{job.split}-{number:06d}",
                 caption=caption,
                 video=path,
             )
-            rated.append((item, rate_clip(clip, job.config), _truth(clip)))
+            rated.append((sample, rate_clip(clip, config), _truth(clip)))
     return rated
 
 

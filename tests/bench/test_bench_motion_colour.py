@@ -7,8 +7,8 @@ import pytest
 from longtake.bench import bench_motion_colour as bench
 from longtake.rewards.preference_files import read_preference_csv
 from longtake.sandbox.annotators import Annotator
-from longtake.sandbox.preference_files import make_preferences
 from longtake.sandbox.preferences import PairConfig
+from longtake.sandbox.recipes.pairs import make_preferences
 
 CONFIG = PairConfig(damaged=1, pairs_per_prompt=6)
 

@@ -48,7 +48,6 @@ def test_noise_has_the_variance_of_a_logistic_variable():
 
 def test_labels_are_bradley_terry_with_ties():
     annotator = Annotator(noise=0.05, tie_threshold=0.05 * math.log(5))
-    assert annotator.tie_factor == pytest.approx(5)
     difference = torch.linspace(-0.5, 0.5, 41, dtype=torch.float64)
     strength, k = (difference / 0.05).exp(), 5.0
     wanted = torch.stack(
@@ -126,8 +125,6 @@ def test_statistics_count_what_they_say():
     # Beyond the oracle's verdicts: row 2 moved from A to B (2 steps), row 5 from same to A (1).
     assert found.colour_preference == pytest.approx(3 / 5)
     assert math.isnan(label_statistics([("same", 0.1, 0.0)], annotator).agreement)
-    with pytest.raises(UserError, match="no label"):
-        label_statistics([], annotator)
 
 
 @pytest.mark.parametrize("seed", range(3))

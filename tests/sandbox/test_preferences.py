@@ -3,36 +3,36 @@ import re
 import pytest
 import torch
 
-from longtake.core.video import read_video
-from longtake.rewards.preference_files import read_preference_csv
-from longtake.rewards.preference_labels import WORD_OF_LABEL
-from longtake.runtime.errors import RunDirectoryError, UserError
-from longtake.sandbox.annotators import Annotator, colourfulness
+from longtake.sandbox.annotators import Annotator, colourfulness, label_statistics
 from longtake.sandbox.captions import parse_caption
 from longtake.sandbox.corruptions import CORRUPTIONS, scale_saturation
 from longtake.sandbox.facts import split_of
 from longtake.sandbox.oracles import UNPROMPTED_MOTION, oracle_scores
-from longtake.sandbox.preference_files import write_preferences
 from longtake.sandbox.preferences import (
     STRENGTHS,
+    CandidatePair,
     PairConfig,
-    candidate_pairs,
+    PoolJob,
     label_pair,
     preference_prompts,
-    preference_statistics,
 )
 
 ALL_PAIRS = PairConfig(pairs_per_prompt=15)
 
 
-@pytest.fixture(scope="module")
-def pairs():
-    return list(candidate_pairs("train", 0, 12, 5, config=ALL_PAIRS))
+def pairs_of(split="train", start=0, count=12, seed=5, config=ALL_PAIRS, samples=None):
+    job = PoolJob(split=split, start=start, count=count, seed=seed, config=config, samples=samples)
+    return list(job.pairs())
 
 
 @pytest.fixture(scope="module")
-def held_out():
-    return list(candidate_pairs("held_out", 0, 6, 5))
+def pairs() -> list[CandidatePair]:
+    return pairs_of()
+
+
+@pytest.fixture(scope="module")
+def held_out() -> list[CandidatePair]:
+    return pairs_of("held_out", count=6)
 
 
 def same(one, two):
@@ -50,15 +50,15 @@ def clips(pairs):
 
 
 def test_pairs_are_named_by_the_prompt_alone(pairs):
-    again = list(candidate_pairs("train", 4, 2, 5, config=ALL_PAIRS))
+    again = pairs_of(start=4, count=2)
     assert len(again) == 30
     assert all(same(*both) for both in zip(pairs[60:90], again, strict=True))
-    other = list(candidate_pairs("train", 4, 2, 6, config=ALL_PAIRS))
+    other = pairs_of(start=4, count=2, seed=6)
     assert not {pair.prompt for pair in other} & {pair.prompt for pair in again}
 
 
 def test_a_smaller_choice_is_part_of_the_larger_one(pairs):
-    few = list(candidate_pairs("train", 0, 2, 5, config=PairConfig(pairs_per_prompt=4)))
+    few = pairs_of(count=2, config=PairConfig(pairs_per_prompt=4))
     names = [{p.a.name, p.b.name} for p in pairs[:30]]
     assert len(few) == 8 and all({p.a.name, p.b.name} in names for p in few)
 
@@ -136,8 +136,17 @@ def test_labels_repeat_and_share_noise_between_annotators(pairs):
             assert move * pair.colour_difference >= 0
 
 
-def judged(pairs, annotator, seed=0):
-    return [(pair, label_pair(pair, annotator, seed)) for pair in pairs]
+def statistics(pairs, annotator, dimension, seeds=(0,)):
+    rows = [
+        (
+            label_pair(p, annotator, seed)[dimension],
+            p.oracle_difference(dimension),
+            p.colour_difference,
+        )
+        for seed in seeds
+        for p in pairs
+    ]
+    return label_statistics(rows, annotator)
 
 
 @pytest.mark.parametrize("dimension", ["VQ", "MQ", "TA"])
@@ -148,50 +157,40 @@ def test_statistics_match_the_closed_form(pairs, dimension):
             [pair.oracle_difference(dimension) + 0.3 * pair.colour_difference for pair in pairs]
         )
     )
-    found = preference_statistics(judged(pairs, annotator), annotator)[dimension]
+    found = statistics(pairs, annotator, dimension)
     deviation = (p[:, 1] * (1 - p[:, 1])).sum().sqrt().item() / len(pairs)
     assert abs(found.tie_share - p[:, 1].mean().item()) < 4 * deviation
 
 
-def test_the_colour_bias_is_measurable_and_zero_when_off(pairs):
-    for dimension in ("VQ", "MQ", "TA"):
-        found = {}
-        for bias in (0.0, 0.5):
-            annotator = Annotator(colour_bias=bias)
-            rows = [s for seed in range(4) for s in judged(pairs, annotator, seed)]
-            found[bias] = preference_statistics(rows, annotator)[dimension].colour_preference
-        assert abs(found[0.0]) < 0.06
-        assert found[0.5] > 0.12
+@pytest.mark.parametrize("dimension", ["VQ", "MQ", "TA"])
+def test_the_colour_bias_is_measurable_and_zero_when_off(pairs, dimension):
+    preference = {
+        bias: statistics(pairs, Annotator(colour_bias=bias), dimension, range(4)).colour_preference
+        for bias in (0.0, 0.5)
+    }
+    assert abs(preference[0.0]) < 0.06 and preference[0.5] > 0.12
 
 
-def test_careful_annotators_agree_with_the_oracle(pairs):
-    exact = Annotator(noise=0.0, tie_threshold=0.0, colour_bias=0.0)
-    for statistics in preference_statistics(judged(pairs, exact), exact).values():
-        assert statistics.agreement == 1 and statistics.count == len(pairs)
-    default = Annotator()
-    for statistics in preference_statistics(judged(pairs, default), default).values():
-        assert 0.9 < statistics.agreement < 1 and 0.1 < statistics.tie_share < 0.5
+@pytest.mark.parametrize("dimension", ["VQ", "MQ", "TA"])
+def test_careful_annotators_agree_with_the_oracle(pairs, dimension):
+    exact = statistics(pairs, Annotator(noise=0.0, tie_threshold=0.0, colour_bias=0.0), dimension)
+    assert exact.agreement == 1 and exact.count == len(pairs)
+    default = statistics(pairs, Annotator(), dimension)
+    assert 0.9 < default.agreement < 1 and 0.1 < default.tie_share < 0.5
 
 
 def test_model_samples_join_the_pool():
     prompts = preference_prompts("train", 0, 2, 5)
-    generator = torch.Generator().manual_seed(0)
-    samples = {prompts[1]: torch.rand(2, 17, 3, 64, 64, generator=generator)}
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (2, 17, 3, 64, 64), dtype=torch.uint8, generator=rng)
     config = PairConfig(pairs_per_prompt=100)
-    with_samples = list(candidate_pairs("train", 0, 2, 5, config=config, samples=samples.get))
-    without = list(candidate_pairs("train", 0, 2, 5, config=config))
-    assert len(with_samples) == 15 + 28 and len(without) == 30
-    found = [clip for _, clip in clips(with_samples).values() if clip.origin == "model"]
-    assert {clip.name for clip in found} == {"train_000001_06", "train_000001_07"}
-    wanted = (samples[prompts[1]] * 255).round().to(torch.uint8)
-    assert all(torch.equal(clip.video, wanted[int(clip.name[-2:]) - 6]) for clip in found)
-    assert max(clip.oracles["visual"] for clip in found) < 0.3  # the samples here are noise
-    eight_bit = list(
-        candidate_pairs("train", 1, 1, 5, config=config, samples={prompts[1]: wanted}.get)
-    )
-    assert all(same(*both) for both in zip(with_samples[15:], eight_bit, strict=True))
-    with pytest.raises(UserError, match=r"17, 3, 64, 64"):
-        list(candidate_pairs("train", 1, 1, 5, samples=lambda _: torch.zeros(2, 9, 3, 64, 64)))
+    joined = pairs_of(count=2, config=config, samples={prompts[1]: noise.numpy()})
+    plain = pairs_of(count=2, config=config)
+    assert len(joined) == 15 + 28 and len(plain) == 30
+    samples = [clip for _, clip in clips(joined).values() if clip.origin == "model"]
+    assert {clip.name for clip in samples} == {"train_000001_06", "train_000001_07"}
+    assert all(torch.equal(clip.video, noise[int(clip.name[-2:]) - 6]) for clip in samples)
+    assert max(clip.oracles["visual"] for clip in samples) < 0.3
 
 
 def test_saturation_keeps_the_luma():
@@ -202,35 +201,3 @@ def test_saturation_keeps_the_luma():
         torch.testing.assert_close((weights * out).sum(1), (weights * video).sum(1))
         chroma = [x.amax(1) - x.amin(1) for x in (out, video)]
         torch.testing.assert_close(chroma[0], factor * chroma[1], rtol=1e-4, atol=1e-5)
-
-
-def test_files_are_read_back_by_the_reward_trainer(pairs, held_out, tmp_path):
-    rows = judged(pairs[:15], Annotator())
-    path = write_preferences(rows, tmp_path / "new", "train.csv")
-    other = write_preferences(judged(held_out, Annotator()), tmp_path / "new", "held_out.csv")
-    found = read_preference_csv(path)
-    assert len(found) == 15 and len(read_preference_csv(other)) == len(held_out)
-    for row, (pair, labels) in zip(found, rows, strict=True):
-        assert row.prompt == pair.prompt
-        assert {name: WORD_OF_LABEL[label] for name, label in row.labels.items()} == labels
-        assert (row.fps_a, row.num_frames_b) == (8.0, 17)
-    for row, (pair, _) in list(zip(found, rows, strict=True))[:3]:
-        video, fps = read_video(path.parent / row.path_a)
-        assert torch.equal(video, pair.a.video) and fps == 8.0  # not one grey level is lost
-    names = {clip.name for pair, _ in rows for clip in (pair.a, pair.b)}
-    stored = {p.stem for p in (path.parent / "clips").iterdir() if p.stem.startswith("train")}
-    assert stored == names
-
-
-def test_an_unwritable_folder_is_explained(pairs, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunDirectoryError, match="cannot write preference pairs"):
-        write_preferences(judged(pairs[:1], Annotator()), tmp_path / "file")
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"damaged": -1}, {"pairs_per_prompt": 0}, {"saturation_share": 1.5}]
-)
-def test_wrong_settings_are_refused(wrong):
-    with pytest.raises(UserError, match=next(iter(wrong))):
-        PairConfig(**wrong)
