@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from longtake.runtime.errors import UserError
+from longtake.runtime.config import Config
 
 Word = Literal["A", "same", "B"]
 Judgement = tuple[Word, float, float]
@@ -43,56 +44,20 @@ COLOURFUL_SHARE = 0.05
 """Share of a frame's pixels that make its colourfulness; the smallest sprite covers 2.6 %."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Annotator:
-    """How a simulated annotator errs.
+class Annotator(Config):
+    """How a simulated annotator errs."""
 
-    Args:
-        noise: scale of the logistic noise, oracle points, >= 0; 0 judges without error.
-        tie_threshold: noisy differences up to this size are ties, oracle points, >= 0.
-        colour_bias: oracle points that a fully colourful clip gains over a gray one; 0 is none.
-        raters: how many judge each pair, with independent noise, >= 1; their majority counts.
-
-    Raises:
-        UserError: a value out of range.
-    """
-
-    noise: float = 0.05
-    tie_threshold: float = 0.08
+    noise: float = Field(0.05, ge=0)
+    """Scale of the logistic noise, oracle points; 0 judges without error."""
+    tie_threshold: float = Field(0.08, ge=0)
+    """Noisy differences up to this size are ties, oracle points."""
     colour_bias: float = 0.15
-    raters: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("noise", "tie_threshold"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(
-                    f"{name} of an annotator cannot be used",
-                    received=value,
-                    expected="oracle points, a finite number >= 0",
-                )
-        if not math.isfinite(self.colour_bias):
-            raise UserError(
-                "colour_bias of an annotator cannot be used",
-                received=self.colour_bias,
-                expected="a finite number of oracle points",
-            )
-        if self.raters < 1:
-            raise UserError(
-                "raters of an annotator cannot be used",
-                received=self.raters,
-                expected="a whole number >= 1",
-            )
+    """Oracle points that a fully colourful clip gains over a gray one; 0 is none."""
+    raters: int = Field(1, ge=1)
+    """How many judge each pair, with independent noise; their majority counts."""
 
     def probabilities(self, difference: Tensor) -> Tensor:
-        """Chance of each label.
-
-        Args:
-            difference: [...] impression of A minus impression of B, oracle points.
-
-        Returns:
-            [..., 3] float64 in the order A, same, B.
-        """
+        """Chances of A, same and B [..., 3] float64 for impressions of A minus B [...]."""
         difference = difference.double()
         threshold = self.tie_threshold
         if self.noise == 0:
@@ -104,7 +69,7 @@ class Annotator:
         return torch.stack([a, 1 - a - b, b], dim=-1)
 
     def judge(self, difference: Tensor, generator: torch.Generator) -> list[Word]:
-        """Draw one label per difference [N]."""
+        """Draw one label per impression of A minus impression of B [N]."""
         shape = (self.raters, difference.shape[0])
         u = torch.rand(shape, generator=generator, dtype=torch.float64)
         noise = self.noise * torch.logit(u, eps=1e-12)  # logistic, by inversion
@@ -126,11 +91,8 @@ class Annotator:
 def colourfulness(video: Tensor) -> Tensor:
     """Mean chroma (largest minus smallest channel) of each frame's most colourful 5 % of pixels.
 
-    Args:
-        video: [B, T, 3, H, W], uint8 or float in [0, 1].
-
-    Returns:
-        [B] float32 in [0, 1]: 0 is gray, a saturated red sprite gives about 0.8.
+    Of clips [B, T, 3, H, W], uint8 or float in [0, 1]; [B] float32 in [0, 1]: 0 is gray, a
+    saturated red sprite gives about 0.8.
     """
     pixels = video.float() / 255 if video.dtype == torch.uint8 else video.float()
     chroma = (pixels.amax(2) - pixels.amin(2)).flatten(2)  # [B, T, H*W]

@@ -19,10 +19,11 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from longtake.core.video import to_uint8
-from longtake.runtime.errors import UserError
+from longtake.runtime.config import Config
 from longtake.runtime.rng import derive_key, generator
 from longtake.sandbox.annotators import DIMENSION_ORACLES, Annotator, Word, colourfulness
 from longtake.sandbox.captions import SPLIT_ATTRIBUTES, caption
@@ -77,24 +78,15 @@ class CandidatePair:
         return self.a.colourfulness - self.b.colourfulness
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairConfig:
+class PairConfig(Config):
     """How pools and pairs are made."""
 
-    damaged: int = 3
+    damaged: int = Field(3, ge=0)
     """Damaged renders in a pool, beside one clean render, one still image and one wrong scene."""
-    pairs_per_prompt: int = 6
+    pairs_per_prompt: int = Field(6, ge=1)
     """Pairs drawn from a pool, each at most once."""
-    saturation_share: float = 0.5
+    saturation_share: float = Field(0.5, ge=0, le=1)
     """Chance of a candidate (model samples apart) to change its saturation."""
-
-    def __post_init__(self) -> None:
-        if self.damaged < 0 or self.pairs_per_prompt < 1:
-            raise UserError(
-                "numbers of a prompt's pool cannot be used",
-                received=f"damaged {self.damaged}, pairs_per_prompt {self.pairs_per_prompt}",
-                expected="damaged >= 0 and pairs_per_prompt >= 1",
-            )
 
 
 DEFAULT_PAIRS = PairConfig()

@@ -35,7 +35,7 @@ BELOW = {
 SIMULATED_ANNOTATORS = "longtake.sandbox.preferences"
 ORACLES = "longtake.sandbox.oracles"
 NOT_PACKAGES = {"tests", "docs", "notebooks", "bench", "benchmarks_data", "checkpoints", "runs"}
-MAX_LINES = 450
+MAX_LINES = 600
 
 
 def sources() -> list[Path]:
