@@ -47,7 +47,7 @@ def train(
     Example: python cli.py rewards train --base models/videoreward --data pairs.csv
     --output-dir runs/mq --set dimensions=[MQ] --set color_mode=bt601
     """
-    from longtake.rewards.train import train_reward
+    from longtake.rewards.train_pairs import train_reward
 
     trained = train_reward(
         config,

@@ -12,10 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from longtake.rewards.preference_data import LABELS, PreferencePair
-from longtake.rewards.preference_files import read_preference_csv
-from longtake.rewards.preference_labels import UNLABELLED, is_decided, is_labelled
-from longtake.rewards.preference_metrics import accuracy_with_ties, accuracy_without_ties
+from longtake.rewards.losses import (
+    accuracy_with_ties,
+    accuracy_without_ties,
+    is_decided,
+    is_labelled,
+)
+from longtake.rewards.pairs import LABELS, UNLABELLED, PreferencePair, read_pairs
 from longtake.rewards.score_files import score_clips
 from longtake.rewards.score_inputs import ScoreInput
 from longtake.runtime.statistics import paired_bootstrap
@@ -74,7 +77,7 @@ def evaluate_pairs(
     Raises:
         UserError: pairs, a reward, a device or an output file that cannot be used.
     """
-    table = read_preference_csv(pairs)
+    table = read_pairs(pairs)
     folder = pairs.parent if root is None else root
     clips = list(dict.fromkeys(clip for pair in table for clip in _clips(pair)))
     report = score_clips(

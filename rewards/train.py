@@ -1,145 +1,272 @@
-"""Train a reward on preference pairs: a run directory with a reward directory in it.
+"""Training of a head on the reward backbone: by pairs (rewards) or by ratings (the judge).
 
-    RUN/  config.yaml  provenance.json  metrics.jsonl  summary.json  checkpoints/checkpoint-N/
-          reward/      the trained reward, ready to score
-          public/      the same in the layout of the public loader
+transformers' Trainer does the loop, the optimiser, the schedule, accumulation and the state of a
+checkpoint. What is added:
 
-Ctrl-C ends at once; ``resume`` continues from the last validation.
+- the loss of an update is a sum over its entries, divided by their weight in the *whole* update and
+  not in a micro-batch, so that the size of a micro-batch does not change the update;
+- the validation loss is that of the whole held-out set, free of noise, and the weights with the
+  lowest one are the result;
+- checkpoints hold only what is trained: a frozen 7B backbone would be copied into each of them.
+
+Ctrl-C ends at once; a resumed run goes on from its last validation and ends bit for bit like one
+that was never interrupted.
 """
 
-import dataclasses
 import json
 import math
-import shutil
-import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
 from transformers import (
     EarlyStoppingCallback,
+    EvalPrediction,
     PrinterCallback,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 
-from longtake.rewards.preference_inputs import PreferenceDataset, collate, trained_tokens
-from longtake.rewards.preference_trainer import (
-    PairScorer,
-    PreferenceTrainer,
-    load_trained,
-    scores_of,
-    trained_state,
-)
-from longtake.rewards.prompt_sampler import PromptSampler
+from longtake.core.weights import iter_tensors, shard_paths, write_shards
+from longtake.rewards.losses import PairLoss, is_labelled, pair_metrics, rating_loss
+from longtake.rewards.pixels import PixelConfig, normalize_patches
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
-from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
-from longtake.rewards.reward_export import export_public, export_reward
-from longtake.rewards.reward_spec import Normalization, RewardSpec
-from longtake.rewards.train_config import RewardTrainingConfig
-from longtake.rewards.train_plan import TrainingPlan, plan_training
-from longtake.runtime.config import config_to_yaml, merge_config
-from longtake.runtime.device import pick_device, refuse_launcher
-from longtake.runtime.errors import ConfigError, UserError
-from longtake.runtime.files import to_plain
-from longtake.runtime.progress import ProgressBar, progress_bar, result_table
-from longtake.runtime.provenance import collect
-from longtake.runtime.rng import derive_key
+from longtake.rewards.reward_directory import RewardDirectory
+from longtake.rewards.train_config import HeadTrainingConfig
+from longtake.runtime.errors import CheckpointError, ConfigError, UserError
+from longtake.runtime.progress import ProgressBar, progress_bar
+from longtake.runtime.rng import derive_key, generator
 from longtake.runtime.run_directory import RunDirectory
-from longtake.runtime.tracking import Trackers, check_trackers
+from longtake.runtime.tracking import Trackers
 
-REWARD_FOLDER, PUBLIC_FOLDER = "reward", "public"
+TRAINED_STEM = "trained"
+"""Weights of a checkpoint: only the parameters that are trained."""
 _SCHEDULERS = {"constant": "constant_with_warmup", "cosine": "cosine"}  # Trainer's names
 _STATE = "trainer_state.json"  # the last file that Trainer writes into a checkpoint
 
 
-def train_reward(
-    config_file: Path | None = None,
-    overrides: Sequence[str] = (),
-    *,
-    output_dir: Path,
-    base: Path | None = None,
-    data: Path | None = None,
-    resume: bool = False,
-    dry_run: bool = False,
-    device: str = "auto",
-) -> Path | None:
-    """Train a reward.
+class Objective(Protocol):
+    """What a head is trained for. ``batch`` holds the targets beside the model's inputs."""
 
-    Args:
-        config_file: YAML with settings of :class:`RewardTrainingConfig`.
-        overrides: ``key=value`` settings laid over it.
-        output_dir: run directory.
-        base: reward directory instead of the configured one.
-        data: file of pairs instead of the configured one.
-        resume: continue the run in ``output_dir``.
-        dry_run: print the plan and write nothing.
-        device: "auto", "cpu" or "cuda".
+    targets: tuple[str, ...]
+    """Names of the entries of a batch that are no inputs of the model."""
 
-    Returns:
-        The trained reward directory, ``output_dir/reward``; None for a dry run.
+    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], step: int) -> Tensor:
+        """Sum over the entries of a batch; ``step`` names the draws of a noisy loss."""
+        ...
 
-    Raises:
-        UserError: unusable settings, data or run directory, or more than one process.
-        CheckpointError: the base cannot be read.
+    def weight(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the sum is divided by, added up over the micro-batches of an update."""
+        ...
+
+    def metrics(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
+        """``loss`` and more, of the whole held-out set."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairObjective:
+    """Clips are better or worse than others; batches of ``pair_dataset.collate_pairs``."""
+
+    pair_loss: PairLoss
+    dimensions: tuple[str, ...]
+    seed: int
+    """Names the noise of the uncertainty loss."""
+    targets = ("labels", "pairs")
+
+    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], step: int) -> Tensor:
+        """Sum over the labelled entries [B, n] of head outputs [B, 2, K]."""
+        noise = None
+        if self.pair_loss.kind == "uncertainty":
+            noise = generator(self.seed, "uncertainty", step, *batch["pairs"].tolist())
+        return self.pair_loss(outputs, batch["labels"], noise).sum()
+
+    def weight(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Number of labelled entries."""
+        return is_labelled(batch["labels"]).sum()
+
+    def metrics(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
+        """Loss and accuracies (:func:`pair_metrics`)."""
+        labels, pairs = batch["labels"], batch["pairs"]
+        return pair_metrics(outputs, labels, pairs, self.dimensions, self.pair_loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatingObjective:
+    """Clips have mean ratings; batches hold standardised ``ratings`` and their ``counts`` [B, D].
+
+        loss = sum_{b,d} k_bd (s_bd - y_bd)^2 / sum_{b,d} k_bd
+
+    over the clips b of an update and the dimensions d, with the score s, the mean rating y and its
+    number of ratings k; an unrated dimension has k = 0.
     """
-    config = merge_config(RewardTrainingConfig(), config_file, overrides)
-    if base is not None:
-        config = config.replace(base=str(base))
-    if data is not None:
-        config = config.replace(data=config.data.replace(train=str(data)))
-    where = pick_device(device)
-    _check_launch(config, where)
-    source = read_reward_directory(config.base)
-    plan = plan_training(config, source)
-    console = Console(stderr=True)
-    console.print(plan.table())
-    if dry_run:
-        return None
-    with ExitStack() as stack:
-        yaml = config_to_yaml(config)
-        run = stack.enter_context(RunDirectory.create(output_dir, yaml, resume=resume))
-        trackers = stack.enter_context(Trackers(run, config.trackers, {"seed": config.seed}))
-        return _Run(config, source, plan, run, trackers, where, console).execute()
+
+    targets = ("ratings", "counts")
+
+    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], step: int) -> Tensor:
+        """Sum of the weighted squared errors of head outputs [B, D]."""
+        return rating_loss(outputs, batch["ratings"], batch["counts"]).sum()
+
+    def weight(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Number of ratings."""
+        return batch["counts"].sum()
+
+    def metrics(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
+        """The loss, in float64."""
+        return {
+            "loss": float(self.loss(outputs.double(), batch, 0) / self.weight(batch).clamp(min=1))
+        }
 
 
-def _check_launch(config: RewardTrainingConfig, where: torch.device) -> None:
-    check_trackers(config.trackers)
-    for name, value in (("base", config.base), ("data.train", config.data.train)):
-        if not value:
-            raise ConfigError(
-                f"{name} is not set",
-                expected="a reward directory" if name == "base" else "a .csv or .json of pairs",
-                remedy=f"pass it on the command line or with --set {name}=PATH",
-            )
-    refuse_launcher(
-        "rewards are trained",
-        "raise batch_pairs with a small micro_batch, and turn on gradient_checkpointing where "
-        "memory is short",
-    )
-    if where.index:
-        raise UserError(
-            "Trainer uses the first visible GPU",
-            received=f"--device {where}",
-            expected="auto, cpu or cuda",
-            remedy=f"start with CUDA_VISIBLE_DEVICES={where.index}",
+class Scorer(nn.Module):
+    """A reward model over the clips of a batch; ``tokens`` are those whose scores are trained."""
+
+    accepts_loss_kwargs = True  # asks Trainer for the weight of a whole update
+
+    def __init__(
+        self, reward: Qwen2VLRewardModel, tokens: Sequence[int], pixels: PixelConfig
+    ) -> None:
+        super().__init__()
+        self.reward, self.tokens, self.pixels = reward, tuple(tokens), pixels
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor,
+        grid_thw: Tensor,
+        clips: Tensor | None = None,
+    ) -> Tensor:
+        """Head outputs [C, K] of the clips of ``collate_clips``.
+
+        With ``clips`` [2, B], numbers of the clips A and B of each pair, they are [B, 2, K]: a clip
+        of several pairs is scored once.
+        """
+        patches = normalize_patches(pixel_values, self.pixels)
+        outputs: Tensor = self.reward(input_ids, attention_mask, patches, grid_thw, self.tokens)
+        return outputs if clips is None else outputs[clips.to(outputs.device)].transpose(0, 1)
+
+
+class HeadTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
+    """Trainer of a :class:`Scorer`; ``options`` are further arguments of transformers' Trainer."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        args: TrainingArguments,
+        objective: Objective,
+        sampler: Sampler[int] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(scorer, args, compute_metrics=self._metrics, **options)
+        self.objective, self._sampler = objective, sampler
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | None]:
+        """The micro-batches of an update and their weight, which Trainer counts in tokens."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        weights = [self.objective.weight(batch) for batch in batches]
+        # An update without a single label has the loss 0.
+        return batches, torch.stack(weights).sum().clamp(min=1).to(device) if weights else None
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Sum of the loss over a micro-batch, divided by the weight of its update."""
+        outputs = self._outputs(model, inputs)
+        total = self.objective.loss(outputs, inputs, self.state.global_step)
+        weight = self.objective.weight(inputs) if num_items_in_batch is None else num_items_in_batch
+        return (total / weight, outputs) if return_outputs else total / weight
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, Tensor, tuple[Tensor, ...]]:
+        """Head outputs and targets of a batch; the loss is computed over the whole set instead."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = self._outputs(model, inputs)
+        return None, outputs.float(), tuple(inputs[name] for name in self.objective.targets)
+
+    def _outputs(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        outputs: Tensor = model(
+            **{k: v for k, v in inputs.items() if k not in self.objective.targets}
+        )
+        return outputs
+
+    def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        outputs = torch.from_numpy(prediction.predictions)
+        _require_finite(self.state.global_step - 1, outputs=outputs.abs().max().item())
+        targets = zip(self.objective.targets, prediction.label_ids, strict=True)
+        return self.objective.metrics(outputs, {k: torch.from_numpy(v) for k, v in targets})
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self._sampler or super()._get_train_sampler(train_dataset)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        write_shards(trained_state(self.model), folder, TRAINED_STEM)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        load_trained(model or self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        load_trained(self.model, Path(self.state.best_model_checkpoint))
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that are trained, by name."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def load_trained(model: nn.Module, folder: Path) -> None:
+    """Fill the trained parameters from a checkpoint, which holds them all and no others."""
+    state = trained_state(model)
+    missing = set(state)
+    for path in shard_paths(folder, TRAINED_STEM):
+        for name, tensor in iter_tensors(path):
+            if name not in missing or tensor.shape != state[name].shape:
+                raise CheckpointError(
+                    "the checkpoint does not fit what is trained",
+                    received=f"{name} {tuple(tensor.shape)} in {folder}",
+                    expected="the parameters of the same configuration",
+                    remedy="resume with the configuration of the run",
+                )
+            state[name].copy_(tensor)
+            missing.remove(name)
+    if missing:
+        raise CheckpointError(
+            "the checkpoint does not hold all that is trained",
+            received=f"{len(missing)} missing in {folder}, for example {min(missing)}",
+            expected=f"{len(state)} parameters",
+            remedy="resume from an earlier checkpoint",
         )
 
 
-def make_trainable(model: Qwen2VLRewardModel, config: RewardTrainingConfig) -> None:
+def make_trainable(model: Qwen2VLRewardModel, config: HeadTrainingConfig) -> None:
     """Mark what is trained and give it float32 weights; everything else is frozen.
 
     Trained are the head, the rows of the reward tokens (apart from the embedding matrix, which
-    stays frozen), the LoRA or the language model, and the vision tower if asked.
-
-    Raises:
-        ConfigError: full training of a base with an unmerged LoRA.
+    stays frozen), the LoRA or the language model, and the vision tower if asked. Weights that are
+    trained keep float32: updates of 2e-6 vanish in bfloat16.
     """
     model.requires_grad_(False)
     if config.method == "lora":
@@ -166,97 +293,164 @@ def make_trainable(model: Qwen2VLRewardModel, config: RewardTrainingConfig) -> N
         parameter.requires_grad_(True)
 
 
-class _Run:
-    """One training from the plan to the summary."""
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for the hidden matrices, AdamW for embeddings, heads and vectors, at one rate.
 
-    def __init__(
-        self,
-        config: RewardTrainingConfig,
-        source: RewardDirectory,
-        plan: TrainingPlan,
-        run: RunDirectory,
-        trackers: Trackers,
-        where: torch.device,
-        console: Console,
-    ) -> None:
-        self.config, self.source, self.plan, self.run = config, source, plan, run
-        self.trackers, self.where, self.console = trackers, where, console
+    Muon (Jordan et al. 2024; PyTorch's implementation) steps along the orthogonalised momentum of a
+    matrix. Scaled to the size of AdamW's steps (Liu et al. 2025, arXiv 2502.16982, section 2.2) it
+    takes AdamW's learning rate.
+    """
 
-    def execute(self) -> Path:
-        start = time.monotonic()
-        config, plan, run = self.config, self.plan, self.run
+    def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        other = ("embed", "rm_head", "reward_rows")
+        hidden = [p.ndim == 2 and not any(part in name for part in other) for name, p in named]
+        matrices = [p for (_, p), is_hidden in zip(named, hidden, strict=True) if is_hidden]
+        rest = [p for (_, p), is_hidden in zip(named, hidden, strict=True) if not is_hidden]
+        settings = {"lr": learning_rate, "weight_decay": weight_decay}
+        self._parts = [
+            torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **settings),
+            torch.optim.AdamW(rest, **settings),
+        ]
+        super().__init__([p for _, p in named], settings)
+        # The groups of both: a schedule that sets their rates sets the parts'.
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One step of both."""
+        for part in self._parts:
+            part.step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        """States of both."""
+        return {"parts": [part.state_dict() for part in self._parts]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        for part, state in zip(self._parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
+
+
+class PromptSampler(Sampler[int]):
+    """Visits every row once per epoch, prompt by prompt.
+
+    Pairs of one prompt share clips, and a batch scores a clip once: six pairs of four clips cost
+    four forward passes in place of twelve. The order within a prompt and of the prompts is drawn
+    anew for each epoch, and depends on the seed and the epoch alone.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[int]], seed: int) -> None:
+        self._groups, self._seed, self._epoch = groups, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch; Trainer calls it, also when it resumes."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self._groups)
+
+    def __iter__(self) -> Iterator[int]:
+        draw = generator(self._seed, "order of prompts", self._epoch)
+        for number in torch.randperm(len(self._groups), generator=draw).tolist():
+            group = self._groups[number]
+            for index in torch.randperm(len(group), generator=draw).tolist():
+                yield group[index]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedHead:
+    """The weights with the lowest held-out loss, and what they give on the held-out set."""
+
+    model: Qwen2VLRewardModel
+    outputs: Tensor
+    """Head outputs of the held-out rows, in their order."""
+    metrics: dict[str, float]
+    """``eval_*``."""
+    updates: int
+    """Updates that were made."""
+    best_update: int
+    """Updates after which the weights were taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadTraining:
+    """One training: what is trained on what, and how often.
+
+    Rows of both data sets become batches by ``collate``; the targets of ``objective`` are in them.
+    """
+
+    source: RewardDirectory
+    config: HeadTrainingConfig
+    tokens: Sequence[int]
+    objective: Objective
+    train: Dataset[Any]
+    held_out: Dataset[Any]
+    collate: Callable[[Sequence[Any]], dict[str, Tensor]]
+    updates: int
+    batch: int
+    """Rows per update, a multiple of ``config.micro_batch``."""
+    sampler: Sampler[int] | None = None
+    """Order of the training rows; None shuffles them."""
+
+    def run(
+        self, run: RunDirectory, trackers: Trackers, device: torch.device, console: Console
+    ) -> TrainedHead:
+        """Train, or go on with what is in ``run``; metrics go to the trackers."""
+        config = self.config
         checkpoint = latest_checkpoint(run.checkpoints)
-        run.truncate_metrics(_updates_in(checkpoint))
-        self._write_provenance()
+        done = updates_in(checkpoint)
+        run.truncate_metrics(done)
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        model = self.source.load_model(self.where, dtype)
+        model = self.source.load_model(device, dtype)
         make_trainable(model, config)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
-        with progress_bar(
-            "reward", plan.updates, completed=_updates_in(checkpoint), console=self.console
-        ) as bar:
-            trainer = self._trainer(model, bar, is_new=checkpoint is None)
-            self._train(trainer, checkpoint)
-        validation = trainer.predict(plan.validation, metric_key_prefix="eval")
-        scores = score_statistics(plan.validation, torch.from_numpy(validation.predictions))
-        spec = plan.spec
-        if spec.kind == "videoreward":
-            # A head that gives every clip one score has no scale.
-            scales = {k: Normalization(**v) for k, v in scores.items() if v["std"] > 0}
-            spec = dataclasses.replace(spec, normalization=scales)
-        summary = {
-            "updates": trainer.state.global_step,
-            "best_update": trainer.state.best_global_step,
-            "wall_s": time.monotonic() - start,
-            "seed": config.seed,
-            "dimensions": list(config.dimensions),
-            "loss": plan.loss.kind,
-            "color_mode": spec.color_mode,
-            "pairs": {"train": len(plan.train.pairs), "validation": len(plan.validation.pairs)},
-            "trained_parameters": sum(p.numel() for p in trained_state(model).values()),
-            "validation": _metrics_only(validation.metrics),
-            "scores": scores,
-        }
-        reward = self._export(model, spec, dtype, summary)
-        run.write_json("summary.json", summary)
-        rows = [[name, value] for name, value in summary["validation"].items()]
-        self.console.print(result_table(f"validation of {reward}", ["metric", "value"], rows))
-        return reward
-
-    def _train(self, trainer: PreferenceTrainer, checkpoint: Path | None) -> None:
-        """Train, unless the checkpoint is the last one; end with the best weights."""
-        if checkpoint is not None and self._is_last(checkpoint):
-            # Trainer would do one more update.
-            trainer.state = TrainerState.load_from_json(str(checkpoint / _STATE))
-            best = self.run.checkpoints / f"checkpoint-{trainer.state.best_global_step}"
-            load_trained(trainer.model, best)
-            return
-        with self.run.writing("checkpoints"):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with progress_bar("updates", self.updates, completed=done, console=console) as bar:
+            trainer = self._trainer(model, run.checkpoints, device, is_new=checkpoint is None)
+            trainer.add_callback(_RunLog(trackers, bar))
+            if checkpoint is not None and self._is_last(checkpoint):
+                # Trainer would do one more update.
+                trainer.state = TrainerState.load_from_json(str(checkpoint / _STATE))
+                best = run.checkpoints / f"checkpoint-{trainer.state.best_global_step}"
+                load_trained(trainer.model, best)
+            else:
+                with run.writing("checkpoints"):
+                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        prediction = trainer.predict(self.held_out, metric_key_prefix="eval")
+        return TrainedHead(
+            model=model,
+            outputs=torch.from_numpy(prediction.predictions),
+            metrics=_without_clock(prediction.metrics),
+            updates=trainer.state.global_step,
+            best_update=trainer.state.best_global_step,
+        )
 
     def _is_last(self, checkpoint: Path) -> bool:
         state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
         stopping = state["stateful_callbacks"].get(EarlyStoppingCallback.__name__)
         without_gain = stopping["attributes"]["early_stopping_patience_counter"] if stopping else 0
         stopped = 0 < self.config.patience <= without_gain
-        return stopped or _updates_in(checkpoint) >= self.plan.updates
+        return stopped or updates_in(checkpoint) >= self.updates
 
     def _trainer(
-        self, model: Qwen2VLRewardModel, bar: ProgressBar, *, is_new: bool
-    ) -> PreferenceTrainer:
-        config, plan = self.config, self.plan
+        self, model: Qwen2VLRewardModel, checkpoints: Path, device: torch.device, *, is_new: bool
+    ) -> HeadTrainer:
+        config = self.config
+        # On a CPU loaders would only compete with the model.
+        workers = config.workers if device.type == "cuda" else 0
         args = TrainingArguments(
-            output_dir=str(self.run.checkpoints),
+            output_dir=str(checkpoints),
             per_device_train_batch_size=config.micro_batch,
             per_device_eval_batch_size=config.micro_batch,
-            gradient_accumulation_steps=config.batch_pairs // config.micro_batch,
-            max_steps=plan.updates,
+            gradient_accumulation_steps=self.batch // config.micro_batch,
+            max_steps=self.updates,
             learning_rate=config.learning_rate,
             lr_scheduler_type=_SCHEDULERS[config.schedule],
-            warmup_steps=math.ceil(config.warmup_share * plan.updates),
+            warmup_steps=math.ceil(config.warmup_share * self.updates),
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             optim="adamw_torch",
@@ -275,60 +469,43 @@ class _Run:
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
-            label_names=["labels", "pairs"],
-            dataloader_num_workers=config.workers,
-            dataloader_persistent_workers=config.workers > 0,
-            dataloader_pin_memory=self.where.type == "cuda",
-            use_cpu=self.where.type == "cpu",
+            label_names=list(self.objective.targets),
+            dataloader_num_workers=workers,
+            dataloader_persistent_workers=workers > 0,
+            # Only a forked process shares the memory of a data set (FrameCache).
+            dataloader_multiprocessing_context="fork" if workers else None,
+            dataloader_pin_memory=device.type == "cuda",
+            use_cpu=device.type == "cpu",
             bf16=config.precision == "bfloat16",
-            seed=derive_key(config.seed, "reward training") % 2**31,
+            seed=noise_seed(config.seed),
         )
         args._n_gpu = min(args.n_gpu, 1)  # else DataParallel would cut the patches of a batch
-        callbacks: list[TrainerCallback] = [_RunLog(self.trackers, bar)]
+        callbacks = []
         if config.patience:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.patience))
-        trainer = PreferenceTrainer(
-            PairScorer(model, trained_tokens(plan.spec, config.dimensions), plan.spec.pixels),
+        scorer = Scorer(model, self.tokens, self.source.spec.pixels)
+        muon = config.optimizer == "muon"
+        trainer = HeadTrainer(
+            scorer,
             args,
-            loss=plan.loss,
-            dimensions=config.dimensions,
-            train_dataset=plan.train,
-            eval_dataset=plan.validation,
-            data_collator=collate,
-            sampler=PromptSampler(plan.train.rows_of_prompts(), config.seed)
-            if config.group_by_prompt
-            else None,
+            self.objective,
+            self.sampler,
+            train_dataset=self.train,
+            eval_dataset=self.held_out,
+            data_collator=self.collate,
             callbacks=callbacks,
+            optimizers=(
+                MuonWithAdamW(scorer, config.learning_rate, config.weight_decay) if muon else None,
+                None,
+            ),
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _export(
-        self,
-        model: Qwen2VLRewardModel,
-        spec: RewardSpec,
-        dtype: torch.dtype,
-        summary: dict[str, Any],
-    ) -> Path:
-        path = self.run.path / REWARD_FOLDER
-        provenance = {
-            "trained_from": self.source.fingerprint(),
-            "training": {name: summary[name] for name in ("updates", "best_update", "validation")},
-        }
-        provenance = to_plain(provenance)  # a threshold that does not exist is NaN
-        with self.run.writing(REWARD_FOLDER):
-            shutil.rmtree(path, ignore_errors=True)  # of the same run, finished before
-            export_reward(model, path, self.source, spec, dtype, provenance)
-            if self.config.export_public:
-                export_public(model, self.run.path / PUBLIC_FOLDER, spec, dtype)
-        return path
 
-    def _write_provenance(self) -> None:
-        files = {"data": Path(self.config.data.train)}
-        if self.config.data.validation:
-            files["validation"] = Path(self.config.data.validation)
-        record = {**collect(files), "base": self.source.fingerprint()}
-        self.run.write_json("provenance.json", record)
+def noise_seed(seed: int) -> int:
+    """Trainer's seed: names the order, dropout and the noise of the loss."""
+    return derive_key(seed, "reward training") % 2**31
 
 
 class _RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no types
@@ -358,44 +535,33 @@ class _RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
     ) -> None:
         if not logs or "train_runtime" in logs:
             return
-        record = {"update": state.global_step - 1, **_metrics_only(logs)}
-        self._trackers.log(record, step=state.global_step)
-        for name in ("loss", "eval_loss"):
-            if name in logs:
-                self._shown[name] = float(logs[name])
+        update = state.global_step - 1
+        _require_finite(update, **{k: logs[k] for k in ("loss", "grad_norm") if k in logs})
+        self._trackers.log({"update": update, **_without_clock(logs)}, step=state.global_step)
+        self._shown |= {name: float(logs[name]) for name in ("loss", "eval_loss") if name in logs}
         self._bar.update(state.global_step, **self._shown)
 
 
-def _metrics_only(logs: dict[str, Any]) -> dict[str, Any]:
+def _require_finite(update: int, **values: float) -> None:
+    if not all(map(math.isfinite, values.values())):
+        raise UserError(
+            "the training diverged",
+            received=f"{', '.join(f'{k} {v}' for k, v in values.items())} in update {update}",
+            expected="finite numbers",
+            remedy="lower learning_rate, or use precision=float32; checkpoints are intact",
+        )
+
+
+def _without_clock(logs: Mapping[str, Any]) -> dict[str, Any]:
     """Without Trainer's clock, which would make equal runs differ."""
     clock = ("runtime", "per_second", "preparation_time")
     return {name: value for name, value in logs.items() if not name.endswith(clock)}
 
 
-def score_statistics(data: PreferenceDataset, outputs: Tensor) -> dict[str, dict[str, float]]:
-    """``mean`` and ``std`` (of the population) of the raw scores, by dimension.
-
-    Args:
-        data: the pairs; a clip of several pairs counts once.
-        outputs: [rows, 2, K] head outputs.
-    """
-    scores = scores_of(outputs, len(data.dimensions)).double()
-    by_clip = {
-        key: scores[row, side]
-        for row, keys in enumerate(data.clip_keys())
-        for side, key in enumerate(keys)
-    }
-    table = torch.stack(list(by_clip.values()))
-    return {
-        name: {"mean": float(column.mean()), "std": float(column.std(correction=0))}
-        for name, column in zip(data.dimensions, table.unbind(-1), strict=True)
-    }
-
-
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint that Trainer wrote; a torn one of a killed run is skipped."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
-    for path in sorted(found, key=lambda path: int(path.name[11:]), reverse=True):
+    numbered = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
+    for path in sorted(numbered, key=updates_in, reverse=True):
         try:
             json.loads((path / _STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -404,5 +570,6 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _updates_in(checkpoint: Path | None) -> int:
+def updates_in(checkpoint: Path | None) -> int:
+    """Updates that a checkpoint ``checkpoint-N`` follows on."""
     return int(checkpoint.name[11:]) if checkpoint else 0

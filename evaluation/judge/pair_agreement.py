@@ -1,7 +1,7 @@
 """Share of pairs of videos that a judge orders as the raters do, with and without ties.
 
 Many resamples are counted at once: a resample only changes how much each pair weighs. With weights
-of one, the numbers are those of :mod:`longtake.rewards.preference_metrics`.
+of one, the numbers are those of :mod:`longtake.rewards.losses`.
 """
 
 from dataclasses import dataclass

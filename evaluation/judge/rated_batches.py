@@ -17,7 +17,7 @@ from longtake.evaluation.judge.clip_inputs import (
     vision_tokens,
 )
 from longtake.evaluation.judge.rated_clips import RatedClips
-from longtake.rewards.frame_cache import FrameCache
+from longtake.rewards.pair_dataset import FrameCache
 from longtake.rewards.reward_directory import RewardDirectory
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import generator

@@ -19,9 +19,8 @@ from longtake.evaluation.judge.optimizers import make_optimizers
 from longtake.evaluation.judge.qwen2vl_judge import judge_tokens
 from longtake.evaluation.judge.rated_batches import ClipSource, update_rows, weighted_error
 from longtake.evaluation.judge.train_config import JudgeTrainingConfig
-from longtake.rewards.preference_trainer import trained_state
 from longtake.rewards.reward_directory import RewardDirectory
-from longtake.rewards.train import make_trainable
+from longtake.rewards.train import make_trainable, trained_state
 from longtake.rewards.train_config import RewardTrainingConfig
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import derive_key

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from longtake.bench import bench_motion_colour as bench
-from longtake.rewards.preference_files import read_preference_csv
+from longtake.rewards.pairs import read_pairs
 from longtake.sandbox.annotators import Annotator
 from longtake.sandbox.preferences import PairConfig
 from longtake.sandbox.recipes.pairs import make_preferences
@@ -52,7 +52,7 @@ def test_the_first_pairs_keep_their_clips(tmp_path):
     assert bench.first_pairs(pairs, tmp_path / "out", 7, None) == cut  # again: kept
     assert bench.first_pairs(pairs, tmp_path / "out", 8, None) != cut
     for place, name, count in (("pairs", "train", 7), ("pairs", "held_out", 12)):
-        whole = read_preference_csv(pairs / place / f"{name}.csv")
-        assert read_preference_csv(cut / place / f"{name}.csv") == whole[:count]
-    for pair in read_preference_csv(cut / "truth" / "held_out.csv"):
+        whole = read_pairs(pairs / place / f"{name}.csv")
+        assert read_pairs(cut / place / f"{name}.csv") == whole[:count]
+    for pair in read_pairs(cut / "truth" / "held_out.csv"):
         assert (cut / "truth" / pair.path_a).is_file()

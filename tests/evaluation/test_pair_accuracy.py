@@ -11,9 +11,7 @@ from typer.testing import CliRunner
 from longtake import cli
 from longtake.core.video import write_mp4
 from longtake.evaluation.pair_accuracy import evaluate_pairs
-from longtake.rewards.preference_data import PreferencePair
-from longtake.rewards.preference_files import write_preference_csv
-from longtake.rewards.preference_labels import A_WINS, B_WINS, TIE
+from longtake.rewards.pairs import A_WINS, B_WINS, TIE, PreferencePair, write_pairs
 from longtake.rewards.score_files import score_files
 from longtake.runtime.errors import UserError
 
@@ -53,7 +51,7 @@ def test_accuracies_follow_from_the_scores_of_the_clips(folder):
         pair(order[2], order[3], TIE, "one red square"),
         pair(worst, order[3], None, "the red square"),
     ]
-    write_preference_csv(pairs, folder / "pairs.csv")
+    write_pairs(pairs, folder / "pairs.csv")
     visual, text = evaluate_pairs(folder / "pairs.csv", [REWARD])
     assert (visual.reward, visual.dimension, text.dimension) == (REWARD, "VQ", "TA")
     assert visual.accuracy == pytest.approx(2 / 3) and visual.decided == 3
@@ -70,7 +68,7 @@ def test_a_clip_that_is_not_scored_leaves_its_pairs_out(folder):
     broken = PreferencePair(
         prompt="c", path_a="broken.mp4", path_b="0.mp4", labels={"VQ": A_WINS}, **RATE
     )
-    write_preference_csv([*pairs, broken], folder / "some.csv")
+    write_pairs([*pairs, broken], folder / "some.csv")
     output = folder / "scores.csv"
     visual = evaluate_pairs(folder / "some.csv", [REWARD], output=output)[0]
     assert (visual.decided, visual.unscored) == (3, 1)
@@ -80,7 +78,7 @@ def test_a_clip_that_is_not_scored_leaves_its_pairs_out(folder):
 
 
 def test_command_prints_a_table_and_json(folder):
-    write_preference_csv([pair(0, 6, A_WINS, "a"), pair(1, 5, A_WINS, "b")], folder / "two.csv")
+    write_pairs([pair(0, 6, A_WINS, "a"), pair(1, 5, A_WINS, "b")], folder / "two.csv")
     command = ["rewards", "evaluate", "--pairs", str(folder / "two.csv"), "--reward", REWARD]
     shown = CliRunner().invoke(cli.app, command)
     assert shown.exit_code == 0 and "95 % interval" in shown.stdout and REWARD in shown.stdout

@@ -15,7 +15,7 @@ from longtake.evaluation.judge.coefficients import (
     spearman,
 )
 from longtake.evaluation.judge.pair_agreement import Pairs, accuracies, choose_pairs, label_pairs
-from longtake.rewards.preference_metrics import accuracy_with_ties, accuracy_without_ties
+from longtake.rewards.losses import accuracy_with_ties, accuracy_without_ties
 
 
 @pytest.mark.parametrize("seed", range(4))

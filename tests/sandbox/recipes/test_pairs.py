@@ -9,8 +9,7 @@ from typer.testing import CliRunner
 
 from longtake import cli
 from longtake.core.video import read_video
-from longtake.rewards.preference_files import read_preference_csv
-from longtake.rewards.preference_labels import WORD_OF_LABEL
+from longtake.rewards.pairs import WORD_OF_LABEL, read_pairs
 from longtake.runtime.errors import UserError
 from longtake.sandbox.annotators import Annotator
 from longtake.sandbox.preferences import PairConfig, PoolJob, label_pair
@@ -34,7 +33,7 @@ def test_files_are_read_back_by_the_reward_trainer(tmp_path: Path) -> None:
     annotator, config = Annotator(), PairConfig(pairs_per_prompt=15)
     path, statistics = make_preferences(tmp_path, "train", 2, 5, annotator, config=config)
     job = PoolJob(split="train", start=0, count=2, seed=5, config=config)
-    pairs, rows = list(job.pairs()), read_preference_csv(path)
+    pairs, rows = list(job.pairs()), read_pairs(path)
     assert len(rows) == len(pairs) == statistics["MQ"].count == 30
     for row, pair in zip(rows, pairs, strict=True):
         assert row.prompt == pair.prompt

@@ -1,28 +1,84 @@
-"""Preference pairs as model inputs: clips are decoded and cached, and paired with their labels."""
+"""Preference pairs as model inputs: clips are decoded once, and paired with their labels."""
 
-from collections.abc import Hashable, Sequence
+import mmap
+import multiprocessing
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from longtake.core.video import read_video
 from longtake.rewards.clip_inputs import ClipInputs, clip_inputs, collate_clips, shown_frames
-from longtake.rewards.frame_cache import FrameCache
 from longtake.rewards.frames import even_frames
-from longtake.rewards.preference_data import PreferencePair
-from longtake.rewards.preference_labels import TIE, UNLABELLED
+from longtake.rewards.pairs import TIE, UNLABELLED, PreferencePair
 from longtake.rewards.reward_spec import DIMENSIONS, RewardSpec
 from longtake.rewards.template import PromptEncoder
 from longtake.runtime.errors import UserError
 
-Batch = dict[str, Tensor]
 RECENT_BYTES = 1 << 26
 """Patches of the last clips that a loader keeps."""
+
+
+class FrameCache:
+    """Frames uint8 [F, C, H, W] by clip in memory that all loader processes of a training share.
+
+    The memory is mapped before the loaders are forked, so a clip that one of them has decoded is
+    there for all; it is taken as it fills, and what does not fit is not kept. An anonymous mapping
+    and not numpy.memmap: a file would need a disk or /dev/shm of that size, and a full one ends the
+    process without a word.
+    """
+
+    def __init__(self, keys: Iterable[Hashable], num_bytes: int) -> None:
+        self._number = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        self._num_bytes = num_bytes
+        self._lock = multiprocessing.Lock()
+        # Offset (0: not there) and shape of each clip; then the bytes taken; then the frames.
+        table = (len(self._number) * 5 + 1) * 8
+        try:
+            memory = mmap.mmap(-1, table + num_bytes)
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"the memory for frames cannot be had: {error}",
+                received=f"{num_bytes / 2**20:.0f} MiB",
+                expected="what the system lets a process map",
+                remedy="lower cache_mib; clips that do not fit are decoded each time",
+            ) from error
+        # numpy: a slice of it costs a fraction of torch's, and leaves the interpreter's lock alone.
+        self._bytes = np.frombuffer(memory, np.uint8)
+        numbers = np.frombuffer(memory, np.int64, table // 8)
+        self._places, self._taken = numbers[:-1].reshape(-1, 5), numbers[-1:]
+        self._taken[0] = table
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Loaders that are not forked get an empty cache of their own."""
+        return FrameCache, (tuple(self._number), self._num_bytes)
+
+    def get(self, key: Hashable) -> Tensor | None:
+        """Frames of a clip, not to be written to; None if they are not there."""
+        offset, *shape = self._places[self._number[key]].tolist()
+        if not offset:
+            return None
+        size = shape[0] * shape[1] * shape[2] * shape[3]
+        return torch.from_numpy(self._bytes[offset : offset + size].reshape(shape))
+
+    def put(self, key: Hashable, frames: Tensor) -> None:
+        """Keep frames if there is room; a clip that is there already is not kept twice."""
+        place = self._places[self._number[key]]
+        with self._lock:
+            offset = int(self._taken[0])
+            if place[0] or offset + frames.nbytes > len(self._bytes):
+                return
+            self._taken[0] = offset + frames.nbytes
+            # Under the lock: a clip may only be found once its frames are there.
+            self._bytes[offset : offset + frames.nbytes] = frames.reshape(-1).numpy()
+            place[1:] = frames.shape
+            place[0] = offset
 
 
 class ClipKey(NamedTuple):
@@ -37,14 +93,7 @@ class ClipKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairInputs:
-    """One row of a batch.
-
-    Args:
-        labels: n labels.
-        pair: number of the pair in the data set.
-        a: inputs of A.
-        b: inputs of B.
-    """
+    """One row of a batch: n labels, the number of the pair in the data set, both clips."""
 
     labels: list[int]
     pair: int
@@ -55,8 +104,7 @@ class PairInputs:
 def trained_tokens(spec: RewardSpec, dimensions: Sequence[str]) -> tuple[int, ...]:
     """Indices of the reward tokens that score ``dimensions``.
 
-    Raises:
-        UserError: a dimension that the reward does not score, or several for an image reward.
+    Refused are a dimension that the reward does not score, and several for an image reward.
     """
     if spec.kind == "hpsv3":
         if len(dimensions) != 1:
@@ -77,7 +125,7 @@ def trained_tokens(spec: RewardSpec, dimensions: Sequence[str]) -> tuple[int, ..
     return tuple(DIMENSIONS.index(name) for name in dimensions)
 
 
-class PreferenceDataset(Dataset[PairInputs]):
+class PairDataset(Dataset[PairInputs]):
     """Pairs of a reward; an image reward gets one row per chosen frame of a pair.
 
     Args:
@@ -90,12 +138,7 @@ class PreferenceDataset(Dataset[PairInputs]):
         frames_per_clip: rows per pair of an image reward.
         general_prompt: stands in the place of the caption in every second row of a pair of an image
             reward; None shows captions only.
-        cache_bytes: memory for resized frames, shared by all loaders; clips that do not fit are
-            decoded each time.
-
-    Raises:
-        UserError: files that are not there, prompts with reserved tokens, or clips without a
-            playback rate for a video reward.
+        cache_bytes: memory for resized frames; clips that do not fit are decoded each time.
     """
 
     def __init__(
@@ -162,26 +205,22 @@ class PreferenceDataset(Dataset[PairInputs]):
 
     def _inputs(self, key: ClipKey) -> ClipInputs:
         """Inputs of a clip; those of the last clips are kept: pairs of a prompt share clips."""
-        found = self._recent.get(key)
-        if found is None:
-            found = self._make_inputs(key)
-            self._recent_bytes += found.patches.nbytes
+        inputs = self._recent.get(key)
+        if inputs is None:
+            frames = self._frames(key.path, key.fps)
+            if self.spec.kind == "hpsv3":
+                frames = frames[min(key.slot, len(frames) - 1)][None]
+            inputs = clip_inputs(frames, key.prompt, self.encoder, key=key, stop_at=self._stop)
+            self._recent_bytes += inputs.patches.nbytes
             if self._recent_bytes > RECENT_BYTES:
                 self._recent.clear()
-                self._recent_bytes = found.patches.nbytes
-            self._recent[key] = found
-        return found
-
-    def _make_inputs(self, key: ClipKey) -> ClipInputs:
-        frames = self._frames(key.path, key.fps)
-        if self.spec.kind == "hpsv3":
-            frames = frames[min(key.slot, len(frames) - 1)][None]
-        return clip_inputs(frames, key.prompt, self.encoder, key=key, stop_at=self._stop)
+                self._recent_bytes = inputs.patches.nbytes
+            self._recent[key] = inputs
+        return inputs
 
     def _frames(self, path: str, fps: float | None) -> Tensor:
         """Chosen frames uint8 [F, 3, H, W] in the colour and size that the model sees."""
-        key = (path, fps)
-        kept = self._cache.get(key)
+        kept = self._cache.get((path, fps))
         if kept is not None:
             return kept
         video, _ = read_video(self.root / path)
@@ -191,10 +230,11 @@ class PreferenceDataset(Dataset[PairInputs]):
             assert fps is not None
             chosen = self.spec.sampler.indices(len(video), fps)
         frames = shown_frames(video[chosen], self.spec)
-        self._cache.put(key, frames)
+        self._cache.put((path, fps), frames)
         return frames
 
     def _check(self) -> None:
+        """Tell before the first update what would end the training hours later."""
         files = {path for pair in self.pairs for path in (pair.path_a, pair.path_b)}
         missing = sorted(path for path in files if not (self.root / path).is_file())
         if missing:
@@ -222,7 +262,7 @@ class PreferenceDataset(Dataset[PairInputs]):
                 )
 
 
-def collate(rows: Sequence[PairInputs]) -> Batch:
+def collate_pairs(rows: Sequence[PairInputs]) -> dict[str, Tensor]:
     """A batch of B pairs; a clip that several of them compare is in it once.
 
     Returns:
@@ -232,12 +272,12 @@ def collate(rows: Sequence[PairInputs]) -> Batch:
     clips: dict[Hashable, ClipInputs] = {}
     for row in rows:
         clips |= {row.a.key: row.a, row.b.key: row.b}
-    place = {key: number for number, key in enumerate(clips)}
+    number = {key: index for index, key in enumerate(clips)}
     return {
         "labels": torch.tensor([row.labels for row in rows]),
         "pairs": torch.tensor([row.pair for row in rows]),
         "clips": torch.tensor(
-            [[place[row.a.key] for row in rows], [place[row.b.key] for row in rows]]
+            [[number[row.a.key] for row in rows], [number[row.b.key] for row in rows]]
         ),
         **collate_clips(list(clips.values())),
     }

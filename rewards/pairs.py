@@ -1,0 +1,268 @@
+"""Preference pairs: the record, its files, the split by prompt and the order of A and B.
+
+Two public formats are read: the CSV of VideoAlign and the JSON list of HPSv3. A bad value is named
+by its row, counted as a spreadsheet does: the header of a CSV is row 1; the first entry of a JSON
+list is row 1.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pandas as pd
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
+
+from longtake.rewards.reward_spec import DIMENSIONS
+from longtake.rewards.template import prompt_key
+from longtake.runtime.errors import UserError
+from longtake.runtime.files import replacing
+from longtake.runtime.rng import derive_key
+
+A_WINS, TIE, B_WINS = 1, 0, -1
+UNLABELLED = -100
+"""Label of a dimension that nobody judged; losses and accuracies leave it out."""
+LABEL_OF_WORD = {"A": A_WINS, "same": TIE, "B": B_WINS, "": UNLABELLED}
+WORD_OF_LABEL = {label: word for word, label in LABEL_OF_WORD.items()}
+SWAPPED = {A_WINS: B_WINS, TIE: TIE, B_WINS: A_WINS, UNLABELLED: UNLABELLED}
+"""The label of the same judgement after A and B changed places."""
+
+OVERALL = "Overall"
+"""One judgement of the whole: of image pairs (HPSv3), and a column of VideoGen-RewardBench."""
+LABELS = (*DIMENSIONS, OVERALL)
+MIN_CONFIDENCE = 0.95
+"""Share of annotators behind a label below which HPSv3 does not train on a pair."""
+
+_FILES = ("path_A", "path_B", "prompt")
+_TIMING = ("fps_A", "num_frames_A", "fps_B", "num_frames_B")
+_MAX_LISTED = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreferencePair:
+    """Two clips (or images) of one prompt, and who won in each dimension.
+
+    Paths are as the data set writes them. ``labels`` has no entry for a dimension that was not
+    judged. Playback rates are frames per second; images have neither rates nor numbers of frames.
+    """
+
+    prompt: str
+    path_a: str
+    path_b: str
+    labels: Mapping[str, int]
+    fps_a: float | None = None
+    fps_b: float | None = None
+    num_frames_a: int | None = None
+    num_frames_b: int | None = None
+
+    def label(self, dimension: str) -> int:
+        """Label of a dimension, UNLABELLED when it was not judged."""
+        return self.labels.get(dimension, UNLABELLED)
+
+    def swapped(self) -> "PreferencePair":
+        """The same judgement with A and B exchanged."""
+        return replace(
+            self,
+            path_a=self.path_b,
+            path_b=self.path_a,
+            labels={dimension: SWAPPED[label] for dimension, label in self.labels.items()},
+            fps_a=self.fps_b,
+            fps_b=self.fps_a,
+            num_frames_a=self.num_frames_b,
+            num_frames_b=self.num_frames_a,
+        )
+
+
+_Text = Annotated[str, Field(pattern=r"\S")]
+_Word = Annotated[Literal["A", "same", "B", ""], BeforeValidator(str.strip)]
+_Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# pandas writes whole columns with a gap as 93.0, which an int does not read.
+_Count = Annotated[float, Field(gt=0, multiple_of=1, allow_inf_nan=False)]
+
+
+class _Row(BaseModel):
+    """One row of either format, under the CSV's names; other columns are left aside."""
+
+    path_A: _Text
+    path_B: _Text
+    prompt: _Text
+    VQ: _Word = ""
+    MQ: _Word = ""
+    TA: _Word = ""
+    Overall: _Word = ""
+    fps_A: _Rate | None = None
+    num_frames_A: _Count | None = None
+    fps_B: _Rate | None = None
+    num_frames_B: _Count | None = None
+    confidence: Annotated[float, Field(ge=0, le=1, strict=True)] = 1.0
+
+    def pair(self) -> PreferencePair:
+        words = {name: getattr(self, name) for name in LABELS}
+        return PreferencePair(
+            prompt=self.prompt,
+            path_a=self.path_A,
+            path_b=self.path_B,
+            labels={name: LABEL_OF_WORD[word] for name, word in words.items() if word},
+            fps_a=self.fps_A,
+            fps_b=self.fps_B,
+            num_frames_a=self.num_frames_A and int(self.num_frames_A),
+            num_frames_b=self.num_frames_B and int(self.num_frames_B),
+        )
+
+
+def read_pairs(path: Path, min_confidence: float = MIN_CONFIDENCE) -> list[PreferencePair]:
+    """Pairs of a file, in its order.
+
+    A ``.csv`` has VideoAlign's columns ``path_A, path_B, prompt, fps_A, num_frames_A, fps_B,
+    num_frames_B`` and one or more of ``VQ, MQ, TA, Overall`` (A, B, same, or empty: not judged). A
+    ``.json`` is HPSv3's list of ``{"prompt", "path1", "path2", "confidence"}``: path1 is preferred
+    and becomes A, with the label in ``Overall`` (:func:`balance_order` mixes the order); pairs
+    below ``min_confidence`` are dropped.
+    """
+    if path.suffix not in (".csv", ".json"):
+        raise UserError(
+            "the format of the preference data is unknown",
+            received=str(path),
+            expected="a .csv in VideoAlign's columns or a .json in HPSv3's form",
+        )
+    try:
+        table = _csv_table(path) if path.suffix == ".csv" else _json_table(path)
+    except (OSError, ValueError) as error:  # pandas' and JSON's errors are ValueErrors
+        raise UserError(
+            f"cannot read {path.name}: {error}",
+            received=str(path),
+            expected="a CSV file with a header, or a JSON list of objects, in UTF-8",
+        ) from error
+    needed = [*_FILES, *(_TIMING if path.suffix == ".csv" else ("confidence",))]
+    missing = [name for name in needed if name not in table]
+    twice = sorted(set(table.columns[table.columns.duplicated()]))
+    if missing or twice or not any(name in table for name in LABELS):
+        raise UserError(
+            "the columns of the preference data cannot be used",
+            received=f"{path} with {', '.join(map(str, table.columns))}",
+            expected=f"{', '.join(needed)} and one or more of {', '.join(LABELS)}, each once",
+            remedy=f"remove {', '.join(twice)}"
+            if twice
+            else "add " + (", ".join(missing) or "a column of labels"),
+        )
+    rows = _checked(table, path)
+    kept = [row.pair() for row in rows if row.confidence >= min_confidence]
+    if not kept:
+        raise UserError(
+            "preference data hold no pair",
+            received=f"{len(rows)} pairs in {path}, none with confidence {min_confidence} or more",
+            expected="at least one",
+        )
+    return kept
+
+
+def write_pairs(pairs: Sequence[PreferencePair], path: Path) -> Path:
+    """Write the CSV that :func:`read_pairs` reads back to equal pairs; every pair has its rates."""
+    dimensions = LABELS if any(OVERALL in pair.labels for pair in pairs) else DIMENSIONS
+    rows = [
+        [p.path_a, p.path_b, p.prompt, p.fps_a, p.num_frames_a, p.fps_b, p.num_frames_b]
+        + [WORD_OF_LABEL[p.label(name)] for name in dimensions]
+        for p in pairs
+    ]
+    table = pd.DataFrame(rows, columns=[*_FILES, *_TIMING, *dimensions])
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False)
+    return path
+
+
+def _csv_table(path: Path) -> pd.DataFrame:
+    """Cells as text; the index counts rows, the header being row 1."""
+    # With header=0 pandas would rename columns that are there twice, and shift longer rows.
+    table = pd.read_csv(
+        path,
+        dtype=str,
+        header=None,
+        keep_default_na=False,
+        skip_blank_lines=False,
+        encoding="utf-8-sig",
+    )
+    table.columns = table.iloc[0].str.strip()
+    table.index += 1
+    return table.iloc[1:].dropna(how="all")
+
+
+def _json_table(path: Path) -> pd.DataFrame:
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    table = pd.DataFrame(entries, dtype=object).rename(
+        columns={"path1": "path_A", "path2": "path_B"}
+    )
+    table.index += 1
+    return table.assign(**{OVERALL: WORD_OF_LABEL[A_WINS]})
+
+
+def _checked(table: pd.DataFrame, path: Path) -> list[_Row]:
+    """Rows of the right types and ranges; all problems are told at once."""
+    columns = [name for name in _Row.model_fields if name in table]
+    try:
+        return TypeAdapter(list[_Row]).validate_python(table[columns].to_dict("records"))
+    except ValidationError as error:
+        problems = [
+            f"row {table.index[row]}: {name} is {problem['input']!r}, {problem['msg']}"
+            for problem in error.errors()
+            for row, name in [problem["loc"][:2]]
+        ]
+        more = len(problems) - _MAX_LISTED
+        raise UserError(
+            "values of the preference data cannot be used",
+            received=f"{path}: "
+            + "; ".join(problems[:_MAX_LISTED] + ([f"{more} more"] if more > 0 else [])),
+            remedy="correct or remove these rows",
+        ) from error
+
+
+def split_by_prompt(
+    pairs: Sequence[PreferencePair], validation_share: float, seed: int
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Training and validation pairs; all pairs of a prompt go to the same side.
+
+    Pairs of one prompt share clips, so a split by pair would validate on seen clips. A prompt's
+    side depends on its text and the seed alone (case and spaces aside): more data do not move it.
+    ``validation_share`` is the expected share of the prompts, in (0, 1).
+    """
+    threshold = int(validation_share * 2**63)
+    sides: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
+    for pair in pairs:
+        key = derive_key(seed, "preference split", prompt_key(pair.prompt))
+        sides[key < threshold].append(pair)
+    if not sides[0] or not sides[1]:
+        raise UserError(
+            "the split by prompt leaves one side empty",
+            received=f"{len(sides[0])} training and {len(sides[1])} validation pairs from "
+            f"{len({pair.prompt for pair in pairs})} prompts",
+            expected="prompts on both sides",
+            remedy="add prompts, or change the validation share or the seed of the split",
+        )
+    return sides
+
+
+def balance_order(
+    pairs: Sequence[PreferencePair], dimension: str, seed: int
+) -> list[PreferencePair]:
+    """Exchange A and B so that both win equally often in ``dimension`` (within one pair).
+
+    HPSv3's files name the winner first, and a scorer that is no function of one clip alone could
+    read the position. Which pairs are exchanged depends on their content and the seed, not on
+    their order; ties and unlabelled pairs are exchanged by chance.
+    """
+    keys = [
+        derive_key(seed, "pair order", pair.prompt, *sorted((pair.path_a, pair.path_b)))
+        for pair in pairs
+    ]
+    ranked = sorted(range(len(pairs)), key=lambda i: (keys[i], pairs[i].path_a))
+    balanced = list(pairs)
+    winner = A_WINS
+    for i in ranked:
+        label = pairs[i].label(dimension)
+        if label in (A_WINS, B_WINS):
+            exchange, winner = label != winner, SWAPPED[winner]
+        else:
+            exchange = keys[i] % 2 == 1
+        if exchange:
+            balanced[i] = pairs[i].swapped()
+    return balanced
