@@ -1,24 +1,60 @@
-"""`eval vbench`: from a plan to a submission; without a command, a small sample."""
+"""`eval vbench`: from a plan to a submission; without a command, a small round trip."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from longtake.commands.evaluate_vbench_options import (
-    Dimensions,
-    PlanFile,
-    SuiteOption,
-    Videos,
-    show,
-)
-from longtake.commands.evaluate_vbench_run import doctor, run
-from longtake.commands.evaluate_vbench_scores import (
-    aggregate_results,
-    compare_models,
-    submit_results,
-)
 from longtake.commands.options import Checkpoint, Device, DryRun, Overrides
+
+if TYPE_CHECKING:
+    from longtake.evaluation.vbench.plan import Plan
+    from longtake.evaluation.vbench.scores import Scores
+    from longtake.evaluation.vbench.upstream import Upstream
+
+# Names of evaluation/vbench/suites.toml, repeated so that --help need not import anything.
+SuiteName = Literal["vbench2", "vbench1"]
+ScoredSuiteName = Literal["vbench2", "vbench1", "vbench1_i2v"]
+
+SuiteOption = Annotated[SuiteName, typer.Option("--suite", help="VBench 2.0 or 1.0.")]
+ScoredSuiteOption = Annotated[
+    ScoredSuiteName, typer.Option("--suite", help="VBench 2.0, 1.0, or 1.0 image-to-video.")
+]
+PlanFile = Annotated[Path, typer.Option("--plan", metavar="FILE", help="Made by `plan`.")]
+OptionalPlan = Annotated[
+    Path | None,
+    typer.Option("--plan", metavar="FILE", help="Videos to expect. Default: official numbers."),
+]
+Dimensions = Annotated[
+    list[str] | None,
+    typer.Option("--dimension", metavar="NAME", help="Only this one; repeatable."),
+]
+Videos = Annotated[
+    Path, typer.Option(metavar="DIR", help="Videos, flat or in a folder per dimension.")
+]
+VideoSeed = Annotated[int, typer.Option(min=0, help="Base of the videos' seeds.")]
+Checkout = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Clone of the public VBench repository.")
+]
+Pythons = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--python",
+        metavar="[DIMENSION=]PATH",
+        help="bin/python of an environment of your own, instead of one that uv makes; repeatable.",
+    ),
+]
+WeightsDir = Annotated[
+    Path | None,
+    typer.Option("--weights", metavar="DIR", help="Weights. Default: ~/.cache/vbench2 (vbench)."),
+]
+Commit = Annotated[
+    str | None, typer.Option(metavar="SHA", help="Commit of the checkout. Default: 45e79ec.")
+]
+UpstreamDevice = Annotated[str, typer.Option("--device", help="Device of the public code.")]
+Downloads = Annotated[
+    bool, typer.Option("--allow-downloads", help="Let the public code fetch weights itself.")
+]
 
 vbench = typer.Typer(
     invoke_without_command=True,
@@ -27,7 +63,7 @@ vbench = typer.Typer(
 
 
 @vbench.callback()
-def sample(
+def round_trip(
     context: typer.Context,
     output_dir: Annotated[
         Path, typer.Option(metavar="DIR", help="Where everything goes; continued if it exists.")
@@ -41,7 +77,7 @@ def sample(
     checkpoint: Checkpoint = None,
     overrides: Overrides = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Base of the videos' seeds.")] = 0,
+    seed: VideoSeed = 0,
 ) -> None:
     """VBench 2.0 and 1.0. Alone: plan, generate and score a small sample, without any download.
 
@@ -49,20 +85,29 @@ def sample(
     """
     if context.invoked_subcommand is not None:
         return
-    from longtake.evaluation.vbench.sample import run_sample
-    from longtake.evaluation.vbench.tables import sample_report
+    from longtake.evaluation.vbench.generate import generate_videos
+    from longtake.evaluation.vbench.plan import make_plan, read_suite, sandbox_data, write_plan
+    from longtake.evaluation.vbench.results import read_results
+    from longtake.evaluation.vbench.run import score_natively
+    from longtake.evaluation.vbench.scores import aggregate
+    from longtake.evaluation.vbench.suites import VBENCH1
+    from longtake.evaluation.vbench.tables import round_trip_report
+    from longtake.evaluation.vbench.upstream import NEEDS
+    from longtake.evaluation.vbench.videos import find_videos
 
-    done = run_sample(
-        output_dir,
-        prompts=prompts,
-        samples=samples,
-        source=source,
-        checkpoint=checkpoint,
-        overrides=tuple(overrides or ()),
-        device=device,
-        seed=seed,
+    native = [name for name, need in NEEDS[VBENCH1.name].items() if need.native]
+    data = sandbox_data(VBENCH1, native) if source is None else read_suite(VBENCH1, source)
+    plan = make_plan(
+        data, seed=seed, dimensions=native, prompts_per_dimension=prompts, samples=samples
     )
-    show(*sample_report(done.plan, done.scores))
+    write_plan(plan, output_dir / "plan.json")
+    videos = output_dir / "videos"
+    generate_videos(plan, videos, checkpoint=checkpoint, overrides=overrides or (), device=device)
+    files = find_videos(plan, videos)
+    for name in plan.dimensions:
+        score_natively(plan, files, name, output_dir)
+    scores = aggregate(read_results(VBENCH1, output_dir), plan, allow_incomplete=True)
+    _show(*round_trip_report(plan, scores))
     typer.echo(output_dir)
 
 
@@ -73,7 +118,7 @@ def plan_command(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The plan to write, JSON.")],
     suite: SuiteOption = "vbench2",
-    seed: Annotated[int, typer.Option(min=0, help="Base of the videos' seeds.")] = 0,
+    seed: VideoSeed = 0,
     dimension: Dimensions = None,
     prompts: Annotated[
         int | None, typer.Option(min=1, help="Only the first prompts of each dimension.")
@@ -92,24 +137,20 @@ def plan_command(
 
     Example: python cli.py eval vbench plan --source VBench --out runs/plan.json
     """
-    from longtake.evaluation.vbench.plan import make_plan
-    from longtake.evaluation.vbench.plan_file import write_plan
-    from longtake.evaluation.vbench.suite_data import read_suite
+    from longtake.evaluation.vbench.plan import make_plan, read_suite, read_texts, write_plan
     from longtake.evaluation.vbench.suites import find_suite
-    from longtake.evaluation.vbench.texts import read_texts
 
-    data = read_suite(find_suite(suite), source)
-    made = make_plan(
-        data,
+    plan = make_plan(
+        read_suite(find_suite(suite), source),
         seed=seed,
         dimensions=dimension or (),
         prompts_per_dimension=prompts,
         samples=samples,
         texts=read_texts(texts, texts_of),
     )
-    write_plan(made, out)
-    typer.echo(f"{len(made.videos):,} videos, {made.copies:,} with one copy per dimension: {out}")
-    for remark in made.remarks:
+    write_plan(plan, out)
+    typer.echo(f"{len(plan.videos):,} videos, {plan.copies:,} with one copy per dimension: {out}")
+    for remark in plan.remarks:
         typer.echo(f"note: {remark}")
 
 
@@ -132,17 +173,17 @@ def generate_command(
     Example: python cli.py eval vbench generate --plan runs/plan.json --out runs/videos
     --checkpoint LongCat-Video --set height=480 --set width=832 --set num_frames=93 --set fps=15
     """
-    from longtake.evaluation.vbench.plan_file import read_plan
-    from longtake.evaluation.vbench.shards import find_shard
+    from longtake.evaluation.vbench.plan import read_plan
 
-    planned = read_plan(plan)
     if dry_run:
-        shard = find_shard(planned, out, rank, world)
+        from longtake.evaluation.vbench.videos import pending_videos
+
+        videos, done = pending_videos(read_plan(plan), out, rank, world)
     else:
         from longtake.evaluation.vbench.generate import generate_videos
 
-        shard = generate_videos(
-            planned,
+        videos, done = generate_videos(
+            read_plan(plan),
             out,
             checkpoint=checkpoint,
             loras=lora or (),
@@ -151,9 +192,8 @@ def generate_command(
             rank=rank,
             world=world,
         )
-    done = len(shard.videos) - len(shard.pending)
     verb = "to make" if dry_run else "made"
-    typer.echo(f"process {rank} of {world}: {len(shard.pending)} {verb}, {done} were there: {out}")
+    typer.echo(f"process {rank} of {world}: {len(videos)} {verb}, {done} were there: {out}")
 
 
 @vbench.command("check")
@@ -168,9 +208,8 @@ def check_command(
 
     Example: python cli.py eval vbench check --plan runs/plan.json --videos runs/videos
     """
-    from longtake.evaluation.vbench.plan_file import read_plan
-    from longtake.evaluation.vbench.probe import probe, unlike_the_rest
-    from longtake.evaluation.vbench.video_files import find_videos
+    from longtake.evaluation.vbench.plan import read_plan
+    from longtake.evaluation.vbench.videos import find_videos, probe, unlike_the_rest
 
     files = find_videos(read_plan(plan), videos)
     facts = {str(path): probe(path) for path in dict.fromkeys(files.paths.values())}
@@ -188,8 +227,219 @@ def check_command(
     raise typer.Exit(1 if files.missing or odd else 0)
 
 
-vbench.command("doctor")(doctor)
-vbench.command("run")(run)
-vbench.command("aggregate")(aggregate_results)
-vbench.command("compare")(compare_models)
-vbench.command("submit")(submit_results)
+@vbench.command("doctor")
+def doctor_command(
+    suite: SuiteOption = "vbench2",
+    checkout: Checkout = None,
+    python: Pythons = None,
+    weights: WeightsDir = None,
+    commit: Commit = None,
+    device: UpstreamDevice = "cuda",
+    allow_downloads: Downloads = False,
+    dimension: Dimensions = None,
+) -> None:
+    """Say what each dimension still needs on this machine; exit 1 when one is not ready.
+
+    Example: python cli.py eval vbench doctor --checkout VBench --weights weights
+    """
+    from longtake.evaluation.vbench.tables import doctor_report
+    from longtake.evaluation.vbench.upstream import NEEDS
+
+    upstream = _upstream(suite, checkout, python, weights, commit, device, allow_downloads)
+    names = [upstream.suite.dimension(name).name for name in dimension or ()]
+    lacking = {name: upstream.missing(name) for name in names or upstream.suite.dimensions}
+    _show(*doctor_report(upstream.suite, lacking))
+    ready = all(NEEDS[suite][name].native or not things for name, things in lacking.items())
+    raise typer.Exit(0 if ready else 1)
+
+
+@vbench.command("run")
+def run_command(
+    plan: PlanFile,
+    videos: Videos,
+    output_dir: Annotated[
+        Path, typer.Option(metavar="DIR", help="Results; continued if it exists.")
+    ],
+    checkout: Checkout = None,
+    python: Pythons = None,
+    weights: WeightsDir = None,
+    commit: Commit = None,
+    device: UpstreamDevice = "cuda",
+    allow_downloads: Downloads = False,
+    dimension: Dimensions = None,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="GPU to use, one dimension at a time; repeatable."),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1e-3, help="Seconds without a finished call before a stop.")
+    ] = 3600.0,
+    attempts: Annotated[int, typer.Option(min=1, help="Tries before a prompt is unscored.")] = 2,
+    prompts_per_call: Annotated[
+        int, typer.Option(min=1, help="A crash loses a call; each call loads its weights.")
+    ] = 8,
+    model: Annotated[
+        str, typer.Option(help="Name that the public code sees. Default: made of the folder's.")
+    ] = "",
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Score what is there.")
+    ] = False,
+    ignore_doctor: Annotated[
+        bool, typer.Option("--ignore-doctor", help="Start although something seems missing.")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Score videos by the public code, each dimension in its own environment; run again to go on.
+
+    Example: python cli.py eval vbench run --plan runs/plan.json --videos runs/videos --output-dir
+    runs/scores --checkout VBench --gpu 0 --gpu 1
+    """
+    from longtake.evaluation.vbench.plan import read_plan
+    from longtake.evaluation.vbench.run import RunSettings, planned_dimensions, run_dimensions
+    from longtake.evaluation.vbench.tables import run_plan_table, run_report
+    from longtake.evaluation.vbench.videos import find_videos
+
+    planned = read_plan(plan)
+    upstream = _upstream(
+        planned.suite.name, checkout, python, weights, commit, device, allow_downloads
+    )
+    if dry_run:
+        names = planned_dimensions(planned, dimension or ())
+        lacking = {name: upstream.missing(name) for name in names}
+        _show(run_plan_table(planned, find_videos(planned, videos), lacking, output_dir))
+        return
+    settings = RunSettings(
+        timeout_s=timeout,
+        attempts=attempts,
+        prompts_per_call=prompts_per_call,
+        gpus=tuple(gpu or ()),
+        allow_missing=allow_missing,
+        ignore_doctor=ignore_doctor,
+        model=model.replace("/", "-"),
+    )
+    report = run_dimensions(planned, videos, upstream, output_dir, dimension or (), settings)
+    _show(*run_report(report))
+    typer.echo(output_dir / "results")
+    raise typer.Exit(0 if report.is_complete else 1)
+
+
+@vbench.command("aggregate")
+def aggregate_command(
+    results: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="Folder at any depth, zip or JSON file.")
+    ],
+    suite: ScoredSuiteOption = "vbench2",
+    plan: OptionalPlan = None,
+    allow_incomplete: Annotated[
+        bool,
+        typer.Option("--allow-incomplete", help="Totals although videos (not dimensions) miss."),
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the table as JSON.")
+    ] = None,
+) -> None:
+    """Dimensions, categories and the total with intervals; exit 1 when there is no total.
+
+    Example: python cli.py eval vbench aggregate evaluation_results
+    """
+    from longtake.evaluation.vbench.results import read_results
+    from longtake.evaluation.vbench.scores import aggregate
+    from longtake.evaluation.vbench.suites import SCORED_SUITES, find_suite
+    from longtake.runtime.files import write_json
+
+    found = read_results(find_suite(suite, SCORED_SUITES), results)
+    scores = aggregate(found, _read_plan(plan), allow_incomplete=allow_incomplete)
+    _show_scores(scores)
+    for name in found.ignored:
+        typer.echo(f"not used: {name}")
+    if json_file is not None:
+        write_json(json_file, scores.as_record())
+    raise typer.Exit(0 if scores.is_complete else 1)
+
+
+@vbench.command("compare")
+def compare_command(
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="Folder or zip of results, or a published model.")
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="The same.")],
+    suite: ScoredSuiteOption = "vbench2",
+    plan: OptionalPlan = None,
+) -> None:
+    """Which model is better, and is that more than the noise of the prompts?
+
+    Example: python cli.py eval vbench compare LongCat-Video "Vidu Q1"
+    """
+    from longtake.evaluation.vbench.scores import compare, read_side
+    from longtake.evaluation.vbench.suites import SCORED_SUITES, find_suite
+    from longtake.evaluation.vbench.tables import comparison_report
+
+    chosen = find_suite(suite, SCORED_SUITES)
+    sides = [read_side(chosen, name) for name in (first, second)]
+    comparison = compare(chosen, sides[0], sides[1], _read_plan(plan))
+    _show(*comparison_report(comparison, first, second))
+
+
+@vbench.command("submit")
+def submit_command(
+    results: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="Complete results at any depth.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The zip to write.")],
+    suite: ScoredSuiteOption = "vbench2",
+    plan: OptionalPlan = None,
+) -> None:
+    """Check results and pack them for the public leaderboard; incomplete ones are refused.
+
+    Example: python cli.py eval vbench submit runs/scores --out submission.zip
+    """
+    from longtake.evaluation.vbench.scores import submit
+    from longtake.evaluation.vbench.suites import SCORED_SUITES, find_suite
+
+    _show_scores(submit(find_suite(suite, SCORED_SUITES), results, out, _read_plan(plan)))
+    typer.echo(out)
+
+
+def _upstream(
+    suite: str,
+    checkout: Path | None,
+    pythons: list[str] | None,
+    weights: Path | None,
+    commit: str | None,
+    device: str,
+    allow_downloads: bool,
+) -> "Upstream":
+    from longtake.evaluation.vbench.suites import PINNED_COMMIT, find_suite
+    from longtake.evaluation.vbench.upstream import Upstream, parse_pythons
+
+    return Upstream(
+        suite=find_suite(suite),
+        checkout=checkout,
+        commit=commit or PINNED_COMMIT,
+        pythons=parse_pythons(find_suite(suite), pythons or ()),
+        weights=weights,
+        device=device,
+        allow_downloads=allow_downloads,
+    )
+
+
+def _read_plan(path: Path | None) -> "Plan | None":
+    from longtake.evaluation.vbench.plan import read_plan
+
+    return None if path is None else read_plan(path)
+
+
+def _show_scores(scores: "Scores") -> None:
+    from longtake.evaluation.vbench.tables import score_notes, score_table
+
+    _show(score_table(scores), *score_notes(scores))
+
+
+def _show(*parts: object) -> None:
+    """Print tables and lines to standard output."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, Text))  # paths stay whole

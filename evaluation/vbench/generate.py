@@ -14,11 +14,11 @@ import torch
 
 from longtake.core.checkpoint import Checkpoint
 from longtake.core.generation import GenerationConfig, load_model, sample_to_file
-from longtake.evaluation.vbench.plan import Plan
-from longtake.evaluation.vbench.shards import Shard, find_shard
+from longtake.evaluation.vbench.plan import Plan, PlannedVideo
+from longtake.evaluation.vbench.videos import pending_videos
 from longtake.runtime.config import merge_config
-from longtake.runtime.errors import RunDirectoryError, UserError
-from longtake.runtime.files import digest, replacing
+from longtake.runtime.errors import UserError
+from longtake.runtime.files import digest, write_json
 from longtake.runtime.progress import progress_bar
 
 SETTINGS_FILE = "generation.json"
@@ -34,7 +34,7 @@ def generate_videos(
     device: str = "auto",
     rank: int = 0,
     world: int = 1,
-) -> Shard:
+) -> tuple[list[PlannedVideo], int]:
     """Make the videos of one process that are not there yet.
 
     Args:
@@ -49,17 +49,14 @@ def generate_videos(
         world: number of processes.
 
     Returns:
-        The shard as it was found.
-
-    Raises:
-        UserError: wrong input, or the folder holds videos of another model or other settings.
+        The videos that were made, and how many of this process were there before.
     """
     config = merge_config(GenerationConfig(), overrides=overrides)
-    shard = find_shard(plan, folder, rank, world)
+    pending, done = pending_videos(plan, folder, rank, world)
     own = own_device(device, os.environ.get("LOCAL_RANK"), torch.cuda.device_count())
     model = load_model(config, checkpoint, loras, own)
     path = folder / SETTINGS_FILE
-    if not path.exists() and len(shard.pending) < len(shard.videos):
+    if done and not path.exists():
         raise UserError(
             "the folder holds videos of unknown origin under planned names",
             received=str(folder),
@@ -67,13 +64,11 @@ def generate_videos(
             remedy="choose another folder: a score over two models means nothing",
         )
     _keep_settings(path, _settings(plan, model, loras, config))
-    done = len(shard.videos) - len(shard.pending)
-    with progress_bar("generating", len(shard.videos), completed=done) as bar:
-        for video in shard.pending:
+    with progress_bar("generating", done + len(pending), completed=done) as bar:
+        for number, video in enumerate(pending, start=done + 1):
             sample_to_file(model, video.text, folder / video.name, config, seed=video.seed)
-            done += 1
-            bar.update(done)
-    return shard
+            bar.update(number)
+    return pending, done
 
 
 def own_device(device: str, local_rank: str | None, num_gpus: int) -> str:
@@ -92,34 +87,27 @@ def _settings(
         "config": config.model_dump(),
         "suite_sha256": plan.digest,
         "seed": plan.seed,
-        "texts": sorted(plan.texts.items()),
+        "texts": [list(pair) for pair in sorted(plan.texts.items())],
     }
 
 
 def _keep_settings(path: Path, settings: dict[str, Any]) -> None:
     """Refuse to mix videos of two models or settings in one folder."""
-    settings = json.loads(json.dumps(settings))
+    if not path.exists():
+        write_json(path, settings)
+        return
     try:
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
+        earlier = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"the settings of earlier videos cannot be read: {error}",
             received=str(path),
             remedy="choose another folder, or remove the file if you know what made the videos",
         ) from error
-    if different := [key for key in settings if known.get(key) != settings[key]]:
+    if different := [key for key in settings if earlier.get(key) != settings[key]]:
         raise UserError(
             "the folder holds videos that were made in another way",
             received=f"{path.parent}: other {', '.join(different)}",
             expected=f"the settings in {path}",
             remedy="choose another folder",
         )
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RunDirectoryError(
-            f"cannot write into the folder of videos: {error.strerror or error}",
-            received=str(path.parent),
-            remedy="choose another folder",
-        ) from error

@@ -1,19 +1,189 @@
-"""The sampling plan: which videos a suite needs, their exact file names and their seeds."""
+"""The sampling plan: from the user's copy of a suite to exact file names, prompts and seeds.
 
-from collections.abc import Collection
-from dataclasses import dataclass
+Nothing of the public code is imported or executed: a wheel is read as a zip.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-from longtake.evaluation.vbench.suite_data import PromptRow, SuiteData
-from longtake.evaluation.vbench.suites import Suite
+from longtake.evaluation.vbench.suites import Suite, find_suite
 from longtake.runtime.errors import UserError
+from longtake.runtime.files import write_json
 from longtake.runtime.rng import derive_key
 
+SANDBOX_PROMPTS = (
+    Path(__file__).resolve().parents[2] / "benchmarks_data" / "sandbox_prompts" / "held_out.txt"
+)
 _SEED_BITS = 31  # fits the seed options of every generator
 _LONGEST_NAME = 255  # bytes, on common file systems
+_FORMAT = "longtake vbench plan 1"
+
+VERSIONS = {
+    "115e54e02ffbeee118ffe598fb497e9a4e40232a4ac4e0a3fd4e33867590a272": (
+        "VBench 2.0 at commit 45e79ec"
+    ),
+    "006cb020b7ec510aff30c59dd92397af5b11bc98a90dcba31bc4e6d36d2e9f89": (
+        "VBench 2.0 of the wheel vbench2 0.1.1: one prompt stands there twice, so it has 3,206 "
+        "videos instead of the 3,209 of commit 45e79ec"
+    ),
+    "5dd2de80ee43cda750b2b72ea7023657c0b90d3702041c7e4608c65dbe50dccd": (
+        "VBench 1.0 of the wheel vbench 0.1.5"
+    ),
+}
+"""SHA-256 of a prompt file -> which one it is."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
+class PromptRow:
+    """A prompt and dimensions that it tests."""
+
+    prompt: str
+    """English prompt; it also names the videos."""
+    dimensions: tuple[str, ...]
+    auxiliary: Any = None
+    """What the public code needs to score the row: questions, labels; None: nothing."""
+
+    def as_upstream(self, dimension: str, videos: Sequence[str]) -> dict[str, Any]:
+        """The row as the public code reads it, with the videos to score for one dimension."""
+        record = {"prompt_en": self.prompt, "dimension": [dimension], "video_list": list(videos)}
+        return record if self.auxiliary is None else {**record, "auxiliary_info": self.auxiliary}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteData:
+    """The prompts of one version of a suite."""
+
+    suite: Suite
+    rows: tuple[PromptRow, ...]
+    source: str
+    """File that was read."""
+    digest: str
+    """SHA-256 of its bytes."""
+    remarks: tuple[str, ...] = ()
+    """What a reader should know: which version, repeated rows."""
+
+
+def read_suite(suite: Suite, source: Path) -> SuiteData:
+    """Read and check the prompts of a suite.
+
+    Args:
+        suite: which one.
+        source: the JSON file, a checkout of the public repository (or a folder inside it that
+            holds the package), or a wheel.
+    """
+    file, content = _prompt_file(suite, source)
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        records = json.loads(content)
+    except ValueError as error:
+        raise _unusable_suite(suite, file, f"it is not JSON ({error})") from error
+    if not isinstance(records, list) or not records:
+        raise _unusable_suite(suite, file, "it is not a list of prompts")
+    rows = [_row(suite, file, number, record) for number, record in enumerate(records)]
+    unique = {(row.prompt, row.dimensions): row for row in reversed(rows)}  # the first one counts
+    remarks = [VERSIONS.get(digest, f"an unknown version of {suite.title}")]
+    if len(unique) < len(rows):
+        repeats = [row for row in rows if unique[row.prompt, row.dimensions] is not row]
+        listed = "; ".join(f"`{row.prompt}` in {', '.join(row.dimensions)}" for row in repeats)
+        remarks.append(f"a repeated row is used once: {listed}")
+    return SuiteData(
+        suite=suite,
+        rows=tuple(row for row in rows if unique[row.prompt, row.dimensions] is row),
+        source=file,
+        digest=digest,
+        remarks=tuple(remarks),
+    )
+
+
+def sandbox_data(suite: Suite, dimensions: Sequence[str]) -> SuiteData:
+    """The sandbox's held-out prompts in place of a suite's, for a round trip without downloads.
+
+    checkpoints/tiny understands them, so the scores say that the chain works and nothing of VBench.
+    """
+    content = SANDBOX_PROMPTS.read_bytes()
+    lines = content.decode("utf-8").splitlines()
+    return SuiteData(
+        suite=suite,
+        rows=tuple(PromptRow(prompt=line, dimensions=tuple(dimensions)) for line in lines),
+        source=str(SANDBOX_PROMPTS),
+        digest=hashlib.sha256(content).hexdigest(),
+        remarks=(f"prompts of the sandbox, not of {suite.title}",),
+    )
+
+
+def _prompt_file(suite: Suite, source: Path) -> tuple[str, bytes]:
+    inner = f"{suite.package}/{suite.prompt_file}"
+    try:
+        if source.is_dir():
+            for name in (suite.prompt_file, inner, f"{suite.folder}/{inner}"):
+                if (source / name).is_file():
+                    return str(source / name), (source / name).read_bytes()
+        elif zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:
+                return f"{source}:{inner}", archive.read(inner)
+        elif source.is_file():
+            return str(source), source.read_bytes()
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise _unusable_suite(suite, str(source), f"it cannot be read ({error})") from error
+    raise _unusable_suite(suite, str(source), "there is none")
+
+
+def _row(suite: Suite, file: str, number: int, record: Any) -> PromptRow:
+    if not isinstance(record, dict):
+        raise _unusable_suite(suite, file, f"row {number} is no object")
+    prompt, dimensions = record.get("prompt_en"), record.get("dimension")
+    if not isinstance(prompt, str) or not prompt or "/" in prompt or "\0" in prompt:
+        problem = f"row {number} has no prompt that can name a file: {prompt!r}"
+        raise _unusable_suite(suite, file, problem)
+    if not (
+        isinstance(dimensions, list) and dimensions and suite.dimensions.keys() >= {*dimensions}
+    ):
+        raise _unusable_suite(suite, file, f"row {number} has unknown dimensions: {dimensions!r}")
+    auxiliary = record.get("auxiliary_info")
+    return PromptRow(prompt=prompt, dimensions=tuple(dimensions), auxiliary=auxiliary)
+
+
+def _unusable_suite(suite: Suite, file: str, problem: str) -> UserError:
+    return UserError(
+        f"the prompts of {suite.title} cannot be taken from here: {problem}",
+        received=file,
+        expected=f"{suite.prompt_file}, a checkout of the public VBench repository, or the wheel",
+        remedy=f"for example: pip download --no-deps {suite.package}",
+    )
+
+
+def read_texts(texts: Path | None, prompts: Path | None) -> dict[str, str]:
+    """Augmented or translated prompts by English prompt, from two files with parallel lines."""
+    if texts is None and prompts is None:
+        return {}
+    if texts is None or prompts is None:
+        raise UserError(
+            "texts and the prompts that they stand for belong together",
+            received=f"--texts {texts}, --texts-of {prompts}",
+            expected="both files",
+        )
+    try:
+        keys, values = (p.read_text(encoding="utf-8").splitlines() for p in (prompts, texts))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"a file of prompts cannot be read: {error}", received=f"{texts}, {prompts}"
+        ) from error
+    if len(keys) != len(values) or not all(value.strip() for value in values):
+        raise UserError(
+            "the texts do not run in parallel with the prompts",
+            received=f"{len(values)} lines in {texts}, {sum(not v.strip() for v in values)} empty",
+            expected=f"{len(keys)} lines with a text each, as in {prompts}",
+        )
+    return dict(zip(keys, values, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannedVideo:
     """One video to generate."""
 
@@ -52,11 +222,12 @@ class Plan:
 
     def samples_of(self, dimension: str) -> int:
         """Videos to generate for a prompt of a dimension."""
-        return _at_most(self.suite.dimensions[dimension].samples, self.samples)
+        number = self.suite.dimensions[dimension].samples
+        return number if self.samples is None else min(number, self.samples)
 
     def scored_samples_of(self, dimension: str) -> int:
         """Videos of a prompt that the dimension scores."""
-        return _at_most(self.suite.dimensions[dimension].scored_samples, self.samples)
+        return min(self.samples_of(dimension), self.suite.dimensions[dimension].scored_samples)
 
     def results_of(self, dimension: str) -> tuple[str, ...]:
         """File names under which a complete evaluation has a result.
@@ -69,39 +240,39 @@ class Plan:
 
     @cached_property
     def videos(self) -> tuple[PlannedVideo, ...]:
-        """Every video once, in the order of the rows.
-
-        Raises:
-            UserError: two prompts share a file name, or a name is too long.
-        """
-        found: dict[str, PlannedVideo] = {}
+        """Every video once, in the order of the rows."""
+        videos: dict[str, PlannedVideo] = {}
         for row in self.rows:
             for dimension in row.dimensions:
                 for index in range(self.samples_of(dimension)):
                     name = self.suite.video_name(row.prompt, index)
-                    found[name] = self._with_dimension(found.get(name), row, dimension, index, name)
-        return tuple(found.values())
+                    if name not in videos:
+                        videos[name] = self._video(row, name, index)
+                    self._check_name(videos[name], row)
+                    if dimension not in videos[name].dimensions:
+                        scored = (*videos[name].dimensions, dimension)
+                        videos[name] = replace(videos[name], dimensions=scored)
+        return tuple(videos.values())
 
-    def _with_dimension(
-        self, known: PlannedVideo | None, row: PromptRow, dimension: str, index: int, name: str
-    ) -> PlannedVideo:
-        if known is not None and known.prompt != row.prompt:
-            raise UserError(
-                "two prompts of the suite share a file name",
-                received=f"{known.prompt!r} and {row.prompt!r}",
-                expected=f"prompts that differ in the first {self.suite.name_length} characters",
-            )
-        if known is None and len(name.encode()) > _LONGEST_NAME:
-            raise UserError("a prompt is too long to name a file", received=row.prompt)
-        before = () if known is None else known.dimensions
+    def _video(self, row: PromptRow, name: str, index: int) -> PlannedVideo:
         return PlannedVideo(
             name=name,
             prompt=row.prompt,
             text=self.texts.get(row.prompt, row.prompt),
             index=index,
             seed=derive_key(self.seed, "vbench", row.prompt, index) >> (63 - _SEED_BITS),
-            dimensions=before if dimension in before else (*before, dimension),
+            dimensions=(),
         )
+
+    def _check_name(self, video: PlannedVideo, row: PromptRow) -> None:
+        if video.prompt != row.prompt:
+            raise UserError(
+                "two prompts of the suite share a file name",
+                received=f"{video.prompt!r} and {row.prompt!r}",
+                expected=f"prompts that differ in the first {self.suite.name_length} characters",
+            )
+        if len(video.name.encode()) > _LONGEST_NAME:
+            raise UserError("a prompt is too long to name a file", received=row.prompt)
 
     @cached_property
     def dimensions(self) -> tuple[str, ...]:
@@ -139,39 +310,28 @@ def make_plan(
             plan is for trying things out, its scores are not comparable.
         samples: at most so many videos per prompt; None takes the suite's numbers.
         texts: augmented or translated prompts by English prompt.
-
-    Raises:
-        UserError: an unknown dimension, a negative seed, or a number below 1.
     """
-    limits = [limit for limit in (samples, prompts_per_dimension) if limit is not None]
-    if seed < 0 or min(limits, default=1) < 1:
-        raise UserError(
-            "the plan's numbers cannot be used",
-            received=f"seed={seed}, prompts={prompts_per_dimension}, samples={samples}",
-            expected="seed >= 0, the others >= 1",
-        )
     suite = data.suite
-    wanted = {suite.dimension(name).name for name in dimensions} or set(suite.dimensions)
-    remarks = list(data.remarks)
+    members = {suite.dimension(name).name for name in dimensions} or set(suite.dimensions)
     rows: list[PromptRow] = []
     used = dict.fromkeys(suite.dimensions, 0)
     for row in data.rows:
         kept = tuple(
             name
             for name in row.dimensions
-            if name in wanted and used[name] != prompts_per_dimension
+            if name in members and used[name] != prompts_per_dimension
         )
         for name in kept:
             used[name] += 1
         if kept:
-            rows.append(PromptRow(prompt=row.prompt, dimensions=kept, auxiliary=row.auxiliary))
-    if len(wanted) < len(suite.dimensions):
-        remarks.append(f"only the dimensions {', '.join(n for n in used if n in wanted)}")
+            rows.append(replace(row, dimensions=kept))
+    remarks = list(data.remarks)
+    if len(members) < len(suite.dimensions):
+        remarks.append(f"only the dimensions {', '.join(n for n in used if n in members)}")
     if prompts_per_dimension is not None:
         remarks.append(f"only {prompts_per_dimension} prompts per dimension: not comparable")
     if samples is not None:
         remarks.append(f"at most {samples} videos per prompt: not comparable")
-    texts = texts or {}
     if texts:
         if absent := [row.prompt for row in rows if row.prompt not in texts]:
             raise UserError(
@@ -187,10 +347,55 @@ def make_plan(
         source=data.source,
         digest=data.digest,
         remarks=tuple(remarks),
-        texts=texts,
+        texts=texts or {},
         samples=samples,
     )
 
 
-def _at_most(number: int, limit: int | None) -> int:
-    return number if limit is None else min(number, limit)
+def write_plan(plan: Plan, path: Path) -> Path:
+    """Write the plan as one JSON file that people can read; every later step starts from it."""
+    content = {
+        "format": _FORMAT,
+        "suite": plan.suite.name,
+        "seed": plan.seed,
+        "samples": plan.samples,
+        "source": plan.source,
+        "sha256": plan.digest,
+        "remarks": plan.remarks,
+        "counts": {"videos": len(plan.videos), "copies": plan.copies},
+        "rows": [[row.prompt, row.dimensions, row.auxiliary] for row in plan.rows],
+        "videos": [asdict(video) for video in plan.videos],
+    }
+    return write_json(path, content)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan and check that its list of videos follows from its prompts."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != _FORMAT:
+            raise ValueError(f"its format is {content['format']!r}")
+        plan = Plan(
+            suite=find_suite(content["suite"]),
+            rows=tuple(
+                PromptRow(prompt=prompt, dimensions=tuple(dimensions), auxiliary=auxiliary)
+                for prompt, dimensions, auxiliary in content["rows"]
+            ),
+            seed=int(content["seed"]),
+            source=str(content["source"]),
+            digest=str(content["sha256"]),
+            remarks=tuple(content["remarks"]),
+            samples=content["samples"],
+            texts={v["prompt"]: v["text"] for v in content["videos"] if v["text"] != v["prompt"]},
+        )
+        listed = [v | {"dimensions": tuple(v["dimensions"])} for v in content["videos"]]
+        if listed != [asdict(video) for video in plan.videos]:
+            raise ValueError("its list of videos does not follow from its prompts")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the plan cannot be used: {type(error).__name__}: {error}",
+            received=str(path),
+            expected="a file that `eval vbench plan` wrote",
+            remedy="make the plan again; the same seed gives the same videos",
+        ) from error
+    return plan

@@ -1,19 +1,33 @@
-"""Results of single videos, and how a dimension's score follows from them.
+"""Results of single videos: read in the public code's format, checked, scored, and written.
+
+    <Dimension>_eval_results.json   {"<Dimension>": [score, [{"video_path", "video_results"}, ...]]}
+    <Dimension>_record.json         ours: [{"origin": ...}, {"video", "reason"}, ...]
+
+Camera motion of image-to-video is `[score, {kind of motion: score}, videos]`. The record is a
+list, because the public aggregator takes every JSON object for results.
 
 A dimension is the mean over the videos to which it applies (results other than -1), not over
 prompts; `scripts/cal_final_score.py` and the `compute_*` functions of the public code at the pinned
 commit. The score in a result file is recomputed here, because naive tools average the -1 as well.
 """
 
+import json
 import math
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from longtake.evaluation.vbench.suites import NOT_APPLICABLE, Dimension
+from longtake.evaluation.vbench.suites import NOT_APPLICABLE, Dimension, Suite
+from longtake.runtime.errors import UserError
+from longtake.runtime.files import write_json
 
-STATED_TOLERANCE = 1e-6
+RESULTS_ENDING = "_eval_results.json"
+RECORD_ENDING = "_record.json"
+RESULTS_FOLDER = "results"
 RESULT_FILE = "result file"
+_STATED_TOLERANCE = 1e-6
 _MOSTLY = 0.9
 
 
@@ -34,9 +48,9 @@ class DimensionResults:
     """Everything known about one dimension of one model."""
 
     dimension: Dimension
-    stated: float | None
+    stated: float | None = None
     """Score that the file states; None when it states none."""
-    videos: dict[str, VideoResult]
+    videos: dict[str, VideoResult] = field(default_factory=dict)
     """By file name; finite and in range."""
     unscored: dict[str, str] = field(default_factory=dict)
     """Reason by file name, for videos without a usable result."""
@@ -83,17 +97,18 @@ class DimensionResults:
     def notes(self) -> list[str]:
         """What a reader of the score must know: problems, corrections, upstream's hazards."""
         notes = list(self.problems)
-        name = self.dimension.name
         recomputed = self.recomputed
         if self.videos and recomputed is None:
             notes.append("no video counts: all are -1 (not applicable)")
         if self.forced_to_zero:
             notes.append("more than 90 % of the videos are -1; upstream's rule makes this 0")
         if self.stated is not None and recomputed is not None:
-            notes += self._compare_stated(recomputed)
+            notes += self._compare_stated(self.stated, recomputed)
+        name = self.dimension.name
         ones = sum(v.value == self.dimension.unit for v in self.videos.values())
         if name == "Human_Anatomy" and ones:
             notes.append(f"{ones} videos are exactly 1; upstream gives 1 where it finds no person")
+        # Our own runs leave out what upstream gives 1 without a look.
         if name == "Instance_Preservation" and ones and self.origin == RESULT_FILE:
             notes.append(
                 f"{ones} videos are exactly 1; upstream also gives 1 to videos under 2 s and where "
@@ -103,15 +118,190 @@ class DimensionResults:
             notes.append("upstream samples one of its language model's answers: not repeatable")
         return notes
 
-    def _compare_stated(self, recomputed: float) -> list[str]:
-        assert self.stated is not None
-        if not math.isfinite(self.stated):
-            return [f"the file states {self.stated}; its videos give {recomputed:.6g}"]
-        if abs(self.stated - recomputed) <= STATED_TOLERANCE:
+    def _compare_stated(self, stated: float, recomputed: float) -> list[str]:
+        if not math.isfinite(stated):
+            return [f"the file states {stated}; its videos give {recomputed:.6g}"]
+        if abs(stated - recomputed) <= _STATED_TOLERANCE:
             return []
         if self.dimension.frames_hidden:
             return [f"weighted by frames in the file; the plain mean is {recomputed:.6g}"]
         values = [v.value / self.dimension.unit for v in self.videos.values()]
-        naive = sum(values) / len(values)
-        why = " (the mean with the -1)" if abs(naive - self.stated) <= STATED_TOLERANCE else ""
-        return [f"the file states {self.stated:.6g}{why}; its videos give {recomputed:.6g}"]
+        naive = abs(sum(values) / len(values) - stated) <= _STATED_TOLERANCE
+        why = " (the mean with the -1)" if naive else ""
+        return [f"the file states {stated:.6g}{why}; its videos give {recomputed:.6g}"]
+
+
+@dataclass(kw_only=True)
+class ResultSet:
+    """What a folder or zip says about one model."""
+
+    suite: Suite
+    source: Path
+    dimensions: dict[str, DimensionResults] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    """Files that could not be used; nothing of them is in ``dimensions``."""
+    ignored: list[str] = field(default_factory=list)
+    """What no score uses: JSON files that are no results, such as the public code's
+    `_full_info.json`, and dimensions outside of the total."""
+
+
+def read_results(suite: Suite, source: Path) -> ResultSet:
+    """Read every JSON file below a folder, or in a zip; a torn or foreign one becomes a problem.
+
+    Args:
+        suite: whose dimensions are expected.
+        source: folder at any depth (the public layout, or an output of ours), zip, or one file.
+    """
+    files = _json_files(source)
+    if not files:
+        raise UserError(
+            "no result files here",
+            received=str(source),
+            expected=f"JSON files such as {next(iter(suite.dimensions))}{RESULTS_ENDING}",
+            remedy="give the folder that `eval vbench run` or the public code wrote",
+        )
+    results = ResultSet(suite=suite, source=source)
+    records: dict[str, list[Any]] = {}
+    for name, text in files:
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            results.problems.append(f"{name}: no JSON, maybe torn ({error})")
+            continue
+        if isinstance(content, dict) and any(_is_result(value) for value in content.values()):
+            _add_results(results, name, content)
+        elif isinstance(content, list) and name.endswith(RECORD_ENDING):
+            records[name.rpartition("/")[2].removesuffix(RECORD_ENDING)] = content
+        else:
+            results.ignored.append(name)
+    for dimension, record in records.items():
+        _add_record(results, dimension, record)
+    return results
+
+
+def _json_files(source: Path) -> list[tuple[str, bytes]]:
+    """Name and content of every JSON file; hidden ones and those of macOS are left out."""
+    try:
+        if source.is_dir():
+            inner = source / RESULTS_FOLDER  # a run directory: its other files are no results
+            root = inner if inner.is_dir() and (source / "plan.json").is_file() else source
+            names = [p.relative_to(root).as_posix() for p in sorted(root.rglob("*.json"))]
+            return [(name, (root / name).read_bytes()) for name in names if _is_visible(name)]
+        if zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:
+                names = [n for n in sorted(archive.namelist()) if n.endswith(".json")]
+                return [(name, archive.read(name)) for name in names if _is_visible(name)]
+        return [(source.name, source.read_bytes())]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"the results cannot be read: {error}",
+            received=str(source),
+            expected="a folder, a zip or a JSON file",
+        ) from error
+
+
+def _is_visible(name: str) -> bool:
+    return not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+
+
+def _is_result(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and (len(value) == 2 or (len(value) == 3 and isinstance(value[1], dict)))
+        and isinstance(value[0], int | float | None)
+        and isinstance(value[-1], list)
+    )
+
+
+def _add_results(results: ResultSet, name: str, content: Mapping[str, Any]) -> None:
+    for key, value in content.items():
+        # The public code writes some names with spaces.
+        dimension = results.suite.dimensions.get(key.replace(" ", "_"))
+        if key in results.suite.outside_total:
+            results.ignored.append(f"{name}: {key}, which no total uses")
+        elif dimension is None:
+            results.problems.append(f"{name}: `{key}` is no dimension of {results.suite.title}")
+        elif not _is_result(value):
+            results.problems.append(f"{name}: `{key}` holds no [score, videos]")
+        elif (first := results.dimensions.get(dimension.name)) is not None:
+            # Which of two runs counts is for a person to say, so neither does.
+            first.stated, first.videos = None, {}
+            first.problems.append(f"two result files, {first.source} and {name}: remove one")
+        else:
+            results.dimensions[dimension.name] = parse_dimension(dimension, value[0], value[-1])
+            results.dimensions[dimension.name].source = name
+
+
+def parse_dimension(
+    dimension: Dimension, stated: float | None, items: Sequence[object]
+) -> DimensionResults:
+    """Check the results of one dimension; what cannot be used is unscored with its reason."""
+    parsed = DimensionResults(dimension=dimension, stated=stated)
+    for number, item in enumerate(items):
+        if not isinstance(item, Mapping) or not isinstance(item.get("video_path"), str):
+            parsed.problems.append(f"entry {number} names no video: {str(item)[:80]}")
+            continue
+        name = Path(item["video_path"]).name
+        result = _video_result(dimension, item)
+        if isinstance(result, str):
+            parsed.unscored[name] = result
+            parsed.videos.pop(name, None)
+        elif name in parsed.videos and parsed.videos[name] != result:
+            parsed.unscored[name] = f"two results: {parsed.videos.pop(name).value}, {result.value}"
+        elif name not in parsed.unscored:
+            parsed.videos[name] = result
+    return parsed
+
+
+def _video_result(dimension: Dimension, item: Mapping[str, Any]) -> VideoResult | str:
+    """The result of one entry, or why it cannot be used."""
+    value = item.get("video_results")
+    if not isinstance(value, bool | int | float):
+        return f"no number: {str(value)[:40]}"
+    value = float(value)
+    if not math.isfinite(value):
+        return f"non-finite: {value}"
+    applies_or_not = value == NOT_APPLICABLE and dimension.may_not_apply
+    if not dimension.lowest * dimension.unit <= value <= dimension.unit and not applies_or_not:
+        return f"out of range: {value:g}"
+    frames = item.get(dimension.frames_key, 1.0) if dimension.frames_key else 1.0
+    weight = len(frames) if isinstance(frames, list) else frames
+    if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        return f"no usable number of frames: {frames!r}"
+    return VideoResult(value=value, frames=float(weight), entry=dict(item))
+
+
+def _add_record(results: ResultSet, name: str, record: Sequence[Any]) -> None:
+    """Origin and reasons that :func:`write_results` left beside the results."""
+    if name not in results.suite.dimensions:
+        results.problems.append(f"{name}{RECORD_ENDING}: no dimension of {results.suite.title}")
+        return
+    empty = DimensionResults(dimension=results.suite.dimensions[name])
+    own = results.dimensions.setdefault(name, empty)
+    for item in record:
+        if isinstance(item, Mapping) and "origin" in item:
+            own.origin = str(item["origin"])
+            own.provenance = dict(item)
+            own.problems += [str(problem) for problem in item.get("problems", ())]
+        elif isinstance(item, Mapping) and "video" in item:
+            own.unscored[str(item["video"])] = str(item.get("reason", "no reason given"))
+
+
+def write_results(folder: Path, results: DimensionResults, provenance: Mapping[str, Any]) -> None:
+    """Write ``<folder>/<Dimension>/``: the public format, and our record beside it.
+
+    One level deep, because deeper files score 0 at the leaderboard. ``provenance``: what made the
+    results: commit, environment, digest of the prompts.
+    """
+    name = results.dimension.name
+    reasons = [{"video": video, "reason": why} for video, why in results.unscored.items()]
+    head = {"origin": results.origin, "problems": results.problems, **provenance}
+    write_json(folder / name / f"{name}{RECORD_ENDING}", [head, *reasons])
+    if results.videos:
+        write_json(folder / name / f"{name}{RESULTS_ENDING}", public_content(results))
+
+
+def public_content(results: DimensionResults) -> dict[str, list[Any]]:
+    """One dimension as the public code writes it."""
+    entries = [dict(result.entry) for result in results.videos.values()]
+    return {results.dimension.name: [results.score, entries]}

@@ -2,32 +2,63 @@
 
 The output directory holds ``plan.json``, ``views/<model>/<Dimension>/`` (links to the videos),
 ``work/<Dimension>/`` (records of finished videos, logs, state) and ``results/<Dimension>/`` (the
-public format, and our record).
+public format, and our record). Finished videos are kept, so a run that is started again goes on;
+prompts on which the public code keeps dying are given up with their reason, the others go on.
 """
 
+import fcntl
 import hashlib
+import json
+import os
 import queue
+import signal
+import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from longtake.evaluation.vbench.aggregate import Scores, aggregate
-from longtake.evaluation.vbench.dimension_run import DimensionRun
-from longtake.evaluation.vbench.doctor import Diagnosis, examine, head_commit
-from longtake.evaluation.vbench.plan import Plan
-from longtake.evaluation.vbench.plan_file import read_plan, write_plan
-from longtake.evaluation.vbench.probe import VideoFacts, probe, unlike_the_rest
-from longtake.evaluation.vbench.records import RECORDS, read_records
-from longtake.evaluation.vbench.result_files import RESULTS_FOLDER, ResultSet, write_results
-from longtake.evaluation.vbench.results import DimensionResults
-from longtake.evaluation.vbench.upstream import Upstream
-from longtake.evaluation.vbench.video_files import VideoFiles, find_videos, link_view
-from longtake.runtime.errors import UserError
+from longtake.evaluation.vbench.plan import Plan, read_plan, write_plan
+from longtake.evaluation.vbench.results import (
+    RESULTS_FOLDER,
+    DimensionResults,
+    ResultSet,
+    parse_dimension,
+    write_results,
+)
+from longtake.evaluation.vbench.scores import Scores, aggregate
+from longtake.evaluation.vbench.upstream import (
+    NEEDS,
+    Upstream,
+    clear_stale_clips,
+    inflated_results,
+    unfit,
+)
+from longtake.evaluation.vbench.videos import (
+    VideoFacts,
+    VideoFiles,
+    find_videos,
+    link_view,
+    probe,
+    temporal_flickering,
+    unlike_the_rest,
+)
+from longtake.runtime.errors import RunDirectoryError, UserError
+from longtake.runtime.files import append_jsonl, explained, read_jsonl, write_json, write_jsonl
 from longtake.runtime.progress import progress_bar
 
-_POLL_S = 1.0
+_SCORERS = {"temporal_flickering": temporal_flickering}
+"""Dimensions that are scored here: those that need no weights."""
+_POLL_S = 0.1
+_GRACE_S = 10.0
+"""Time between SIGTERM and SIGKILL."""
+_HOPELESS = 2
+"""Prompts given up, with none ever finished, after which the dimension is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +66,12 @@ class RunSettings:
     """How to run."""
 
     timeout_s: float = 3600.0
-    """Longest time without a finished video, > 0; loading the weights counts."""
+    """Longest time without a finished call; making the environment and loading weights count."""
     attempts: int = 2
-    """Tries of a video before it is unscored, >= 1."""
+    """Tries of a prompt by itself before its videos are unscored, >= 1."""
+    prompts_per_call: int = 8
+    """Prompts that one call of the public function scores. It loads its weights in every call, and
+    a crash loses the call."""
     gpus: tuple[str, ...] = ()
     """GPUs to share the dimensions among, one dimension each at a time; empty: one, the default."""
     allow_missing: bool = False
@@ -46,15 +80,6 @@ class RunSettings:
     """Start dimensions although something they need seems to be missing."""
     model: str = ""
     """Name that the public code sees; empty makes one of the output directory's path."""
-
-    def __post_init__(self) -> None:
-        if not self.timeout_s > 0 or self.attempts < 1 or "/" in self.model:
-            raise UserError(
-                "a setting of the run cannot be used",
-                received=f"timeout_s={self.timeout_s}, attempts={self.attempts}, "
-                f"model={self.model!r}",
-                expected="timeout_s > 0, attempts >= 1, a model without slashes",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +90,8 @@ class RunReport:
     """By dimension that was started."""
     scores: Scores
     """The same as a table with intervals."""
-    not_run: Mapping[str, Diagnosis]
-    """By dimension that could not be started."""
+    not_run: Mapping[str, Mapping[str, str]]
+    """By dimension that could not be started: what is missing, and how to get it."""
     odd_videos: Mapping[str, str]
     """Files unlike the others (rate, length, size, unreadable), with what is odd."""
 
@@ -76,34 +101,16 @@ class RunReport:
         return not self.not_run and not any(r.unscored for r in self.results.values())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What a run would do for one dimension."""
-
-    diagnosis: Diagnosis
-    videos: int
-    """Videos that are there."""
-    missing: int
-    """Planned videos that are not."""
-    finished: int
-    """Results of an earlier run."""
-
-
-def run_steps(
-    plan: Plan, videos: Path, upstream: Upstream, output_dir: Path, dimensions: Sequence[str] = ()
-) -> list[Step]:
-    """What :func:`run_dimensions` would do; nothing is started or written."""
-    wanted = _wanted(plan, dimensions)
-    files = find_videos(plan, videos)
-    return [
-        Step(
-            diagnosis=diagnosis,
-            videos=sum(key[0] == diagnosis.dimension for key in files.paths),
-            missing=sum(key[0] == diagnosis.dimension for key in files.missing),
-            finished=len(read_records(_work(output_dir, diagnosis.dimension) / RECORDS)),
+def planned_dimensions(plan: Plan, names: Sequence[str]) -> list[str]:
+    """The dimensions to run: those of these names, or all of the plan."""
+    dimensions = [plan.suite.dimension(name).name for name in names] or list(plan.dimensions)
+    if strange := [name for name in dimensions if name not in plan.dimensions]:
+        raise UserError(
+            "the plan has no videos for these dimensions",
+            received=", ".join(strange),
+            expected=", ".join(plan.dimensions),
         )
-        for diagnosis in examine(upstream, wanted)
-    ]
+    return dimensions
 
 
 def run_dimensions(
@@ -112,109 +119,105 @@ def run_dimensions(
     upstream: Upstream,
     output_dir: Path,
     dimensions: Sequence[str] = (),
-    settings: RunSettings | None = None,
+    settings: RunSettings = RunSettings(),
 ) -> RunReport:
     """Score the videos of a plan; started again, it continues with what is not finished.
 
     Args:
         plan: the videos.
         videos: their folder, flat or with a folder for each dimension.
-        upstream: the user's installation of the public code.
+        upstream: the user's copy of the public code.
         output_dir: see the head of this file.
         dimensions: only these; empty takes all of the plan.
-        settings: None takes the defaults.
-
-    Raises:
-        UserError: videos are missing, the folder holds another plan, a dimension is not planned.
-        RunDirectoryError: the folder cannot be written, or another process is at a dimension.
+        settings: how.
     """
-    settings = settings or RunSettings()
-    wanted = _wanted(plan, dimensions)
+    names = planned_dimensions(plan, dimensions)
     files = find_videos(plan, videos)
-    missing = [key for key in files.missing if key[0] in wanted]
+    missing = list(dict.fromkeys(name for owner, name in files.missing if owner in names))
     if missing and not settings.allow_missing:
-        raise missing_videos(missing, videos)
+        raise UserError(
+            f"{len(missing)} planned videos are missing",
+            received="\n    ".join([str(videos), *missing[:5], *["..."] * (len(missing) > 5)]),
+            expected="every video of the plan, by its exact name",
+            remedy="make them with `eval vbench generate`, or score the others by --allow-missing",
+        )
     _keep_plan(plan, output_dir / "plan.json")
-    diagnoses = {found.dimension: found for found in examine(upstream, wanted)}
-    ready = [n for n in wanted if settings.ignore_doctor or not diagnoses[n].missing]
-    native = [n for n in wanted if n not in ready and diagnoses[n].is_native]
-    facts = {path: probe(path) for key, path in files.paths.items() if key[0] in ready}
+    lacking = {name: upstream.missing(name) for name in names}
+    ready = [n for n in names if settings.ignore_doctor or not lacking[n]]
+    native = [n for n in names if n not in ready and NEEDS[plan.suite.name][n].native]
+    facts = {path: probe(path) for (owner, _), path in files.paths.items() if owner in ready}
     runs = {
         name: _prepare(plan, upstream, name, files, facts, output_dir, settings) for name in ready
     }
-    results = _run_all(runs, settings)
-    for name in native:
-        from longtake.evaluation.vbench.native import score_natively  # needs torch
-
-        results[name] = score_natively(plan, files, name, _work(output_dir, name))
-        write_results(output_dir / RESULTS_FOLDER, results[name], {"suite_sha256": plan.digest})
+    results = _run_all(runs, settings, output_dir / RESULTS_FOLDER)
+    results |= {name: score_natively(plan, files, name, output_dir) for name in native}
     found = ResultSet(suite=plan.suite, source=output_dir, dimensions=dict(results))
     return RunReport(
         results=results,
         scores=aggregate(found, plan),
-        not_run={name: diagnoses[name] for name in wanted if name not in results},
-        odd_videos=unlike_the_rest({str(path): found for path, found in facts.items()}),
+        not_run={name: lacking[name] for name in names if name not in results},
+        odd_videos=unlike_the_rest({str(path): own for path, own in facts.items()}),
     )
-
-
-def missing_videos(missing: Sequence[tuple[str, str]], folder: Path) -> UserError:
-    """The error for planned videos that are not there."""
-    names = list(dict.fromkeys(name for _, name in missing))
-    shown = "\n    ".join(names[:5])
-    return UserError(
-        f"{len(names)} planned videos are missing",
-        received=f"{folder}\n    {shown}" + ("\n    ..." if len(names) > 5 else ""),
-        expected="every video of the plan, by its exact name",
-        remedy="make them with `eval vbench generate`, or score the others with --allow-missing",
-    )
-
-
-def _wanted(plan: Plan, dimensions: Sequence[str]) -> list[str]:
-    names = [plan.suite.dimension(name).name for name in dimensions] or list(plan.dimensions)
-    if strange := [name for name in names if name not in plan.dimensions]:
-        raise UserError(
-            "the plan has no videos for these dimensions",
-            received=", ".join(strange),
-            expected=", ".join(plan.dimensions),
-        )
-    return names
-
-
-def _model_name(output_dir: Path) -> str:
-    """A name that no other run in this checkout has: the public code caches by it."""
-    path = str(output_dir.absolute())
-    return f"{output_dir.absolute().name}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-
-
-def _work(output_dir: Path, dimension: str) -> Path:
-    return (output_dir / "work" / dimension).absolute()
 
 
 def _keep_plan(plan: Plan, path: Path) -> None:
     if path.exists():
-        known = read_plan(path)
-        if (known.digest, known.videos) != (plan.digest, plan.videos):
+        if read_plan(path).videos != plan.videos:
             raise UserError(
                 "the folder holds results of another plan",
                 received=str(path.parent),
-                remedy="choose another --output-dir",
+                remedy="choose another --output-dir, or give the plan of this one",
             )
         return
     write_plan(plan, path)
 
 
-def _keep_commit(folder: Path, commit: str | None) -> None:
-    """Refuse to mix records of two versions of the public code: their scores are two metrics."""
-    path = folder / "commit.txt"
-    known = path.read_text(encoding="utf-8").strip() if path.exists() else str(commit)
-    if known != str(commit):
-        raise UserError(
-            "the finished videos were scored by another version of the public code",
-            received=f"{folder}: {known}; the checkout is at {commit}",
-            remedy="check that version out again, or choose another --output-dir",
+def read_entries(work: Path) -> dict[str, dict[str, Any]]:
+    """The public code's entry of each finished video of a dimension, by file name."""
+    path = work / "records.jsonl"
+    records = read_jsonl(path) if path.exists() and path.stat().st_size else []
+    return {Path(record["video_path"]).name: record for record in records}
+
+
+def work_folder(output_dir: Path, dimension: str) -> Path:
+    """Where a dimension keeps its records and logs."""
+    return (output_dir / "work" / dimension).absolute()
+
+
+def score_natively(
+    plan: Plan, files: VideoFiles, dimension: str, output_dir: Path
+) -> DimensionResults:
+    """Score a dimension that needs no weights; started again, it goes on."""
+    work = work_folder(output_dir, dimension)
+    entries = read_entries(work)
+    paths = files.of_dimension(dimension)
+    unscored: dict[str, str] = {}
+    names = plan.results_of(dimension)
+    with progress_bar(dimension, len(names), completed=len(entries)) as bar:
+        for name in names:
+            if name in entries:
+                continue
+            if name not in paths:
+                unscored[name] = "the video is missing"
+                continue
+            try:
+                score = _SCORERS[dimension](paths[name])
+            except UserError as error:
+                unscored[name] = error.what
+                continue
+            entries[name] = {"video_path": str(paths[name]), "video_results": score}
+            append_jsonl(work / "records.jsonl", [entries[name]])
+            bar.update(len(entries))
+    results = parse_dimension(plan.suite.dimensions[dimension], None, list(entries.values()))
+    results.origin = "ours"
+    results.unscored |= unscored
+    if {path.parent.name for path in paths.values()} - {dimension}:
+        results.problems.append(
+            "without the static filter (it needs RAFT), so moving videos count as flickering: put "
+            "the videos that it keeps into a folder temporal_flickering/"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{commit}\n", encoding="utf-8")
+    write_results(output_dir / RESULTS_FOLDER, results, {"suite_sha256": plan.digest})
+    return results
 
 
 def _prepare(
@@ -225,24 +228,38 @@ def _prepare(
     facts: Mapping[Path, VideoFacts],
     output_dir: Path,
     settings: RunSettings,
-) -> DimensionRun:
-    view = (output_dir / "views" / (settings.model or _model_name(output_dir))).absolute()
-    folder = _work(output_dir, dimension)
-    _keep_commit(folder, head_commit(upstream.checkout) if upstream.checkout else None)
-    return DimensionRun(
+) -> "_DimensionRun":
+    # A name that no other run in this checkout has: the public code caches by it.
+    path = output_dir.absolute()
+    model = settings.model or f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    work = work_folder(output_dir, dimension)
+    work.mkdir(parents=True, exist_ok=True)
+    _keep_commit(work / "commit.txt", upstream.head)
+    return _DimensionRun(
         plan=plan,
         upstream=upstream,
         dimension=dimension,
-        links=link_view(files.paths, dimension, view),
-        facts={key[1]: facts[path] for key, path in files.paths.items() if key[0] == dimension},
-        folder=folder,
-        timeout_s=settings.timeout_s,
-        attempts=settings.attempts,
+        links=link_view(files, dimension, path / "views" / model),
+        facts={name: facts[file] for name, file in files.of_dimension(dimension).items()},
+        work=work,
+        settings=settings,
     )
 
 
+def _keep_commit(path: Path, commit: str | None) -> None:
+    """Refuse to mix records of two versions of the public code: their scores are two metrics."""
+    earlier = path.read_text(encoding="utf-8").strip() if path.exists() else str(commit)
+    if earlier != str(commit):
+        raise UserError(
+            "the finished videos were scored by another version of the public code",
+            received=f"{path.parent}: {earlier}; the checkout is at {commit}",
+            remedy="check that version out again, or choose another --output-dir",
+        )
+    path.write_text(f"{commit}\n", encoding="utf-8")
+
+
 def _run_all(
-    runs: Mapping[str, DimensionRun], settings: RunSettings
+    runs: Mapping[str, "_DimensionRun"], settings: RunSettings, folder: Path
 ) -> dict[str, DimensionResults]:
     """One dimension per GPU at a time; Ctrl-C stops all of them and keeps what is finished."""
     if not runs:
@@ -252,11 +269,11 @@ def _run_all(
         free.put(gpu)
     stop = threading.Event()
 
-    def work(run: DimensionRun) -> DimensionResults:
+    def work(run: _DimensionRun) -> DimensionResults:
         gpu = free.get()
         try:
             results = run.run(stop, gpu)
-            write_results(run.folder.parents[1] / RESULTS_FOLDER, results, _provenance(run))
+            write_results(folder, results, run.provenance)
             return results
         finally:
             free.put(gpu)
@@ -272,27 +289,278 @@ def _run_all(
 
 
 def _show_progress(
-    runs: Mapping[str, DimensionRun], futures: list[Future[DimensionResults]]
+    runs: Mapping[str, "_DimensionRun"], futures: list[Future[DimensionResults]]
 ) -> None:
-    total = sum(len(run.links) for run in runs.values())
-    with progress_bar("scoring", total) as bar:
-        while True:
-            finished, waiting = wait(futures, timeout=_POLL_S)
-            for future in finished:
+    with progress_bar("scoring", sum(len(run.links) for run in runs.values())) as bar:
+        waiting = set(futures)
+        while waiting:
+            done, waiting = wait(waiting, timeout=1.0)
+            for future in done:
                 future.result()  # an error ends the others early
-            bar.update(sum(len(run.entries()) for run in runs.values()))
-            if not waiting:
-                return
+            bar.update(sum(len(read_entries(run.work)) for run in runs.values()))
 
 
-def _provenance(run: DimensionRun) -> dict[str, object]:
-    upstream = run.upstream
-    return {
-        "upstream_commit": head_commit(upstream.checkout) if upstream.checkout else None,
-        "suite": run.plan.suite.name,
-        "suite_sha256": run.plan.digest,
-        "python": str(upstream.python(run.dimension)),
-        "device": upstream.device,
-        "seed": run.plan.seed,
-        "plan_remarks": list(run.plan.remarks),
-    }
+@dataclass(frozen=True, kw_only=True)
+class _Ending:
+    """How one start of the public code ended."""
+
+    stage: str
+    """Last stage that was reached: start, import, weights, compute, done."""
+    call: int
+    """The call that it was at, in the stage compute."""
+    reason: str
+    log: Path
+
+
+@dataclass(kw_only=True)
+class _DimensionRun:
+    """The state of one dimension; :meth:`run` brings it to its end."""
+
+    plan: Plan
+    upstream: Upstream
+    dimension: str
+    links: Mapping[str, Path]
+    """File that the public code is given, by file name."""
+    facts: Mapping[str, VideoFacts]
+    """By file name, of the videos in ``links``."""
+    work: Path
+    settings: RunSettings
+    given_up: dict[str, str] = field(default_factory=dict)
+    """Reason by file name."""
+    problem: str = ""
+    """Why the whole dimension ended early."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """Tries by prompt that failed with no other prompt in the call."""
+    suspects: set[str] = field(default_factory=set)
+    """Prompts of a call that failed; they are tried one by one."""
+
+    def run(self, stop: threading.Event, gpu: str | None = None) -> DimensionResults:
+        """Start the public code until nothing is left, or nothing helps.
+
+        Args:
+            stop: ends the run early; what is finished stays.
+            gpu: the only GPU to use; None hides none.
+        """
+        with _only_here(self.work):
+            self._give_up_unfit()
+            while calls := self._calls():
+                entries = read_entries(self.work)
+                write_jsonl(self.work / "records.jsonl", entries.values())  # without a torn line
+                ending = self._start(calls, stop, gpu)
+                self._reject(set(entries), ending.log)
+                if ending.stage == "done":
+                    self._accept_silence()
+                    break
+                if stop.is_set():
+                    self.problem = "stopped on request"
+                elif ending.stage == "compute":
+                    self._blame(calls[ending.call], ending)
+                else:
+                    self.problem = f"{ending.stage}: {ending.reason} (see {ending.log})"
+                if self.problem:
+                    break
+            return self._results()
+
+    @property
+    def provenance(self) -> dict[str, object]:
+        """What made the results."""
+        return {
+            "upstream_commit": self.upstream.head,
+            "suite": self.plan.suite.name,
+            "suite_sha256": self.plan.digest,
+            "command": self.upstream.command(self.dimension, self.work / "job.json"),
+            "device": self.upstream.device,
+            "seed": self.plan.seed,
+            "plan_remarks": list(self.plan.remarks),
+        }
+
+    def _give_up_unfit(self) -> None:
+        samples = self.plan.scored_samples_of(self.dimension)
+        for video in self.plan.of_dimension(self.dimension):
+            if video.index >= samples:
+                continue
+            if video.name not in self.links:
+                self.given_up[video.name] = "the video is missing"
+            elif reason := unfit(self.dimension, self.facts[video.name]):
+                self.given_up[video.name] = reason
+
+    def _left(self) -> dict[str, dict[str, Any]]:
+        """Row for the public code by prompt, with the videos that still lack a result."""
+        suite, dimension = self.plan.suite, self.plan.suite.dimensions[self.dimension]
+        done = read_entries(self.work)
+        rows = {}
+        for row in self.plan.rows:
+            if self.dimension not in row.dimensions:
+                continue
+            samples = range(self.plan.scored_samples_of(self.dimension))
+            names = [suite.video_name(row.prompt, index) for index in samples]
+            lost = [name for name in names if name in self.given_up]
+            if dimension.per_prompt:  # one result over all videos, filed under the first
+                if lost:
+                    self.given_up.setdefault(names[0], f"{lost[0]}: {self.given_up[lost[0]]}")
+                left = [] if names[0] in done or lost else names
+            else:
+                left = [name for name in names if name not in done and name not in self.given_up]
+            if left:
+                paths = [str(self.links[name]) for name in left]
+                rows[row.prompt] = row.as_upstream(self.dimension, paths)
+        return rows
+
+    def _calls(self) -> list[list[dict[str, Any]]]:
+        """Rows of each call: suspects alone, the others together."""
+        left = self._left()
+        alone = [[row] for prompt, row in left.items() if prompt in self.suspects]
+        rest = [row for prompt, row in left.items() if prompt not in self.suspects]
+        size = self.settings.prompts_per_call
+        return [*(rest[i : i + size] for i in range(0, len(rest), size)), *alone]
+
+    def _blame(self, rows: list[dict[str, Any]], ending: _Ending) -> None:
+        """Count a failed call against its prompts."""
+        self.suspects |= {row["prompt_en"] for row in rows}
+        if len(rows) > 1:
+            return
+        prompt = rows[0]["prompt_en"]
+        self.failures[prompt] += 1
+        if self.failures[prompt] < self.settings.attempts:
+            return
+        for path in rows[0]["video_list"]:
+            self.given_up[Path(path).name] = f"{ending.reason} (tries: {self.failures[prompt]})"
+        hopeless = [n for n in self.failures.values() if n >= self.settings.attempts]
+        if len(hopeless) >= _HOPELESS and not read_entries(self.work):
+            self.problem = f"{ending.reason} (see {ending.log})"
+
+    def _accept_silence(self) -> None:
+        """Videos without a result after every call returned."""
+        if self.plan.suite.dimensions[self.dimension].leaves_out:
+            return  # upstream's way to say that it found no object
+        for row in self._left().values():
+            for path in row["video_list"]:
+                self.given_up[Path(path).name] = "the public code returned no result"
+
+    def _reject(self, before: set[str], log: Path) -> None:
+        """Drop results of the last start that must not count; a later run tries them again."""
+        entries = read_entries(self.work)
+        fresh = {name: entry for name, entry in entries.items() if name not in before}
+        dimension = self.plan.suite.dimensions[self.dimension]
+        reasons = parse_dimension(dimension, None, list(fresh.values())).unscored
+        reasons |= inflated_results(self.dimension, fresh, log)
+        if reasons:
+            kept = [entry for name, entry in entries.items() if name not in reasons]
+            write_jsonl(self.work / "records.jsonl", kept)
+            self.given_up |= reasons
+
+    def _start(
+        self, calls: list[list[dict[str, Any]]], stop: threading.Event, gpu: str | None
+    ) -> _Ending:
+        """Start the public code and wait until it ends, hangs or ``stop`` is set.
+
+        How it ended is read from the files it wrote; the exit code is never trusted.
+        """
+        links = [Path(path) for rows in calls for row in rows for path in row["video_list"]]
+        clear_stale_clips(self.dimension, self.upstream.root, links)
+        log = self.work / f"attempt-{1 + len(list(self.work.glob('attempt-*.log')))}.log"
+        status, job = self.work / "status.json", self.work / "job.json"
+        status.unlink(missing_ok=True)
+        content = {
+            "package": self.plan.suite.package,
+            "dimension": self.dimension,
+            "device": self.upstream.device,
+            "may_not_apply": self.plan.suite.dimensions[self.dimension].may_not_apply,
+            "root": str(self.upstream.root),
+            "info": str(self.work / "full_info.json"),
+            "records": str(self.work / "records.jsonl"),
+            "status": str(status),
+            "calls": calls,
+        }
+        write_json(job, content)
+        with (
+            explained(f"start the public code for {self.dimension}", self.upstream.root),
+            log.open("wb") as output,
+        ):
+            process = subprocess.Popen(
+                self.upstream.command(self.dimension, job),
+                cwd=self.upstream.root,
+                env=self.upstream.variables(gpu, self.upstream.python(self.dimension)),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that its own children can be stopped with it
+            )
+            try:
+                stopped = self._wait(process, status, stop)
+            finally:
+                _end(process)
+        return _ending(process, status, stopped, log)
+
+    def _wait(self, process: subprocess.Popen[bytes], status: Path, stop: threading.Event) -> str:
+        """Wait for the end; the reason when it was not the process that ended it."""
+        last, seen = time.monotonic(), 0
+        while process.poll() is None:
+            changed = status.stat().st_mtime_ns if status.exists() else 0
+            if changed != seen:  # a new stage or call
+                last, seen = time.monotonic(), changed
+            if stop.wait(_POLL_S):
+                return "stopped on request"
+            if time.monotonic() - last > self.settings.timeout_s:
+                return f"no call finished for {self.settings.timeout_s:g} s"
+        return ""
+
+    def _results(self) -> DimensionResults:
+        dimension = self.plan.suite.dimensions[self.dimension]
+        entries = read_entries(self.work)
+        results = parse_dimension(dimension, None, list(entries.values()))
+        results.origin = "upstream runner"
+        filed = set(self.plan.results_of(self.dimension))  # per prompt: under the first video
+        results.unscored |= {
+            name: why
+            for name, why in self.given_up.items()
+            if name in filed and name not in entries
+        }
+        if self.problem:
+            results.problems.append(f"ended early: {self.problem}")
+        if dimension.frames_hidden:
+            results.problems.append("plain mean over videos; upstream weighs them by their frames")
+        return results
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the process and the children it left behind."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            break
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_S)
+    process.wait()
+
+
+def _ending(process: subprocess.Popen[bytes], status: Path, stopped: str, log: Path) -> _Ending:
+    content = json.loads(status.read_text(encoding="utf-8")) if status.exists() else {}
+    code = process.returncode
+    if stopped or content.get("error"):
+        reason = stopped or content["error"]
+    elif code < 0:
+        reason = f"killed by signal {-code}" + (" (out of memory?)" if code == -9 else "")
+    else:
+        reason = f"it left with exit code {code} and no word"
+    stage, call = content.get("stage", "start"), content.get("call") or 0
+    return _Ending(stage=stage, call=call, reason=reason, log=log)
+
+
+@contextmanager
+def _only_here(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a folder; the kernel frees it when the holder dies."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunDirectoryError(
+                "another process is scoring this dimension here",
+                received=str(folder),
+                remedy="wait for it, or choose another --output-dir",
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)

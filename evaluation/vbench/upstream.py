@@ -1,23 +1,102 @@
-"""Where the public code lives on this machine: checkout, environments, weights, device."""
+"""The public code on this machine: checkout, weights, environments, and traps in its results.
 
+`vbench` and `vbench2` pin other versions of torch and transformers than ours and than each other's
+dimensions, so they never enter this environment: uv makes one for each group of dimensions, from
+requirements.toml, or the user gives the interpreter of one.
+"""
+
+import glob
+import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-from longtake.evaluation.vbench.requirements import Place
-from longtake.evaluation.vbench.suites import PINNED_COMMIT, Suite, find_suite
+from longtake.evaluation.vbench.suites import PINNED_COMMIT, Suite
+from longtake.evaluation.vbench.videos import VideoFacts
 from longtake.runtime.errors import UserError
 
-_HUBS: dict[str, tuple[str, str]] = {
-    "torch": ("TORCH_HOME", "torch"),
-    "hf": ("HF_HOME", "huggingface"),
-}
+RUNNER = Path(__file__).with_name("runner.py")
+_FAILED_CLIP = re.compile(r"Error processing video: .*/(?P<stem>.+)_clip_\d{4}\.mp4")
+_CLIP_S = 2
+_HUBS = {"torch": ("TORCH_HOME", "torch"), "hf": ("HF_HOME", "huggingface")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A file or folder that must be on the disk before a dimension can run."""
+
+    name: str
+    path: str
+    """Relative to its place."""
+    get: str
+    """Where it comes from."""
+    place: Literal["cache", "torch", "hf"] = "cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Packages that dimensions share."""
+
+    name: str
+    python: str
+    packages: tuple[str, ...]
+    requirements: tuple[str, ...] = ()
+    """Files of the checkout."""
+    by_hand: str = ""
+    """What uv cannot do from a list of packages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What one dimension needs, beyond the checkout itself."""
+
+    environment: Environment
+    weights: tuple[Weights, ...] = ()
+    programs: tuple[str, ...] = ()
+    memory_gib: float | None = None
+    """GPU memory; None: not known."""
+    native: bool = False
+    """Whether it is scored here too, without the public code."""
+
+
+def _read_needs() -> dict[str, dict[str, Need]]:
+    text = Path(__file__).with_name("requirements.toml").read_text(encoding="utf-8")
+    tables = tomllib.loads(text)
+    weights = {key: Weights(**fields) for key, fields in tables["weights"].items()}
+    environments = {
+        name: Environment(name=name, **{k: _frozen(v) for k, v in fields.items()})
+        for name, fields in tables["environments"].items()
+    }
+    return {
+        suite: {
+            dimension: Need(
+                environment=environments[fields.pop("environment")],
+                weights=tuple(weights[key] for key in fields.pop("weights", ())),
+                **{k: _frozen(v) for k, v in fields.items()},
+            )
+            for dimension, fields in needs.items()
+        }
+        for suite, needs in tables["needs"].items()
+    }
+
+
+def _frozen(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+NEEDS = _read_needs()
+"""Suite -> dimension -> what it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Upstream:
-    """The user's installation of the public code."""
+    """The user's copy of the public code and how to start it."""
 
     suite: Suite
     checkout: Path | None = None
@@ -25,7 +104,7 @@ class Upstream:
     commit: str = PINNED_COMMIT
     """Commit that the checkout must be at; a prefix is enough."""
     pythons: Mapping[str, Path] = field(default_factory=dict)
-    """Interpreter by dimension; the one under the empty name serves all others."""
+    """Interpreter by dimension, instead of uv; the one under the empty name serves all others."""
     weights: Path | None = None
     """Folder of the suite's weights; None: the public default."""
     device: str = "cuda"
@@ -34,46 +113,115 @@ class Upstream:
     """Let the public code fetch missing weights itself."""
 
     @property
-    def root(self) -> Path | None:
+    def root(self) -> Path:
         """Folder that the public code is started from."""
-        return None if self.checkout is None else (self.checkout / self.suite.folder).resolve()
+        assert self.checkout is not None
+        return (self.checkout / self.suite.folder).resolve()
+
+    @property
+    def head(self) -> str | None:
+        """Commit of the checkout; None without one, without git, or outside a repository."""
+        if self.checkout is None:
+            return None
+        command = ("git", "-C", str(self.checkout), "rev-parse", "HEAD")
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
 
     def python(self, dimension: str) -> Path | None:
-        """Interpreter of a dimension; None: not given."""
+        """The user's interpreter for a dimension; None: uv makes the environment."""
         return self.pythons.get(dimension, self.pythons.get(""))
 
-    def place(self, place: Place) -> Path:
-        """Folder of weights: the suite's own, torch's hub or Hugging Face's."""
+    def place(self, weights: Weights) -> Path:
+        """Where weights must lie."""
         cache = Path.home() / ".cache"
-        if place == "cache":
-            default = os.environ.get(self.suite.cache_variable) or cache / self.suite.package
-            return Path(self.weights or default)
-        variable, name = _HUBS[place]
-        return Path(os.environ.get(variable) or cache / name) / "hub"
+        if weights.place == "cache":
+            return self.cache / weights.path
+        variable, name = _HUBS[weights.place]
+        return Path(os.environ.get(variable) or cache / name) / "hub" / weights.path
 
-    def environment(self, python: Path, gpu: str | None = None) -> dict[str, str]:
-        """Variables of a child process: its own programs first, nothing of this Python, offline.
+    @property
+    def cache(self) -> Path:
+        """The suite's own folder of weights."""
+        default = Path.home() / ".cache" / self.suite.package
+        return Path(self.weights or os.environ.get(self.suite.cache_variable) or default)
+
+    def command(self, dimension: str, job: Path) -> list[str]:
+        """The runner in the environment of a dimension, to be started in :attr:`root`."""
+        runner = ["-I", "-u", str(RUNNER), str(job)]
+        if python := self.python(dimension):
+            return [str(python), *runner]
+        assert self.checkout is not None
+        own = NEEDS[self.suite.name][dimension].environment
+        files = [str((self.checkout / name).resolve()) for name in own.requirements]
+        options = [word for name in files for word in ("--with-requirements", name)]
+        options += [word for package in own.packages for word in ("--with", package)]
+        return [_uv(), "run", "--no-project", "--python", own.python, *options, "python", *runner]
+
+    def variables(self, gpu: str | None = None, python: Path | None = None) -> dict[str, str]:
+        """Variables of a child process: nothing of this Python, offline unless allowed.
 
         Args:
-            python: interpreter of the child.
             gpu: the only GPU it may see; None hides none.
+            python: the user's interpreter; programs beside it come first.
         """
         child = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_"))}
-        child["PATH"] = os.pathsep.join((str(python.absolute().parent), child.get("PATH", "")))
-        child[self.suite.cache_variable] = str(self.place("cache").absolute())
+        if python is not None:
+            child["PATH"] = os.pathsep.join((str(python.parent), child.get("PATH", "")))
+        child[self.suite.cache_variable] = str(self.cache.absolute())
         if not self.allow_downloads:
             child |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         if gpu is not None:
             child["CUDA_VISIBLE_DEVICES"] = gpu
         return child
 
+    def missing(self, dimension: str) -> dict[str, str]:
+        """What a dimension lacks on this machine, with how to get each thing; nothing is changed.
+
+        Packages are not looked at: uv installs them.
+        """
+        need = NEEDS[self.suite.name][dimension]
+        lacking: dict[str, str] = {}
+        head = self.head
+        if self.checkout is None or not (self.root / self.suite.package).is_dir():
+            lacking["checkout"] = (
+                f"git clone https://github.com/Vchitect/VBench; git checkout {self.commit}; "
+                "then --checkout"
+            )
+        elif head is None or not head.startswith(self.commit):
+            lacking["the commit"] = (
+                f"the checkout is at {(head or 'an unknown commit')[:17]}: git checkout "
+                f"{self.commit}, or say --commit (another version is another metric)"
+            )
+        if need.environment.by_hand and self.python(dimension) is None:
+            lacking[f"environment {need.environment.name}"] = (
+                f"{need.environment.by_hand}; then --python {dimension}=ENV/bin/python"
+            )
+        for weights in need.weights:
+            if not self.allow_downloads and not _has_content(self.place(weights)):
+                how = weights.get.replace("CACHE", str(self.cache))
+                lacking[weights.name] = f"{how}, to {self.place(weights)}"
+        path = self.variables(python=self.python(dimension)).get("PATH")
+        for program in need.programs:
+            if shutil.which(program, path=path) is None:
+                lacking[program] = "must be on PATH"
+        return lacking
+
+
+def _has_content(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size > 0
+
+
+def _uv() -> str:
+    from uv import find_uv_bin
+
+    return str(find_uv_bin())
+
 
 def parse_pythons(suite: Suite, texts: Sequence[str]) -> dict[str, Path]:
-    """Interpreters from ``PATH`` (for all dimensions) and ``DIMENSION=PATH``.
-
-    Raises:
-        UserError: an unknown dimension, a file that is missing, or two of one dimension.
-    """
+    """Interpreters from ``PATH`` (for all dimensions) and ``DIMENSION=PATH``."""
     pythons: dict[str, Path] = {}
     for text in texts:
         name, equals, path = text.rpartition("=")
@@ -87,34 +235,66 @@ def parse_pythons(suite: Suite, texts: Sequence[str]) -> dict[str, Path]:
                 "no such interpreter",
                 received=text,
                 expected="PATH or DIMENSION=PATH of an environment's bin/python",
-                remedy="see `eval vbench doctor` for how to make one",
+                remedy="leave --python out: uv makes the environment",
             )
         pythons[key] = python
     return pythons
 
 
-def find_upstream(
-    suite: str,
-    checkout: Path | None,
-    pythons: Sequence[str],
-    weights: Path | None,
-    commit: str | None,
-    device: str,
-    *,
-    allow_downloads: bool = False,
-) -> Upstream:
-    """An installation from what the command line gives.
+def unfit(dimension: str, facts: VideoFacts) -> str:
+    """Why a video must not be given to the public code; empty when it may.
 
-    Raises:
-        UserError: an unknown suite, or interpreters that cannot be used.
+    Instance Preservation cuts a video into clips of two seconds and gives 1 when no clip shows an
+    anomaly, also when there is no clip.
     """
-    found = find_suite(suite)
-    return Upstream(
-        suite=found,
-        checkout=checkout,
-        commit=commit or PINNED_COMMIT,
-        pythons=parse_pythons(found, pythons),
-        weights=weights,
-        device=device,
-        allow_downloads=allow_downloads,
-    )
+    if facts.problem:
+        return f"unreadable: {facts.problem}"
+    if math.isnan(facts.fps):  # divided by, and our runner reads a division by zero as all -1
+        return "the file states no frame rate"
+    if dimension == "Instance_Preservation" and facts.frames // facts.fps < _CLIP_S:
+        return f"shorter than {_CLIP_S} s: upstream judges no clip of it and gives 1"
+    return ""
+
+
+def clear_stale_clips(dimension: str, root: Path, links: Iterable[Path]) -> None:
+    """Remove clips that Instance Preservation cut earlier from videos of the same names.
+
+    It keeps them in ``model_clip/<model>/`` of the checkout and never cuts a clip again, so another
+    model's, or a replaced video's, old clips would be judged.
+
+    Args:
+        dimension: name.
+        root: folder that the public code is started from.
+        links: videos that it will be given, ``.../<model>/<dimension>/<name>``.
+    """
+    if dimension != "Instance_Preservation":
+        return
+    for link in links:
+        clips = root / "model_clip" / link.parts[-3]
+        for old in clips.glob(f"{glob.escape(link.stem)}_clip_*.mp4"):
+            old.unlink()
+
+
+def inflated_results(
+    dimension: str, entries: Mapping[str, Mapping[str, Any]], log: Path
+) -> dict[str, str]:
+    """Videos whose result must not count, and why.
+
+    Instance Preservation takes a clip that it could not judge for one without anomaly (a bare
+    `except`; for example where ffmpeg lacks the encoder), and says so only in its output.
+
+    Args:
+        dimension: name.
+        entries: of the videos that the last start finished, by file name.
+        log: output of that start.
+    """
+    if dimension != "Instance_Preservation":
+        return {}
+    text = log.read_text(encoding="utf-8", errors="replace")
+    failed = {match["stem"] for match in _FAILED_CLIP.finditer(text)}
+    reason = "judging a clip failed, which upstream takes for no anomaly"
+    return {
+        name: reason
+        for name, entry in entries.items()
+        if entry.get("video_results") == 1 and Path(name).stem in failed
+    }

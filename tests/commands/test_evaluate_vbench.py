@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from longtake.commands import evaluate_vbench_options
+from longtake.commands import evaluate_vbench
 from longtake.commands.evaluate_vbench import vbench
 from longtake.evaluation.vbench.suites import SUITES, VBENCH2
 from longtake.runtime.commands import Commands
@@ -87,7 +87,7 @@ def test_help_explains_every_command_and_imports_nothing_heavy(call: Call) -> No
 
 
 def test_repeated_names_match_their_owners() -> None:
-    assert set(typing.get_args(evaluate_vbench_options.SuiteName)) == set(SUITES)
+    assert set(typing.get_args(evaluate_vbench.SuiteName)) == set(SUITES)
 
 
 def test_from_plan_to_submission(call: Call, suite: Path, tmp_path: Path) -> None:

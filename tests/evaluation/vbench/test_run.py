@@ -1,35 +1,45 @@
-"""All dimensions of a run, against a stand-in for the public code.
+"""Runs against a stand-in for the public code, through crashes, kills, hangs and nonsense.
 
-The stand-in has the public file layout, function names, result format and habits (local list of
-results, bare means, -1, cwd), but no models: the real code needs weights that are not here. What
+The stand-in has the public file layout, function names, result format and habits (results at the
+end only, bare means, -1, cwd), but no models: the real code needs weights that are not here. What
 these tests run for real is everything around it: processes, environments, files, checks.
 """
 
+import ast
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from longtake.evaluation.vbench.aggregate import aggregate
-from longtake.evaluation.vbench.plan import Plan, make_plan
-from longtake.evaluation.vbench.plan_file import write_plan
-from longtake.evaluation.vbench.records import read_records
-from longtake.evaluation.vbench.result_files import read_results
-from longtake.evaluation.vbench.results import DimensionResults
-from longtake.evaluation.vbench.run import RunReport, RunSettings, run_dimensions, run_steps
-from longtake.evaluation.vbench.suite_data import PromptRow, SuiteData
-from longtake.evaluation.vbench.suites import VBENCH1, VBENCH2
-from longtake.evaluation.vbench.upstream import Upstream
-from longtake.runtime.errors import UserError
+from longtake.core.video import write_mp4
+from longtake.evaluation.vbench import run as run_module
+from longtake.evaluation.vbench.plan import Plan, PromptRow, SuiteData, make_plan, write_plan
+from longtake.evaluation.vbench.results import DimensionResults, read_results
+from longtake.evaluation.vbench.run import (
+    RunReport,
+    RunSettings,
+    read_entries,
+    run_dimensions,
+    score_natively,
+)
+from longtake.evaluation.vbench.runner import plain
+from longtake.evaluation.vbench.scores import aggregate
+from longtake.evaluation.vbench.suites import SUITES, VBENCH1, VBENCH2
+from longtake.evaluation.vbench.upstream import NEEDS, RUNNER, Upstream, parse_pythons, unfit
+from longtake.evaluation.vbench.videos import VideoFacts, find_videos, temporal_flickering
+from longtake.runtime.errors import RunDirectoryError, UserError
 
-SETTINGS = RunSettings(ignore_doctor=True, timeout_s=60.0)
+SETTINGS = RunSettings(ignore_doctor=True, timeout_s=60.0, prompts_per_call=1)
 
 
 def names(plan: Plan) -> list[str]:
@@ -44,8 +54,13 @@ def clothes(report: RunReport) -> DimensionResults:
     return report.results["Human_Clothes"]
 
 
-def logs(out: Path) -> list[Path]:
-    return sorted((out / "work" / "Human_Clothes").glob("attempt-*.log"))
+def calls(out: Path, dimension: str = "Human_Clothes") -> list[list[str]]:
+    """Prompts and videos of each call of the public function, by start."""
+    logs = sorted((out / "work" / dimension).glob("attempt-*.log"))
+    return [
+        [line[5:] for line in log.read_text().splitlines() if line.startswith("CALL")]
+        for log in logs
+    ]
 
 
 def test_a_run_from_end_to_end(
@@ -58,33 +73,36 @@ def test_a_run_from_end_to_end(
     out = tmp_path / "out"
     report = run(plan, videos, upstream, out)
     assert report.is_complete and not report.odd_videos
-    found = clothes(report)
-    assert found.score == pytest.approx(4 / 5) and found.stated == found.score
+    assert clothes(report).score == pytest.approx(4 / 5)
+    assert clothes(report).origin == "upstream runner"
     assert report.results["Diversity"].score == 0.25
     assert len(report.results["Diversity"].videos) == 2  # one result per prompt
-    assert found.origin == "upstream runner"
     # The files say the same, at once and in the public format.
     scores = aggregate(read_results(VBENCH2, out), plan)
     assert scores.dimensions["Human_Clothes"].score == pytest.approx(4 / 5)
     assert scores.dimensions["Human_Clothes"].not_applicable == 1
-    public = json.loads(
-        (out / "results" / "Human_Clothes" / "Human_Clothes_eval_results.json").read_text()
-    )
-    score, entries = public["Human_Clothes"]
+    file = out / "results" / "Human_Clothes" / "Human_Clothes_eval_results.json"
+    score, entries = json.loads(file.read_text())["Human_Clothes"]
     assert score == pytest.approx(4 / 5) and len(entries) == 6
     assert {entry["why"] for entry in entries} == {1.0, 0.0, -1}  # fields of the judge are kept
-    assert len(logs(out)) == 1
     record = read_results(VBENCH2, out).dimensions["Human_Clothes"].provenance
     assert record["upstream_commit"] == stand_in.commit
+    assert calls(out) == [["1 3", "1 3"]]
+    again = run(plan, videos, upstream, out)  # starts nothing
+    assert calls(out) == [["1 3", "1 3"]] and clothes(again).videos == clothes(report).videos
 
 
-def test_a_finished_run_starts_nothing(
-    clothes_plan: Plan, videos: Path, upstream: Upstream, tmp_path: Path
+def test_prompts_share_calls_and_suspects_are_tried_alone(
+    data: SuiteData, videos: Path, upstream: Upstream, stand_in: Any, tmp_path: Path
 ) -> None:
-    first = run(clothes_plan, videos, upstream, tmp_path / "out")
-    second = run(clothes_plan, videos, upstream, tmp_path / "out")
-    assert len(logs(tmp_path / "out")) == 1
-    assert clothes(second).videos == clothes(first).videos
+    plan = make_plan(data, dimensions=["Human_Clothes"])
+    assert run(plan, videos, upstream, tmp_path / "a", prompts_per_call=8).is_complete
+    assert calls(tmp_path / "a") == [["2 6"]]
+    bad = names(plan)[4]
+    stand_in.behave(Human_Clothes={bad: "crash"})
+    report = run(plan, videos, upstream, tmp_path / "b", prompts_per_call=8)
+    assert calls(tmp_path / "b") == [["2 6"], ["1 3", "1 3"], ["1 3"]]
+    assert set(clothes(report).unscored) == set(names(plan)[3:])
 
 
 def test_missing_and_unreadable_videos(
@@ -98,55 +116,27 @@ def test_missing_and_unreadable_videos(
     assert lost in str(error.value)
     assert not (tmp_path / "out").exists()
     report = run(clothes_plan, videos, upstream, tmp_path / "out", allow_missing=True)
-    found = clothes(report)
-    assert found.unscored[lost] == "the video is missing"
-    assert found.unscored[torn].startswith("unreadable")
-    assert len(found.videos) == 4
+    assert clothes(report).unscored[lost] == "the video is missing"
+    assert clothes(report).unscored[torn].startswith("unreadable")
+    assert len(clothes(report).videos) == 4
     assert str(videos / torn) in report.odd_videos
+    assert unfit("Material", VideoFacts(frames=9)) == "the file states no frame rate"
 
 
-def test_dimensions_that_are_not_ready_are_not_started(
+def test_dimensions_share_gpus_and_wait_for_what_they_need(
     plan: Plan, videos: Path, upstream: Upstream, tmp_path: Path
 ) -> None:
     report = run(plan, videos, upstream, tmp_path / "out", ignore_doctor=False)
     assert not report.results and set(report.not_run) == set(plan.dimensions)
-    steps = run_steps(plan, videos, upstream, tmp_path / "out")
-    assert {step.diagnosis.dimension: step.videos for step in steps} == {
-        "Diversity": 40,
-        "Human_Anatomy": 6,
-        "Human_Clothes": 6,
-    }
-
-
-def test_two_dimensions_share_two_gpus(
-    plan: Plan, videos: Path, upstream: Upstream, stand_in: Any, tmp_path: Path
-) -> None:
-    note = (
-        "\nfrom vbench2 import standin as _s\n_evaluate = _s.evaluate\n"
-        "def _noted(dimension, rows):\n"
-        "    import os\n"
-        "    print('GPU', os.environ['CUDA_VISIBLE_DEVICES'])\n"
-        "    return _evaluate(dimension, rows)\n"
-        "_s.evaluate = _noted\n"
-    )
-    for name in ("human_clothes", "human_anatomy", "diversity"):
-        path = stand_in.root / "vbench2" / f"{name}.py"
-        path.write_text(path.read_text() + note)
     report = run(plan, videos, upstream, tmp_path / "out", gpus=("2", "5"))
     assert report.is_complete and len(report.results) == 3
-    seen = {
-        log.read_text().split("GPU ")[1][0] for log in (tmp_path / "out").rglob("attempt-1.log")
-    }
+    logs = (log.read_text() for log in (tmp_path / "out").rglob("attempt-1.log"))
+    seen = {log.split("GPU ")[1][0] for log in logs}
     assert seen <= {"2", "5"} and seen
 
 
 def test_another_plan_or_version_is_not_mixed_in(
-    clothes_plan: Plan,
-    data: SuiteData,
-    videos: Path,
-    upstream: Upstream,
-    stand_in: Any,
-    tmp_path: Path,
+    clothes_plan: Plan, data: SuiteData, videos: Path, upstream: Upstream, tmp_path: Path
 ) -> None:
     run(clothes_plan, videos, upstream, tmp_path / "out")
     other = make_plan(data, dimensions=["Human_Clothes"], seed=5)
@@ -155,14 +145,184 @@ def test_another_plan_or_version_is_not_mixed_in(
     (tmp_path / "out" / "work" / "Human_Clothes" / "commit.txt").write_text("0ld\n")
     with pytest.raises(UserError, match="another version of the public code"):
         run(clothes_plan, videos, upstream, tmp_path / "out")
-
-
-def test_wrong_settings_are_refused(clothes_plan: Plan, videos: Path, upstream: Upstream) -> None:
-    for wrong in ({"timeout_s": 0}, {"attempts": 0}, {"model": "a/b"}):
-        with pytest.raises(UserError, match="setting"):
-            RunSettings(**wrong)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no videos for these dimensions"):
         run_dimensions(clothes_plan, videos, upstream, Path("never"), ["Material"])
+
+
+@pytest.mark.parametrize("accident", ["crash once", "kill once"])
+def test_an_accident_costs_its_call_only(
+    clothes_plan: Plan,
+    videos: Path,
+    upstream: Upstream,
+    stand_in: Any,
+    tmp_path: Path,
+    accident: str,
+) -> None:
+    stand_in.behave(Human_Clothes={names(clothes_plan)[4]: accident})
+    report = run(clothes_plan, videos, upstream, tmp_path / "out")
+    assert report.is_complete and clothes(report).score == 1.0
+    assert calls(tmp_path / "out") == [["1 3", "1 3"], ["1 3"]]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ("crash", "IndexError: list index out of range (tries: 2)"),
+        ("exit 0", "SystemExit: 0 (tries: 2)"),  # the exit code is not believed
+        ("hang", "no call finished for 3 s (tries: 2)"),
+    ],
+)
+def test_a_prompt_that_always_fails_is_given_up(
+    clothes_plan: Plan,
+    videos: Path,
+    upstream: Upstream,
+    stand_in: Any,
+    tmp_path: Path,
+    behaviour: str,
+    reason: str,
+) -> None:
+    stand_in.behave(Human_Clothes={names(clothes_plan)[2]: behaviour})
+    timeout = 3.0 if behaviour == "hang" else 60.0
+    report = run(clothes_plan, videos, upstream, tmp_path / "out", timeout_s=timeout)
+    assert clothes(report).unscored == dict.fromkeys(names(clothes_plan)[:3], reason)
+    assert len(clothes(report).videos) == 3 and not report.is_complete
+    scores = aggregate(read_results(VBENCH2, tmp_path / "out"), clothes_plan)
+    assert scores.dimensions["Human_Clothes"].unscored == clothes(report).unscored
+    stand_in.behave()  # mended and started again, only this prompt is scored
+    assert run(clothes_plan, videos, upstream, tmp_path / "out").is_complete
+    assert calls(tmp_path / "out")[-1] == ["1 3"]
+
+
+def test_all_not_applicable_is_recorded_although_upstream_divides_by_zero(
+    clothes_plan: Plan, videos: Path, upstream: Upstream, stand_in: Any, tmp_path: Path
+) -> None:
+    stand_in.behave(Human_Clothes=dict.fromkeys(names(clothes_plan)[:3], -1))
+    report = run(clothes_plan, videos, upstream, tmp_path / "out")
+    assert report.is_complete and clothes(report).score == 1.0
+    assert [video.value for video in clothes(report).videos.values()] == [-1.0] * 3 + [1.0] * 3
+
+
+def test_unusable_results_are_unscored(
+    clothes_plan: Plan, videos: Path, upstream: Upstream, stand_in: Any, tmp_path: Path
+) -> None:
+    nan, large, forgotten = names(clothes_plan)[:3]
+    stand_in.behave(Human_Clothes={nan: "nan", large: 7, forgotten: "forget"})
+    unscored = clothes(run(clothes_plan, videos, upstream, tmp_path / "out")).unscored
+    assert set(unscored) == {nan, large, forgotten}
+    assert "non-finite" in unscored[nan] and "out of range" in unscored[large]
+    assert "returned no result" in unscored[forgotten]
+    stand_in.behave()
+    assert run(clothes_plan, videos, upstream, tmp_path / "out").is_complete  # they are tried again
+
+
+def test_a_dimension_that_cannot_load_is_given_up_soon(
+    clothes_plan: Plan, videos: Path, upstream: Upstream, stand_in: Any, tmp_path: Path
+) -> None:
+    stand_in.behave(Human_Clothes={"load": "fail"})
+    results = clothes(run(clothes_plan, videos, upstream, tmp_path / "out", attempts=1))
+    assert calls(tmp_path / "out") == [["1 3"], ["1 3"]]
+    assert "CUDA out of memory" in results.problems[0] and not results.videos
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "stage"),
+    [
+        ("human_clothes.py", "import a_package_that_is_not_there", "import"),
+        ("utils.py", "def init_submodules(*_, **__): raise OSError('no weights')", "weights"),
+    ],
+)
+def test_failures_before_the_first_call_name_their_stage(
+    clothes_plan: Plan,
+    videos: Path,
+    upstream: Upstream,
+    stand_in: Any,
+    tmp_path: Path,
+    file: str,
+    content: str,
+    stage: str,
+) -> None:
+    (stand_in.root / "vbench2" / file).write_text(content)
+    report = run(clothes_plan, videos, upstream, tmp_path / "out")
+    assert clothes(report).problems[0].startswith(f"ended early: {stage}: ")
+    assert len(calls(tmp_path / "out")) == 1
+    scores = aggregate(read_results(VBENCH2, tmp_path / "out"), clothes_plan)
+    line = scores.dimensions["Human_Clothes"]
+    assert line.score is None and stage in line.notes[0]
+
+
+def test_what_instance_preservation_did_not_judge_is_not_perfect(
+    data: SuiteData, upstream: Upstream, stand_in: Any, tmp_path: Path
+) -> None:
+    """Failed clips, videos too short for a clip, and clips of an earlier model."""
+    plan = make_plan(data, dimensions=["Instance_Preservation"])
+    folder = tmp_path / "short"
+    for video in plan.videos:
+        frames = 7 if video.index == 2 else 8  # at 4 fps: 1.75 s or 2 s
+        write_mp4(torch.zeros(frames, 3, 16, 16), folder / video.name, 4.0)
+    inflated, honest, short = names(plan)[:3]
+    clips = stand_in.root / "model_clip" / "mine"
+    clips.mkdir(parents=True)
+    stale = clips / f"{Path(inflated).stem}_clip_0000.mp4"
+    other = clips / "of another prompt-0_clip_0000.mp4"
+    for path in (stale, other):
+        path.write_text("old")
+    stand_in.behave(Instance_Preservation={inflated: "bad clip", honest: 0.0})
+    report = run(plan, folder, upstream, tmp_path / "out", model="mine")
+    results = report.results["Instance_Preservation"]
+    assert "judging a clip failed" in results.unscored[inflated]
+    assert "shorter than 2 s" in results.unscored[short]
+    assert len(results.videos) == 3 and results.score == pytest.approx(2 / 3)
+    assert not stale.exists() and other.exists()
+    assert len(report.odd_videos) == 2  # the two of another length
+
+
+def test_a_prompt_of_diversity_needs_all_its_videos(
+    data: SuiteData, videos: Path, upstream: Upstream, tmp_path: Path
+) -> None:
+    plan = make_plan(data, dimensions=["Diversity"])
+    (videos / names(plan)[7]).unlink()
+    report = run(plan, videos, upstream, tmp_path / "out", allow_missing=True)
+    results = report.results["Diversity"]
+    assert len(results.videos) == 1
+    assert list(results.unscored) == [names(plan)[0]]
+    assert names(plan)[7] in results.unscored[names(plan)[0]]
+
+
+def test_a_torn_record_is_scored_again(
+    clothes_plan: Plan, videos: Path, upstream: Upstream, tmp_path: Path
+) -> None:
+    run(clothes_plan, videos, upstream, tmp_path / "out")
+    records = tmp_path / "out" / "work" / "Human_Clothes" / "records.jsonl"
+    records.write_bytes(records.read_bytes()[:-20])
+    with pytest.warns(UserWarning, match="torn last line"):
+        report = run(clothes_plan, videos, upstream, tmp_path / "out")
+    assert report.is_complete and len(clothes(report).videos) == 6
+    assert len(records.read_text().splitlines()) == 6
+
+
+def test_a_second_process_is_kept_out_and_no_child_is_left(
+    clothes_plan: Plan, videos: Path, upstream: Upstream, stand_in: Any, tmp_path: Path
+) -> None:
+    module = stand_in.root / "vbench2" / "human_clothes.py"
+    module.write_text(
+        "import subprocess, time\n"
+        "def compute_human_clothes(*_, **__):\n"
+        "    child = subprocess.Popen(['sleep', '600'])\n"
+        "    open('child.pid', 'w').write(str(child.pid))\n"
+        "    time.sleep(600)\n"
+    )
+    options: dict[str, Any] = {"timeout_s": 4.0, "attempts": 1}
+    first = threading.Thread(
+        target=run, args=(clothes_plan, videos, upstream, tmp_path / "out"), kwargs=options
+    )
+    first.start()
+    while not (stand_in.root / "child.pid").exists():
+        time.sleep(0.05)
+    with pytest.raises(RunDirectoryError, match="another process"):
+        run(clothes_plan, videos, upstream, tmp_path / "out")
+    first.join()
+    status = Path(f"/proc/{int((stand_in.root / 'child.pid').read_text())}/status")
+    assert not status.exists() or "zombie" in status.read_text()
 
 
 def test_vbench_1_starts_in_the_root_of_the_checkout(clip: Path, tmp_path: Path) -> None:
@@ -182,8 +342,7 @@ def test_vbench_1_starts_in_the_root_of_the_checkout(clip: Path, tmp_path: Path)
         "    rows = json.load(open(json_dir))\n"
         "    assert all(r['auxiliary_info']['color']['color'] == 'red' for r in rows)\n"
         "    paths = [path for row in rows for path in row['video_list']]\n"
-        "    kept = [{'video_path': p, 'video_results': 0.5} for p in paths[::2]]\n"
-        "    return 0.5, kept\n"
+        "    return 0.5, [{'video_path': p, 'video_results': 0.5} for p in paths[::2]]\n"
     )
     row = PromptRow(
         prompt="a red cup", dimensions=("color",), auxiliary={"color": {"color": "red"}}
@@ -192,15 +351,11 @@ def test_vbench_1_starts_in_the_root_of_the_checkout(clip: Path, tmp_path: Path)
     (tmp_path / "videos").mkdir()
     for video in plan.videos:
         shutil.copy(clip, tmp_path / "videos" / video.name)
-    installed = Upstream(
-        suite=VBENCH1,
-        checkout=tmp_path / "VBench",
-        pythons={"": Path(sys.executable)},
-        device="cpu",
-    )
-    report = run(plan, tmp_path / "videos", installed, tmp_path / "out")
-    found = report.results["color"]
-    assert report.is_complete and found.score == 0.5 and len(found.videos) == 3
+    pythons = {"": Path(sys.executable)}
+    upstream = Upstream(suite=VBENCH1, checkout=tmp_path / "VBench", pythons=pythons, device="cpu")
+    report = run(plan, tmp_path / "videos", upstream, tmp_path / "out")
+    results = report.results["color"]
+    assert report.is_complete and results.score == 0.5 and len(results.videos) == 3
     assert "left out 2 videos" in report.scores.dimensions["color"].notes[0]
     assert len(list((tmp_path / "out").rglob("attempt-*.log"))) == 1
 
@@ -210,29 +365,188 @@ def test_ctrl_c_stops_the_children_and_a_later_run_goes_on(
 ) -> None:
     stand_in.behave(Human_Clothes={names(clothes_plan)[4]: "hang"})
     plan_file, out = write_plan(clothes_plan, tmp_path / "plan.json"), tmp_path / "out"
-    code = (
-        "import sys\nfrom longtake.commands.evaluate_vbench import vbench\nvbench(sys.argv[1:])\n"
-    )
+    code = "import sys\nfrom longtake.commands.evaluate_vbench import vbench\nvbench(sys.argv[1:])"
     words = ["run", "--plan", plan_file, "--videos", videos, "--output-dir", out]
     words += ["--checkout", upstream.checkout, "--python", sys.executable, "--device", "cpu"]
-    words += ["--weights", upstream.weights, "--ignore-doctor", "--timeout", "600"]
+    words += ["--weights", upstream.weights, "--ignore-doctor", "--prompts-per-call", 1]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, words)],
         # A runner started in the background hands down an ignored SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    records = out / "work" / "Human_Clothes" / "records.jsonl"
+    work = out / "work" / "Human_Clothes"
     try:
         deadline = time.monotonic() + 120
-        while len(read_records(records)) < 4 and time.monotonic() < deadline:
+        while len(read_entries(work)) < 3 and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) != 0
     finally:
         process.kill()
-    assert len(read_records(records)) == 4
+    assert len(read_entries(work)) == 3
     stand_in.behave()
-    report = run(clothes_plan, videos, upstream, out)
-    assert report.is_complete
-    second = json.loads((records.parent / "full_info.json").read_text())
-    assert sum(len(row["video_list"]) for row in second) == 2
+    assert run(clothes_plan, videos, upstream, out).is_complete
+    assert calls(out)[-1] == ["1 3"]
+
+
+@pytest.fixture
+def still_plan() -> Plan:
+    name = "temporal_flickering"
+    rows = tuple(PromptRow(prompt=f"a still {x}", dimensions=(name,)) for x in ("cup", "hat"))
+    return make_plan(SuiteData(suite=VBENCH1, rows=rows, source="", digest=""), samples=2)
+
+
+def test_flickering_is_scored_here(still_plan: Plan, clip: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for video in still_plan.videos:
+        shutil.copy(clip, folder / video.name)
+    lost, torn = names(still_plan)[:2]
+
+    def score(folder: Path, out: Path) -> DimensionResults:
+        files = find_videos(still_plan, folder)
+        return score_natively(still_plan, files, "temporal_flickering", out)
+
+    results = score(folder, tmp_path / "a")
+    assert results.origin == "ours" and len(results.videos) == 4
+    assert results.score == pytest.approx(temporal_flickering(clip))
+    assert "without the static filter" in results.problems[0]
+    (folder / lost).unlink()
+    (folder / torn).write_text("no video")
+    broken = score(folder, tmp_path / "b")
+    assert broken.unscored[lost] == "the video is missing"
+    assert "cannot decode" in broken.unscored[torn] and len(broken.videos) == 2
+    (tmp_path / "filtered").mkdir()  # what the static filter keeps has a folder of its own
+    folder.rename(tmp_path / "filtered" / "temporal_flickering")
+    assert not score(tmp_path / "filtered", tmp_path / "c").problems
+
+
+def test_flickering_goes_on_where_it_stopped(
+    still_plan: Plan, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for video in still_plan.videos:
+        shutil.copy(clip, tmp_path / video.name)
+    files = find_videos(still_plan, tmp_path)
+    scored: list[str] = []
+
+    def stop_at_the_third(path: Path) -> float:
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(path.name)
+        return 0.5
+
+    name = "temporal_flickering"
+    monkeypatch.setitem(run_module._SCORERS, name, stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        score_natively(still_plan, files, name, tmp_path / "out")
+    monkeypatch.setitem(run_module._SCORERS, name, lambda path: 0.75)
+    results = score_natively(still_plan, files, name, tmp_path / "out")
+    assert [video.value for video in results.videos.values()] == [0.5, 0.5, 0.75, 0.75]
+
+
+def test_the_runner_needs_nothing_but_the_standard_library(tmp_path: Path) -> None:
+    tree = ast.parse(RUNNER.read_text(encoding="utf-8"))
+    modules = {
+        (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert {name.split(".")[0] for name in modules} <= sys.stdlib_module_names
+    (tmp_path / "json.py").write_text("raise RuntimeError('a file of the checkout got in')")
+    command = [sys.executable, "-I", "-u", RUNNER, "no-job.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "FileNotFoundError" in done.stderr and "no-job.json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.float64(0.5), 0.5),
+        (torch.tensor(0.25), 0.25),
+        ({1: (torch.ones(2), None)}, {"1": [[1.0, 1.0], None]}),
+        (Path("a"), "a"),
+    ],
+)
+def test_results_become_plain(value: object, expected: object) -> None:
+    assert json.loads(json.dumps(plain(value))) == expected
+
+
+def test_the_doctor_names_each_missing_thing_and_how_to_get_it(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    def lacking(**changes: Any) -> dict[str, str]:
+        return replace(upstream, **changes).missing("Diversity")
+
+    vgg = {"allow_downloads": True}  # the weights of Diversity are in nobody's way here
+    assert lacking(**vgg) == {}
+    assert set(lacking(checkout=None, **vgg)) == set(lacking(checkout=tmp_path, **vgg))
+    assert "git clone" in lacking(checkout=None)["checkout"]
+    assert "another version is another metric" in lacking(commit="1234567", **vgg)["the commit"]
+    needs = upstream.missing("Human_Anatomy")
+    assert set(needs) == {
+        *("YOLO-World", "human anomaly detector", "face anomaly detector", "hand anomaly detector")
+    }
+    assert "1qo-K1kum7yiEwIlN1TWDvABXX6qriUen" in needs["YOLO-World"]
+    assert str(upstream.weights) in needs["YOLO-World"]
+    path = upstream.place(NEEDS["vbench2"]["Human_Anatomy"].weights[0])
+    path.parent.mkdir(parents=True)
+    for content in ("", "weights"):  # an empty file does not count
+        path.write_text(content)
+        assert ("YOLO-World" in upstream.missing("Human_Anatomy")) == (content == "")
+    by_hand = replace(upstream, pythons={}).missing("Human_Anatomy")
+    assert "mmcv" in by_hand["environment yolo_world"]
+
+
+def test_uv_makes_the_environment_unless_an_interpreter_is_given(upstream: Upstream) -> None:
+    job = Path("job.json")
+    own = upstream.command("Diversity", job)
+    assert own == [sys.executable, "-I", "-u", str(RUNNER), "job.json"]
+    command = replace(upstream, pythons={}).command("Diversity", job)
+    file = str(upstream.root / "requirement.txt")
+    assert command[1:6] == ["run", "--no-project", "--python", "3.10", "--with-requirements"]
+    assert command[6] == file and "torch==2.5.1" in command
+    assert command[-5:] == ["python", *own[1:]]
+
+
+def test_interpreters_from_the_command_line(tmp_path: Path) -> None:
+    python = sys.executable
+    assert parse_pythons(VBENCH2, [python, f"Human Anatomy={python}"]) == {
+        "": Path(python),
+        "Human_Anatomy": Path(python),
+    }
+    for wrong, problem in (
+        ([str(tmp_path / "absent")], "no such interpreter"),
+        ([str(tmp_path)], "no such interpreter"),
+        ([f"Hair={python}"], "unknown dimension"),
+        ([python, python], "two interpreters"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            parse_pythons(VBENCH2, wrong)
+
+
+def test_a_child_sees_nothing_of_this_python(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    monkeypatch.setenv("VIRTUAL_ENV", "/elsewhere")
+    child = upstream.variables("3", Path("/envs/a/bin/python"))
+    assert "PYTHONPATH" not in child and "VIRTUAL_ENV" not in child
+    assert child["PATH"].startswith("/envs/a/bin:")
+    assert child["CUDA_VISIBLE_DEVICES"] == "3" and child["HF_HUB_OFFLINE"] == "1"
+    assert child["VBENCH2_CACHE_DIR"] == str(upstream.weights)
+    assert "HF_HUB_OFFLINE" not in replace(upstream, allow_downloads=True).variables()
+
+
+def test_every_dimension_has_needs_and_only_one_needs_no_weights() -> None:
+    without = {
+        dimension
+        for name, suite in SUITES.items()
+        for dimension, need in NEEDS[name].items()
+        if not need.weights and dimension in suite.dimensions
+    }
+    assert without == {"temporal_flickering"} == set(run_module._SCORERS)
+    assert {name: set(needs) for name, needs in NEEDS.items()} == {
+        name: set(suite.dimensions) for name, suite in SUITES.items()
+    }
+    assert all(need.memory_gib for need in NEEDS["vbench2"].values())

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 from longtake.evaluation.vbench.plan import Plan
-from longtake.evaluation.vbench.result_files import (
-    named_dimensions,
+from longtake.evaluation.vbench.results import (
     parse_dimension,
     read_results,
     write_results,
 )
 from longtake.evaluation.vbench.suites import VBENCH1, VBENCH2
-from longtake.runtime.errors import RunDirectoryError, UserError
+from longtake.runtime.errors import UserError
 
 Entries = Callable[..., list[dict[str, Any]]]
 
@@ -212,27 +211,3 @@ def test_a_dimension_without_results_keeps_its_reasons(tmp_path: Path) -> None:
     write_results(tmp_path / "out", made, {})
     again = read_results(VBENCH2, tmp_path / "out").dimensions["Material"]
     assert again.score is None and again.unscored == made.unscored
-
-
-def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    made = parse_dimension(VBENCH2.dimensions["Material"], None, [item("a-0.mp4", 1)])
-    with pytest.raises(RunDirectoryError, match="cannot write the results"):
-        write_results(tmp_path / "file", made, {})
-
-
-def test_files_name_their_dimensions_as_they_are_read(tmp_path: Path) -> None:
-    put(tmp_path / "a" / "Material_eval_results.json", {"Material": [0.5, [item("a.mp4", 1.0)]]})
-    put(tmp_path / "b.json", {"Human Clothes": [None, []], "note": "no result"})
-    put(tmp_path / "Mechanics_record.json", [{"origin": "ours"}])
-    put(tmp_path / "x_full_info.json", [{"prompt_en": "p"}])
-    put(tmp_path / "foreign.json", {"accuracy": [1, 2]})
-    found = named_dimensions(tmp_path)
-    assert found == {"Material", "Human_Clothes", "Mechanics"}
-    assert found == set(read_results(VBENCH2, tmp_path).dimensions)
-    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
-        archive.write(tmp_path / "b.json", "deep/b.json")
-    assert named_dimensions(tmp_path / "all.zip") == {"Human_Clothes"}
-    (tmp_path / "torn.json").write_text("{")
-    with pytest.raises(ValueError):
-        named_dimensions(tmp_path)
