@@ -4,8 +4,7 @@ from longtake.commands.evaluate_bench import bench
 from longtake.commands.evaluate_gsb import gsb
 from longtake.commands.evaluate_judge import judge
 from longtake.commands.evaluate_mos import mos
-from longtake.commands.evaluate_ratings import power_command, rescore_command, validate_command
-from longtake.commands.evaluate_report import compare_command, report_command
+from longtake.commands.evaluate_ratings import power_command, rescore_command
 from longtake.commands.evaluate_vbench import vbench
 from longtake.commands.options import group
 
@@ -15,8 +14,5 @@ evaluate.add_typer(gsb, name="gsb")
 evaluate.add_typer(judge, name="judge")
 evaluate.add_typer(vbench, name="vbench")
 evaluate.add_typer(bench, name="bench")
-evaluate.command("report")(report_command)
-evaluate.command("compare")(compare_command)
 evaluate.command("rescore")(rescore_command)
 evaluate.command("power")(power_command)
-evaluate.command("validate")(validate_command)

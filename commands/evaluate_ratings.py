@@ -1,4 +1,4 @@
-"""`eval rescore`, `eval power`, `eval validate`: around the ratings of a study."""
+"""`eval rescore`, `eval power`: around the ratings of a study."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,10 +7,8 @@ import typer
 
 from longtake.commands.options import Device
 from longtake.commands.rating_options import (
-    AsJson,
     Confidence,
     Samples,
-    Seed,
 )
 
 
@@ -74,28 +72,3 @@ def power_command(
             kind, n=n, effect=effect, sd=sd, tie_rate=tie_rate, power=power, confidence=confidence
         )
     )
-
-
-def validate_command(
-    studies: Annotated[int, typer.Option(min=20, help="Simulated studies of each kind.")] = 200,
-    prompts: Annotated[int, typer.Option(min=10, help="Prompts of a study.")] = 60,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Check the whole chain on simulated raters: false positives, power, recovery of the ranking.
-
-    Example: python cli.py eval validate --studies 200
-    """
-    import dataclasses
-
-    from longtake.evaluation.result_files import print_json, print_result
-    from longtake.evaluation.validation import validate, validation_table
-    from longtake.runtime.progress import progress_bar
-
-    with progress_bar("studies", studies) as bar:
-        result = validate(studies, num_prompts=prompts, seed=seed, on_progress=bar.update)
-    if as_json:
-        print_json(dataclasses.asdict(result))
-    else:
-        print_result([validation_table(result)], (), shown=("validation",))
-    raise typer.Exit(0 if result.passed else 1)

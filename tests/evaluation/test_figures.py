@@ -8,13 +8,21 @@ import pytest
 from PIL import Image
 
 from longtake.evaluation.dimensions import TASKS
+from longtake.evaluation.gsb import aggregate_gsb
 from longtake.evaluation.gsb_figure import write_gsb_figure
+from longtake.evaluation.gsb_plan import pairs_as_samples, plan_pairs
 from longtake.evaluation.model_comparison import ComparisonSettings, compare_models
 from longtake.evaluation.mos import MosSettings, aggregate_mos
 from longtake.evaluation.mos_figure import write_mos_figure
 from longtake.evaluation.rating_checks import CheckSettings, check_ratings
-from longtake.evaluation.simulated_raters import SimulatedStudy, rater_pool, simulate_ratings
-from longtake.evaluation.validation import simulated_gsb
+from longtake.evaluation.samples import SampleList
+from longtake.evaluation.simulated_raters import (
+    SimulatedStudy,
+    rater_pool,
+    simulate_answers,
+    simulate_ratings,
+    simulated_samples,
+)
 from longtake.runtime.errors import UserError
 
 
@@ -94,7 +102,13 @@ def test_gsb_bars_share_the_width_like_the_counts(tmp_path):
     study = SimulatedStudy(
         quality={"A": {"overall": 4.2}, "B": {"overall": 3.0}}, raters=rater_pool(6), num_prompts=40
     )
-    result = simulated_gsb(study, 0, resamples=200)
+    listed = SampleList(samples=tuple(simulated_samples(study)), folder=tmp_path)
+    pairs, _ = plan_pairs(listed, seed=0)
+    answers = simulate_answers(study, pairs, raters_per_pair=3, seed=0)
+    checks = CheckSettings(dimensions=study.dimensions, scale=(-1.0, 1.0))
+    table = check_ratings(answers, checks, pairs_as_samples(pairs, tmp_path))
+    comparison = ComparisonSettings(resamples=200)
+    result = aggregate_gsb(table, pairs, study.dimensions, comparison, ranking_resamples=0)
     path = write_gsb_figure(result, tmp_path / "g.png", "A against B")
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
     (count,) = result.counts

@@ -1,7 +1,6 @@
 """The commands write pages beside the sheets and bring in what pages save."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import typer
 from typer.testing import CliRunner
 
 from longtake.commands import evaluate_gsb, evaluate_mos
-from longtake.evaluation.report.inputs import find_inputs
 from longtake.evaluation.samples import SampleList
 from longtake.runtime.commands import Commands
 
@@ -67,15 +65,3 @@ def test_a_plan_of_pairs(make_list: Callable[..., SampleList], tmp_path: Path) -
     run(*planned[:-1], other, "--seed", 1)
     shown = run("gsb", "score", other, "--answers", DATA / "saved_gsb.jsonl", *DIMENSIONS)
     assert "0 answers added" in shown and "answer from a page of another study (4" in shown
-
-
-def test_pages_in_a_folder_are_no_input_of_a_report(
-    make_list: Callable[..., SampleList], tmp_path: Path
-) -> None:
-    make_list()
-    run("mos", "assign", "--samples", tmp_path / "samples.csv", "--rater", "ann", "--rater", "bob",
-        "--rater", "cy", *DIMENSIONS, "--output-dir", tmp_path / "round")  # fmt: skip
-    shutil.copy(DATA / "saved_mos.jsonl", tmp_path / "round" / "ratings.jsonl")
-    found = find_inputs([tmp_path / "round"])
-    assert [study.ratings for study in found.studies] == [[tmp_path / "round" / "ratings.jsonl"]]
-    assert {finding.kind for finding in found.findings} == {"sheet of a rater in a folder"}
