@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from longtake.evaluation.dimensions import TASKS
-from longtake.evaluation.gsb import aggregate_gsb
+from longtake.evaluation.gsb import aggregate_gsb, pairs_as_samples
 from longtake.evaluation.gsb_figure import write_gsb_figure
-from longtake.evaluation.gsb_plan import pairs_as_samples, plan_pairs
+from longtake.evaluation.gsb_plan import plan_pairs
 from longtake.evaluation.model_comparison import ComparisonSettings, compare_models
 from longtake.evaluation.mos import MosSettings, aggregate_mos
 from longtake.evaluation.mos_figure import write_mos_figure

@@ -210,21 +210,6 @@ def test_power_command():
     assert "one of size and effect" in run("power", "gsb", code=2)
 
 
-def test_validate_command(monkeypatch):
-    from longtake.evaluation import validation
-
-    def few(studies, **options):
-        assert studies == 20
-        return validation.Validation(
-            rates=(validation._rate("worse model called worse (MOS)", 3, 20),), num_prompts=60
-        )
-
-    monkeypatch.setattr(validation, "validate", few)
-    shown = run("validate", "--studies", 20, code=1)
-    assert "15.0%" in shown and "FAILED" in shown
-    assert json.loads(run("validate", "--studies", 20, "--json", code=1))["rates"][0]["count"] == 3
-
-
 def test_repeated_names_match_their_owners():
     assert set(typing.get_args(rating_options.Task)) == set(dimensions.TASKS)
     assert typing.get_args(rating_options.Scope) == typing.get_args(mos_protocol.Scope)
