@@ -3,13 +3,18 @@
 ``python cli.py sandbox pretrain`` renders the sandbox's train split, trains the VAE in stages,
 then the DiT and its text encoder jointly, and writes a checkpoint in the public layout. The state
 of training is saved under ``OUT/state`` while it runs; ``--resume`` continues from there.
+
+Real video corpora mix good and bad clips. The training clips do too: the wild ones carry
+corruptions under an unchanged caption, so that the model learns a spread of qualities and
+post-training has something to choose from. How often they are seen is decided per batch.
 """
 
-import dataclasses
-import json
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,29 +22,29 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from longtake.core import whole_clip
 from longtake.core.checkpoint import save_checkpoint
 from longtake.core.dit import DiTConfig, LongCatDiT
 from longtake.core.text import TextEncoder, new_text_encoder, train_tokenizer
 from longtake.core.vae import VideoVAE
+from longtake.core.video import to_uint8
 from longtake.runtime.config import Config, config_to_yaml, merge_config
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import RunDirectoryError
+from longtake.runtime.files import replacing, write_json, write_jsonl
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.provenance import collect
 from longtake.runtime.rng import derive_key, generator
-from longtake.sandbox.recipes.pretrain_state import PretrainState
-from longtake.sandbox.recipes.sandbox_data import (
-    ClipPool,
-    encode_pool,
-    pool_captions,
-    render_pool,
-    to_vae_range,
-    tokenize_all,
-)
+from longtake.runtime.run_directory import RunDirectory
+from longtake.sandbox.captions import caption
+from longtake.sandbox.corruptions import wild_clip
+from longtake.sandbox.render import render
+from longtake.sandbox.scene import Scene, sample_scenes
 from longtake.training.flow_matching import BaseTrainer, BaseTrainingConfig, Batch
 from longtake.training.vae import VAETrainer, VAETrainingConfig, build_vae
 
 STATISTICS_CLIPS = 4096
+RENDER_CHUNK = 512
 
 
 def _base_stage() -> BaseTrainingConfig:
@@ -109,30 +114,80 @@ class PretrainConfig(Config):
     rewards have nothing to improve (docs/LOG.md)."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Batches:
-    """Draws the batch of a step of one DiT stage from the key (seed, stage, step)."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipPool:
+    """Rendered training clips of the train split, the wild ones first."""
 
-    pool: ClipPool
-    z: Tensor
-    ids: Tensor
-    mask: Tensor
-    captions_per_clip: int
-    size: int
-    wild_share: float
-    key: tuple[int, str]
+    video: Tensor
+    """uint8 [N, T, 3, H, W] on the training device."""
+    scenes: list[Scene]
+    """What each clip shows."""
+    num_wild: int
+    """Clips 0 to num_wild - 1 are corrupted."""
 
-    def __call__(self, step: int) -> Batch:
-        device = self.ids.device
-        rng = torch.Generator(device).manual_seed(derive_key(*self.key, step))
-        row = self.pool.rows(self.size, self.wild_share, rng)
-        pick = torch.randint(self.captions_per_clip, (self.size,), generator=rng, device=device)
-        text_row = row * self.captions_per_clip + pick
-        return {"z": self.z[row], "ids": self.ids[text_row], "mask": self.mask[text_row]}
+    def rows(self, size: int, wild_share: float, rng: torch.Generator) -> Tensor:
+        """Draw ``size`` row numbers [size]; each is a wild clip with chance ``wild_share``."""
+        device, total = self.video.device, len(self.scenes)
+        u = torch.rand(2, size, generator=rng, device=device, dtype=torch.float64)
+        if self.num_wild in (0, total):
+            return (u[1] * total).long()
+        wild = u[1] * self.num_wild
+        clean = self.num_wild + u[1] * (total - self.num_wild)
+        return torch.where(u[0] < wild_share, wild, clean).long()
 
 
-def _normalised(vae: VideoVAE, raw: Tensor) -> Tensor:
-    return torch.cat([vae.normalise(part.float()).half() for part in raw.split(1024)])
+def render_pool(
+    num_clean: int, num_wild: int, wild_passes: int, seed: int, device: torch.device | str
+) -> ClipPool:
+    """Render clips of the train split; each wild one carries ``wild_passes`` corruptions."""
+    scenes = sample_scenes(derive_key(seed, "pool"), 0, num_wild + num_clean, "train")
+    parts = []
+    for start, stop in _chunks(num_wild):
+        clips = render(scenes[start:stop], device=device).float() / 255
+        rng = generator(seed, "wild", start)
+        for _ in range(wild_passes):
+            clips = wild_clip(clips, rng)
+        parts.append(to_uint8(clips))
+    for start, stop in _chunks(num_clean):
+        parts.append(render(scenes[num_wild + start : num_wild + stop], device=device))
+    return ClipPool(video=torch.cat(parts), scenes=scenes, num_wild=num_wild)
+
+
+def _chunks(total: int) -> list[tuple[int, int]]:
+    starts = range(0, total, RENDER_CHUNK)
+    return [(start, min(total, start + RENDER_CHUNK)) for start in starts]
+
+
+def pool_captions(pool: ClipPool, per_clip: int, seed: int) -> list[str]:
+    """``per_clip`` captions of every clip, clip-major."""
+    return [
+        caption(scene, derive_key(seed, "caption", i, j))
+        for i, scene in enumerate(pool.scenes)
+        for j in range(per_clip)
+    ]
+
+
+@torch.no_grad()
+def encode_pool(vae: VideoVAE, pool: ClipPool, chunk: int = 16) -> Tensor:
+    """Raw latents (not normalised) of every clip, posterior means, [N, C, T, h, w] float16."""
+    parts = []
+    for clips in pool.video.split(chunk):
+        moments = whole_clip.encode_moments(vae.model, to_vae_range(clips))
+        parts.append(moments[:, : vae.channels].half())
+    return torch.cat(parts)
+
+
+def to_vae_range(clips: Tensor) -> Tensor:
+    """uint8 [B, T, 3, H, W] to float [B, 3, T, H, W] in [-1, 1]."""
+    return clips.float().div(127.5).sub(1).transpose(1, 2)
+
+
+def tokenize_all(
+    text: TextEncoder, captions: list[str], chunk: int = 4096
+) -> tuple[Tensor, Tensor]:
+    """Token ids and mask [N, L] of many captions."""
+    rows = [text.tokenize(captions[i : i + chunk]) for i in range(0, len(captions), chunk)]
+    return torch.cat([r[0] for r in rows]), torch.cat([r[1] for r in rows])
 
 
 class JointText(nn.Module):
@@ -148,6 +203,65 @@ class JointText(nn.Module):
         return self._embed(ids, mask)
 
 
+class PretrainState:
+    """The ``state`` folder of an unfinished checkpoint: a run directory and a file per trainer.
+
+    A saved state holds the trainer, the records and the seconds spent, so that after a kill at any
+    moment the continued run writes the records of an uninterrupted one.
+
+    Raises:
+        RunDirectoryError: the folder belongs to a run with other settings.
+    """
+
+    def __init__(self, folder: Path, config: PretrainConfig, device: torch.device) -> None:
+        self.run = RunDirectory.create(folder, config_to_yaml(config), resume=True)
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self.records: list[dict[str, Any]] = []
+        self._part, self._since = "", time.perf_counter()
+
+    def start(self, part: str) -> None:
+        """Begin to count the seconds of ``part``; the part before it ends."""
+        self._lap()
+        self._part = part
+
+    def _lap(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self._part:
+            spent = self.seconds.get(self._part, 0.0) + now - self._since
+            self.seconds[self._part] = round(spent, 2)
+        self._since = now
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Append one line to the history."""
+        self.records.append(record)
+        self.run.append_metrics(record)
+
+    def save(self, part: str, trainer: BaseTrainer | VAETrainer) -> None:
+        """Write the state of ``trainer``; an interrupted save leaves the previous one."""
+        self._lap()
+        state = {
+            "trainer": trainer.state_dict(),
+            "seconds": self.seconds,
+            "records": self.records,
+        }
+        with self.run.writing(f"{part}.pt"), replacing(self.run.path / f"{part}.pt") as temporary:
+            torch.save(state, temporary)
+
+    def load(self, part: str, trainer: BaseTrainer | VAETrainer) -> None:
+        """Restore ``trainer`` from its last save, if there is one."""
+        file = self.run.path / f"{part}.pt"
+        if file.exists():
+            state = torch.load(file, map_location=self.device, weights_only=True)
+            trainer.load_state_dict(state["trainer"])
+            self.seconds, self._since = state["seconds"], time.perf_counter()
+            self.records = state["records"]
+        # Records that were written after the last save come again.
+        write_jsonl(self.run.path / "metrics.jsonl", self.records)
+
+
 def pretrain(
     out: Path,
     overrides: Sequence[str] = (),
@@ -157,22 +271,16 @@ def pretrain(
     dry_run: bool = False,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Train and write the tiny checkpoint.
-
-    Args:
-        out: checkpoint directory to write; ``out/state`` holds resumable states until the end.
-        overrides: ``key=value`` settings of :class:`PretrainConfig`.
-        config_file: YAML with the same keys.
-        resume: continue from ``out/state`` instead of refusing a directory that has content.
-        dry_run: only return the plan.
-        device: "auto", "cpu" or "cuda".
+    """Train the tiny model and write its checkpoint to ``out``.
 
     Returns:
-        Plan with ``dry_run``; else the record written to ``provenance.json``.
+        The record written to ``provenance.json``; with ``dry_run`` only the plan.
 
     Raises:
-        RunDirectoryError: ``out`` has content and ``resume`` is off, or is finished already.
-        ConfigError: unknown settings, or others than those of the run to resume.
+        ConfigError: unknown settings.
+        DivergenceError: a loss is no longer a number.
+        RunDirectoryError: ``out`` has content and ``resume`` is off, it is finished already, or
+            its run has other settings.
     """
     config = merge_config(PretrainConfig(), config_file, overrides)
     where = pick_device(device)
@@ -198,9 +306,9 @@ def pretrain(
                 expected="a state folder, which an interrupted pretraining leaves behind",
                 remedy="the checkpoint is finished, or pass another --out",
             )
-    state = PretrainState(out / "state", config_to_yaml(config), where)
-    with _fast_arithmetic(where):
-        return _Pretraining(config, out, state, where).run()
+    state = PretrainState(out / "state", config, where)
+    with state.run, _fast_arithmetic(where):
+        return _Pretraining(config, out, state, where).train()
 
 
 @contextmanager
@@ -226,7 +334,7 @@ class _Pretraining:
     ) -> None:
         self.config, self.out, self.state, self.device = config, out, state, device
 
-    def run(self) -> dict[str, Any]:
+    def train(self) -> dict[str, Any]:
         config = self.config
         self.state.start("data")
         pool = render_pool(
@@ -290,11 +398,15 @@ class _Pretraining:
         clean = raw[pool.num_wild :][:STATISTICS_CLIPS].float()
         std, mean = torch.std_mean(clean, dim=(0, 2, 3, 4))
         vae.set_latent_statistics(mean.tolist(), std.tolist())
-        z = _normalised(vae, raw)
+
+        def normalised(raw: Tensor) -> Tensor:
+            return torch.cat([vae.normalise(part.float()).half() for part in raw.split(1024)])
+
+        z = normalised(raw)
         if not pool.num_wild:
             return z, z
         worse = render_pool(0, pool.num_wild, config.mixed_wild_passes, config.seed, self.device)
-        return z, torch.cat([_normalised(vae, encode_pool(vae, worse)), z[pool.num_wild :]])
+        return z, torch.cat([normalised(encode_pool(vae, worse)), z[pool.num_wild :]])
 
     def _train_dit(
         self,
@@ -327,22 +439,33 @@ class _Pretraining:
         )
         for part, stage, latents, wild_share in stages:
             trainer = BaseTrainer(dit, joint, empty_ids[0], empty_mask[0], stage)
-            batches = _Batches(
-                pool=pool,
-                z=latents,
-                ids=ids,
-                mask=mask,
-                captions_per_clip=config.captions_per_clip,
-                size=stage.batch_size,
-                wild_share=wild_share,
-                key=(config.seed, part),
-            )
-            self._train_stage(part, trainer, batches)
+            draw = partial(self._batch, part, pool, wild_share, stage.batch_size)
+            self._train_stage(part, trainer, partial(draw, latents, ids, mask))
         joint.eval().requires_grad_(False)
         text.clear_cache()
         return dit.eval()
 
-    def _train_stage(self, part: str, trainer: BaseTrainer, batches: _Batches) -> None:
+    def _batch(
+        self,
+        part: str,
+        pool: ClipPool,
+        wild_share: float,
+        size: int,
+        z: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        step: int,
+    ) -> Batch:
+        """The batch of a step, drawn from the key (seed, part, step)."""
+        rng = torch.Generator(self.device).manual_seed(derive_key(self.config.seed, part, step))
+        row, number = pool.rows(size, wild_share, rng), self.config.captions_per_clip
+        pick = torch.randint(number, (size,), generator=rng, device=self.device)
+        text_row = row * number + pick
+        return {"z": z[row], "ids": ids[text_row], "mask": mask[text_row]}
+
+    def _train_stage(
+        self, part: str, trainer: BaseTrainer, batches: Callable[[int], Batch]
+    ) -> None:
         """Train one stage of the DiT and leave the averaged weights in it."""
         self.state.start(part)
         self.state.load(part, trainer)
@@ -365,11 +488,10 @@ class _Pretraining:
         record = {
             "config": config.model_dump(),
             "seconds": self.state.seconds,
-            "final": self.state.last_records(),
+            "final": {line["part"]: line for line in self.state.records},
             **collect({part: self.out / part for part in parts}),
         }
-        text_record = json.dumps(record, indent=2) + "\n"
-        (self.out / "provenance.json").write_text(text_record, encoding="utf-8")
-        shutil.copyfile(self.state.history, self.out / "history.jsonl")
-        self.state.delete()
+        write_json(self.out / "provenance.json", record)
+        write_jsonl(self.out / "history.jsonl", self.state.records)
+        shutil.rmtree(self.state.run.path)
         return record

@@ -11,8 +11,7 @@ from longtake.core.weights import read_tensors
 from longtake.runtime.errors import ConfigError, RunDirectoryError
 from longtake.sandbox.facts import split_of
 from longtake.sandbox.recipes import pretrain as recipe
-from longtake.sandbox.recipes.pretrain import PretrainConfig, pretrain
-from longtake.sandbox.recipes.sandbox_data import render_pool
+from longtake.sandbox.recipes.pretrain import PretrainConfig, pretrain, render_pool
 from longtake.sandbox.scene import Sprite
 from longtake.training.flow_matching import BaseTrainer
 from longtake.training.vae import VAETrainer
@@ -154,7 +153,7 @@ def test_refuses_a_directory_with_content(finished: Path, tmp_path: Path) -> Non
 def test_refuses_to_resume_with_other_settings(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "config.yaml").write_text("seed: 1\n")
-    with pytest.raises(ConfigError, match="other settings"):
+    with pytest.raises(RunDirectoryError, match="another configuration"):
         pretrain(tmp_path, SMALL, device="cpu", resume=True)
 
 
