@@ -23,7 +23,7 @@ from longtake.runtime.commands import Commands
 app = typer.Typer(cls=Commands)
 app.add_typer(evaluate_mos.mos, name="mos")
 app.add_typer(evaluate_gsb.gsb, name="gsb")
-for name in ("rescore", "power", "validate"):
+for name in ("rescore", "power"):
     app.command(name)(getattr(evaluate_ratings, f"{name}_command"))
 
 
