@@ -1,14 +1,17 @@
-"""What a reward receives and returns.
+"""What a reward receives and what it returns: a batch of clips, one :class:`Score` per clip.
 
 The batch states its layout, pixel range and playback rate and is checked, never guessed: a clip
-written at another frame rate is another motion to a time-aware reward. A sample that cannot be
-scored carries NaN, ``valid=False`` and a reason. No constant ever stands in for a missing score,
-because a constant would enter the group mean and the standard deviation of the advantages.
+shown at another frame rate is another motion to a reward that looks at time. A sample that cannot
+be scored has a reason instead of a number. No constant ever stands in for a missing score, because
+it would enter the group mean and the standard deviation of the advantages.
 """
 
+import hashlib
+import inspect
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, Self, runtime_checkable
 
 import torch
@@ -20,28 +23,91 @@ PIXEL_TOLERANCE = 1e-3
 """Overshoot of [0, 1] that is taken as rounding of a decoder, in pixel units."""
 
 
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One number for one sample and dimension, or no number and the reason why; never both."""
+
+    value: float | None
+    reason: str | None = None
+    note: str = ""
+    """What a reader of the number should know, for example that a caption was cut."""
+
+    def __post_init__(self) -> None:
+        assert (self.value is None) == bool(self.reason), "a number or a reason"
+        assert self.value is None or math.isfinite(self.value), "see Score.of"
+
+    @classmethod
+    def of(cls, value: float, note: str = "") -> "Score":
+        """A number; one that is not finite is unscored."""
+        return cls(value, None, note) if math.isfinite(value) else cls.unscored(f"the score is {value}")
+
+    @classmethod
+    def unscored(cls, reason: str) -> "Score":
+        """No number."""
+        return cls(None, reason or "no reason was given")
+
+    def __float__(self) -> float:
+        """NaN when unscored: arrays of scores have no other mark for it."""
+        return math.nan if self.value is None else self.value
+
+
+def scores_of(values: Tensor) -> list[Score]:
+    """One score per entry of [B]; entries that are not finite are unscored."""
+    return [Score.of(value) for value in values.detach().to("cpu", torch.float32).tolist()]
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoBatch:
     """A batch of clips with their captions and playback rates.
 
-    Args:
-        video: [B, T, 3, H, W], float in [0, 1] or uint8, on any device.
-        prompts: B captions.
-        fps: playback rate in frames per second, one number or a [B] tensor. There is no default.
-
-    Raises:
-        UserError: wrong rank, channel count, dtype, number of prompts or playback rate. Pixels
-            that are not finite or out of range do not raise: see :meth:`bad_samples`.
+    Pixels that are not finite or out of range do not raise: one broken clip must not cost the
+    scores of its batch (:meth:`pixel_problems`).
     """
 
     video: Tensor
+    """[B, T, 3, H, W], float in [0, 1] or uint8, on any device."""
     prompts: Sequence[str]
+    """B captions."""
     fps: float | Tensor
+    """Playback rate in frames per second, one number or [B]. There is no default."""
 
     def __post_init__(self) -> None:
-        _check_video(self.video)
-        _check_prompts(self.prompts, self.num_samples)
-        _check_fps(self.fps, self.num_samples)
+        video, prompts, fps = self.video, self.prompts, self.fps
+        if not isinstance(video, Tensor) or video.ndim != 5 or video.shape[2] != 3:
+            raise UserError(
+                "clips have the wrong shape",
+                received=tuple(video.shape) if isinstance(video, Tensor) else type(video).__name__,
+                expected="a tensor [B, T, 3, H, W]",
+                remedy="permute VAE output [B, 3, T, H, W] with video.transpose(1, 2)",
+            )
+        if 0 in video.shape or not (video.dtype == torch.uint8 or video.is_floating_point()):
+            raise UserError(
+                "clips cannot be used",
+                received=f"{video.dtype} {tuple(video.shape)}",
+                expected="no empty axis, uint8 or float in [0, 1]",
+            )
+        # A bare string is a sequence too: its letters would pass as captions.
+        if (
+            isinstance(prompts, str)
+            or not isinstance(prompts, Sequence)
+            or [type(prompt) for prompt in prompts] != [str] * len(video)
+        ):
+            raise UserError(
+                "captions do not fit the clips",
+                received=prompts,
+                expected=f"{len(video)} strings",
+                remedy='one per clip, "" for a clip without a caption',
+            )
+        # bool is an int; True would silently mean 1 fps.
+        usable = isinstance(fps, int | float | Tensor) and not isinstance(fps, bool)
+        rates = torch.as_tensor(fps if usable else math.nan, dtype=torch.float32)
+        if rates.shape not in ((), (len(video),)) or not (rates.isfinite() & (rates > 0)).all():
+            raise UserError(
+                "playback rate cannot be used",
+                received=fps,
+                expected="a positive number, or one for each clip",
+                remedy="pass the rate at which the clips are meant to be played",
+            )
 
     @property
     def num_samples(self) -> int:
@@ -73,183 +139,54 @@ class VideoBatch:
         prompts = [self.prompts[i] for i in indices]
         return VideoBatch(video=self.video[index], prompts=prompts, fps=fps)
 
-    def bad_samples(self) -> list[str | None]:
-        """A reason for each sample with unusable pixels, None for the others.
-
-        One broken clip must not cost the scores of its batch, so pixel values are reported per
-        sample and not raised.
-        """
+    def pixel_problems(self) -> list[str | None]:
+        """A reason for each sample with unusable pixels, None for the others."""
         if self.video.dtype == torch.uint8:
             return [None] * self.num_samples
         flat = self.video.detach().reshape(self.num_samples, -1).to(torch.float32)
         bad_counts = (~flat.isfinite()).sum(1).tolist()
-        # The sums of amin/amax would be NaN as well, so the range is read from repaired pixels.
+        # amin and amax would be NaN as well, so the range is read from repaired pixels.
         repaired = flat.nan_to_num(0.0, 0.0, 0.0)
         lows, highs = repaired.amin(1).tolist(), repaired.amax(1).tolist()
-        reasons: list[str | None] = []
+        problems: list[str | None] = []
         for bad, low, high in zip(bad_counts, lows, highs, strict=True):
             if bad:
-                reasons.append(f"{bad} of {flat.shape[1]} pixel values are not finite")
+                problems.append(f"{bad} of {flat.shape[1]} pixel values are not finite")
             elif low < -PIXEL_TOLERANCE or high > 1 + PIXEL_TOLERANCE:
-                reasons.append(f"pixels span [{low:.4g}, {high:.4g}], expected [0, 1]")
+                problems.append(f"pixels span [{low:.4g}, {high:.4g}], expected [0, 1]")
             else:
-                reasons.append(None)
-        return reasons
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardOutput:
-    """Scores of one reward for one batch.
-
-    Args:
-        score: [B] float32; NaN where not valid.
-        valid: [B] bool.
-        aux: named side results whose first axis is B (per-frame scores, terms).
-        reasons: B entries, None where valid. May be left out when every sample is valid.
-
-    Raises:
-        UserError: the shapes do not agree.
-    """
-
-    score: Tensor
-    valid: Tensor
-    aux: Mapping[str, Tensor] = field(default_factory=dict)
-    reasons: Sequence[str | None] = ()
-
-    def __post_init__(self) -> None:
-        if self.score.ndim != 1 or self.valid.shape != self.score.shape:
-            raise UserError(
-                "scores and validity mask of a reward do not fit",
-                received=f"score {tuple(self.score.shape)}, valid {tuple(self.valid.shape)}",
-                expected="two tensors of the same shape [B]",
-                remedy="return one score and one flag per clip",
-            )
-        if self.valid.dtype != torch.bool:
-            raise UserError(
-                "validity mask of a reward is not boolean",
-                received=self.valid.dtype,
-                expected="torch.bool",
-            )
-        num_samples = int(self.score.shape[0])
-        reasons = list(self.reasons) or [None] * num_samples
-        if len(reasons) != num_samples:
-            raise UserError(
-                "reasons of a reward do not fit its scores",
-                received=f"{len(reasons)} reasons for {num_samples} scores",
-                expected="one entry per clip, None where the clip is scored",
-            )
-        score = self.score.detach().to(torch.float32)
-        object.__setattr__(self, "score", score.masked_fill(~self.valid, math.nan))
-        object.__setattr__(self, "reasons", reasons)
-
-    @classmethod
-    def from_scores(cls, score: Tensor, aux: Mapping[str, Tensor] | None = None) -> "RewardOutput":
-        """An output whose non-finite scores are unscored, with that as the reason."""
-        valid = score.detach().isfinite()
-        reasons = [
-            None if ok else f"the score is {value}"
-            for ok, value in zip(valid.tolist(), score.tolist(), strict=True)
-        ]
-        return cls(score=score, valid=valid, aux=aux or {}, reasons=reasons)
+                problems.append(None)
+        return problems
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """A scorer of clips. Higher is better; the scale is free."""
+    """A scorer of clips. Higher is better; the scale is free.
 
-    @property
-    def name(self) -> str:
-        """Column name of the score."""
-        ...
+    A class of one's own derives from this one and defines the two flags and :meth:`score`; one with
+    parameters on a device or with settings defines the other two methods as well.
+    """
 
-    @property
-    def needs_prompt(self) -> bool:
-        """Whether the score depends on the caption."""
-        ...
+    needs_prompt: bool
+    """Whether the score depends on the caption."""
+    needs_time: bool
+    """Whether the score depends on the order of the frames or on the playback rate."""
 
-    @property
-    def needs_time(self) -> bool:
-        """Whether the score depends on the order of the frames or on the playback rate."""
-        ...
+    def score(self, batch: VideoBatch) -> Sequence[Score]:
+        """One score per clip; a clip's score must not depend on the rest of the batch.
 
-    def score(self, batch: VideoBatch) -> RewardOutput:
-        """One score per clip; a clip's score must not depend on the rest of the batch."""
+        The pixels of all clips are usable: a suite keeps the others back.
+        """
         ...
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the parameters of the reward."""
-        ...
+        """Move the parameters of the reward, if it has any."""
+        return self
 
     def fingerprint(self) -> dict[str, object]:
-        """Everything that fixes the scores (version, parameters, digests); JSON types only."""
-        ...
-
-
-def _check_video(video: object) -> None:
-    if not isinstance(video, Tensor):
-        raise UserError(
-            "clips are not a tensor",
-            received=type(video).__name__,
-            expected="a torch tensor [B, T, 3, H, W]",
-        )
-    if video.ndim != 5 or video.shape[2] != 3 or 0 in video.shape:
-        raise UserError(
-            "clips have the wrong shape",
-            received=tuple(video.shape),
-            expected="[B, T, 3, H, W] without an empty axis",
-            remedy="permute VAE output [B, 3, T, H, W] with video.transpose(1, 2)",
-        )
-    if video.dtype != torch.uint8 and not video.dtype.is_floating_point:
-        raise UserError(
-            "clips have the wrong dtype",
-            received=video.dtype,
-            expected="a float dtype with values in [0, 1], or torch.uint8",
-        )
-
-
-def _check_prompts(prompts: object, num_samples: int) -> None:
-    # A bare string is a sequence too: its letters would pass as captions.
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-        raise UserError(
-            "captions are not a list of strings",
-            received=type(prompts).__name__,
-            expected="a sequence with one string per clip",
-        )
-    if len(prompts) != num_samples:
-        raise UserError(
-            "number of captions differs from the number of clips",
-            received=f"{len(prompts)} captions for {num_samples} clips",
-            expected="one caption per clip",
-            remedy="repeat the caption of a group once per member",
-        )
-    for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise UserError(
-                f"caption {index} is not a string",
-                received=prompt,
-                expected="str",
-                remedy='use "" for a clip without a caption',
-            )
-
-
-def _check_fps(fps: object, num_samples: int) -> None:
-    expected = "a positive number, or a tensor [B] of positive numbers"
-    remedy = "pass the rate at which the clips are meant to be played"
-    # bool is an int; True would silently mean 1 fps.
-    if isinstance(fps, bool) or not isinstance(fps, int | float | Tensor):
-        raise UserError("playback rate is missing", received=fps, expected=expected, remedy=remedy)
-    values = torch.as_tensor(fps, dtype=torch.float32)
-    if values.ndim > 1 or (values.ndim == 1 and values.shape[0] != num_samples):
-        raise UserError(
-            "playback rates do not fit the clips",
-            received=tuple(values.shape),
-            expected=f"a scalar or shape [{num_samples}]",
-            remedy=remedy,
-        )
-    if not bool((values.isfinite() & (values > 0)).all()):
-        raise UserError(
-            "playback rate is not positive",
-            received=values.tolist(),
-            expected=expected,
-            remedy=remedy,
-        )
+        """Everything that fixes the scores, in JSON types; by default class and source file."""
+        source = Path(inspect.getfile(type(self))).read_bytes()
+        return {
+            "class": type(self).__qualname__,
+            "source_sha256": hashlib.sha256(source).hexdigest(),
+        }

@@ -1,33 +1,33 @@
-"""Frame sampling and per-frame aggregation (report section 3.3.2).
+"""Frames of clips: which ones count, in which colours, and how their scores become one score.
 
-HPSv3-general is the mean over all frames; HPSv3-percentile is the mean of the best 30 % of all
-frames. The report does not say how 30 % is rounded: ``floor`` with at least one frame is the
-default, and it is part of a reward's fingerprint.
+HPSv3-general is the mean over all frames, HPSv3-percentile the mean of the best 30 % of all frames
+(report section 3.3.2). VideoAlign takes two frames per second of playback, an even number, evenly
+spread: number and spacing depend on the playback rate, so a clip at another rate is another clip.
+The motion reward must not like a colour, so it sees gray clips, in training and in scoring (report
+Figure 20).
 """
 
+import hashlib
 import math
-from typing import Literal
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from longtake.core.video import to_uint8
 from longtake.runtime.errors import UserError
 
-Aggregation = Literal["mean", "top_fraction"]
 Rounding = Literal["floor", "ceil", "nearest"]
+GrayMode = Literal["bt601", "bt601_trunc", "mean"]
+GRAY_MODES: tuple[GrayMode, ...] = get_args(GrayMode)
 
-
-def all_frames(num_frames: int) -> Tensor:
-    """Indices of every frame, int64 [num_frames]."""
-    _check_positive("number of frames", num_frames)
-    return torch.arange(num_frames)
-
-
-def stride_frames(num_frames: int, stride: int) -> Tensor:
-    """Indices 0, stride, 2*stride, ... below ``num_frames``."""
-    _check_positive("number of frames", num_frames)
-    _check_positive("frame stride", stride)
-    return torch.arange(0, num_frames, stride)
+FRAME_PAIR = 2
+"""Frames per vision patch of Qwen2-VL."""
+BT601_MILLI = (299, 587, 114)
+"""BT.601 luma weights in thousandths."""
 
 
 def even_frames(num_frames: int, num_samples: int) -> Tensor:
@@ -36,8 +36,6 @@ def even_frames(num_frames: int, num_samples: int) -> Tensor:
     One sample is the middle frame. More samples than frames give every frame once, never twice:
     a repeated frame would count double in a mean.
     """
-    _check_positive("number of frames", num_frames)
-    _check_positive("number of sampled frames", num_samples)
     if num_samples >= num_frames:
         return torch.arange(num_frames)
     if num_samples == 1:
@@ -46,72 +44,142 @@ def even_frames(num_frames: int, num_samples: int) -> Tensor:
     return (steps * (num_frames - 1) / (num_samples - 1)).round().long()
 
 
-def num_top_frames(
-    num_frames: int, fraction: float, rounding: Rounding = "floor", minimum: int = 1
-) -> int:
-    """How many frames the best ``fraction`` of ``num_frames`` is.
+def num_best_frames(num_frames: int, fraction: float, rounding: Rounding = "floor") -> int:
+    """How many frames the best ``fraction`` of them is, at least one.
 
-    Args:
-        num_frames: frames of the clip, F >= 1.
-        fraction: share of the frames in (0, 1].
-        rounding: ``floor``, ``ceil`` or ``nearest`` (half to even).
-        minimum: lower bound of the result, 1..F; capped at F.
+    The report does not say how 30 % is rounded; ``nearest`` rounds half to even.
     """
-    _check_positive("number of frames", num_frames)
-    _check_positive("minimum number of frames", minimum)
-    if not 0.0 < fraction <= 1.0:
-        raise UserError(
-            "top fraction cannot be used", received=fraction, expected="a number in (0, 1]"
-        )
     # 0.3 * 10 is 2.9999999999999996: the share is rounded to 1e-9 before floor and ceil see it.
     share = round(fraction * num_frames, 9)
-    if rounding == "floor":
-        count = math.floor(share)
-    elif rounding == "ceil":
-        count = math.ceil(share)
-    elif rounding == "nearest":
-        count = round(share)
-    else:
-        raise UserError("rounding is unknown", received=rounding, expected="floor, ceil or nearest")
-    return min(max(count, minimum), num_frames)
+    round_ = {"floor": math.floor, "ceil": math.ceil, "nearest": round}[rounding]
+    return min(max(round_(share), 1), num_frames)
 
 
-def aggregate(
-    per_frame: Tensor,
-    how: Aggregation = "mean",
-    *,
-    fraction: float = 0.3,
-    rounding: Rounding = "floor",
-    minimum: int = 1,
-) -> Tensor:
-    """Clip scores from frame scores (report section 3.3.2).
-
-    Args:
-        per_frame: [B, F] scores; a NaN in a row makes that row's result NaN.
-        how: ``mean`` of all frames, or ``top_fraction`` = mean of the best ``fraction``.
-        fraction: share of the frames in (0, 1]; the report uses 0.3.
-        rounding: how ``fraction * F`` becomes a number of frames.
-        minimum: least number of frames averaged.
-
-    Returns:
-        [B], dtype of the input.
-    """
-    if per_frame.ndim != 2 or per_frame.shape[1] == 0:
-        raise UserError(
-            "frame scores have the wrong shape",
-            received=tuple(per_frame.shape),
-            expected="[B, F] with F >= 1",
-        )
-    if how == "mean":
-        return per_frame.mean(1)
-    if how != "top_fraction":
-        raise UserError("aggregation is unknown", received=how, expected="mean or top_fraction")
-    count = num_top_frames(per_frame.shape[1], fraction, rounding, minimum)
-    top = per_frame.topk(count, dim=1).values.mean(1)
+def clip_score(per_frame: Tensor, fraction: float = 1.0, rounding: Rounding = "floor") -> Tensor:
+    """Mean of the best ``fraction`` of the frame scores, [..., F] -> [...]; a NaN makes it NaN."""
+    if fraction == 1:
+        return per_frame.mean(-1)
+    count = num_best_frames(per_frame.shape[-1], fraction, rounding)
+    best = per_frame.topk(count, dim=-1).values.mean(-1)
     # topk ranks NaN inconsistently between devices; a broken frame must not be left out silently.
-    return top.masked_fill(per_frame.isnan().any(1), math.nan)
+    return best.masked_fill(per_frame.isnan().any(-1), math.nan)
 
 
-def _check_positive(what: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{what} must be positive", received=value, expected=">= 1")
+@dataclass(frozen=True, kw_only=True)
+class FrameSampler:
+    """VideoAlign's sampler; part of a reward's ``reward.json``."""
+
+    target_fps: float = 2.0
+    """Frames taken per second of playback (published value 2)."""
+    min_frames: int = 4
+    """Least number of frames, as far as the clip has them (even)."""
+    max_frames: int = 768
+    """Largest number of frames (even)."""
+    num_frames: int | None = None
+    """A fixed number of frames instead, whatever the playback rate."""
+
+    def __post_init__(self) -> None:
+        low, high, fixed = self.min_frames, self.max_frames, self.num_frames
+        usable = self.target_fps > 0 and math.isfinite(self.target_fps)
+        usable &= 2 <= low <= high and low % 2 == high % 2 == 0
+        if not usable or (fixed is not None and fixed < FRAME_PAIR):
+            raise UserError(
+                "frame sampler cannot be used",
+                received=f"target_fps={self.target_fps}, min_frames={low}, max_frames={high}, "
+                f"num_frames={fixed}",
+                expected="a positive rate, even limits 2 <= min_frames <= max_frames, and a fixed "
+                "number of at least 2 or none",
+            )
+
+    def count(self, total_frames: int, fps: float) -> int:
+        """How many frames of a clip are taken: an even number, at least 2.
+
+        ``total_frames / fps * target_fps`` is held within the limits and rounded to an even number
+        (half of it rounds half to even, as Python does). A fixed ``num_frames`` above an odd
+        ``total_frames`` is capped to the even number below it: the public sampler keeps it odd and
+        then fails to pair the frames.
+
+        Raises:
+            UserError: fewer than 2 frames.
+        """
+        if total_frames < FRAME_PAIR:
+            raise UserError(
+                "the clip is too short for a video reward",
+                received=f"{total_frames} frame(s)",
+                expected=f">= {FRAME_PAIR}",
+            )
+        count = total_frames / fps * self.target_fps
+        count = min(max(count, self.min_frames), self.max_frames)
+        if self.num_frames is not None:
+            count = self.num_frames
+        all_pairs = total_frames // FRAME_PAIR * FRAME_PAIR
+        return min(round(count / FRAME_PAIR) * FRAME_PAIR, all_pairs)
+
+    def indices(self, total_frames: int, fps: float) -> Tensor:
+        """Indices of the frames taken, int64 [count], from the first frame to the last.
+
+        float32 steps rounded half to even, as in the public sampler: positions halfway between two
+        frames fall to the same side.
+        """
+        count = self.count(total_frames, fps)
+        return torch.linspace(0, total_frames - 1, count).round().long()
+
+
+def to_grayscale(video: Tensor, mode: GrayMode = "bt601") -> Tensor:
+    """Gray clips on three equal channels, [..., 3, H, W], uint8 or float in [0, 1].
+
+    ``bt601`` rounds the luma to the nearest of the 256 levels (half up), ``bt601_trunc`` truncates
+    it, ``mean`` rounds the plain channel mean. The report does not give the formula; the others are
+    what other public ports use. Float results lie on the 8-bit levels k/255, and a uint8 clip and
+    its float copy give the same gray.
+    """
+    scale = 1.0 if video.dtype == torch.uint8 else 255.0
+    weights = (1, 1, 1) if mode == "mean" else BT601_MILLI
+    whole = sum(weights)
+    red, green, blue = video.to(torch.float32).unbind(-3)
+    luma = (weights[0] * red + weights[1] * green + weights[2] * blue) * scale
+    # In thousandths (or thirds) of a level, 8-bit pixels have whole lumas, and float32 holds them
+    # exactly. With weights 0.299, 0.587, 0.114 white sums to 0.99999994, and truncation gives 254.
+    nearest = luma.round()
+    luma = torch.where((luma - nearest).abs() < 0.1, nearest, luma)
+    offset = 0.0 if mode == "bt601_trunc" else whole / 2
+    levels = ((luma + offset) / whole).floor().clamp(0, 255)
+    gray = levels.to(torch.uint8) if video.dtype == torch.uint8 else levels / 255.0
+    return gray.to(video.dtype).unsqueeze(-3).expand(video.shape)
+
+
+@dataclass(frozen=True)
+class UniqueFrames:
+    """The different frames of some clips: a still clip costs one frame."""
+
+    slots: Tensor
+    """[B, F] int64, which different frame stands there."""
+    origins: tuple[tuple[int, int], ...]
+    """Clip and frame index of the first appearance of each different frame."""
+    digests: tuple[bytes, ...]
+    """sha256 of each different frame."""
+
+
+def unique_frames(video: Tensor, frame_idx: Tensor) -> UniqueFrames:
+    """Equal frames within and across clips [B, T, 3, H, W] with finite pixels.
+
+    Frames are compared by digest after the quantisation to 8 bits, the first step of every
+    published image preprocessing: a float clip and its 8-bit copy hold the same frames.
+    """
+    slots = torch.empty(len(video), len(frame_idx), dtype=torch.long)
+    numbers: dict[bytes, int] = {}
+    origins: list[tuple[int, int]] = []
+    for clip, frames in enumerate(video):
+        digests = _digests(to_uint8(frames[frame_idx.to(video.device)]))
+        for position, (frame, digest) in enumerate(zip(frame_idx.tolist(), digests, strict=True)):
+            if digest not in numbers:
+                numbers[digest] = len(numbers)
+                origins.append((clip, frame))
+            slots[clip, position] = numbers[digest]
+    return UniqueFrames(slots, tuple(origins), tuple(numbers))
+
+
+def _digests(frames: Tensor) -> Sequence[bytes]:
+    rows = frames.cpu().contiguous().flatten(1).numpy()
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        return list(pool.map(lambda row: hashlib.sha256(row).digest(), rows))

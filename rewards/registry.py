@@ -1,0 +1,274 @@
+"""Which reward a name means: its source, written beside the name or found in :data:`REWARDS`.
+
+A source is a class of one's own (``my_file.py:Brightness``, or ``package.module:Class``), a reward
+directory (``rewards import``), an open_clip folder, or the address of a server (``rewards serve``).
+It is written ``NAME=SOURCE`` on the command line and ``rewards.sources.NAME`` in a run's settings.
+"""
+
+import ast
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longtake.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from longtake.rewards.contract import Reward
+    from longtake.rewards.suite import RewardSuite
+
+REWARDS: dict[str, str] = {
+    "general": "longtake.sandbox.analytic_rewards:General",
+    "percentile": "longtake.sandbox.analytic_rewards:Percentile",
+    "motion_quality": "longtake.sandbox.analytic_rewards:MotionQuality",
+    "text_alignment": "longtake.sandbox.analytic_rewards:TextAlignment",
+}
+"""Name -> source of the rewards that need none beside their name. A new one is added here."""
+
+_TINY = Path(__file__).parents[1] / "checkpoints" / "tiny" / "rewards"
+TINY_REWARDS: dict[str, str] = {
+    "hpsv3_general": str(_TINY / "hpsv3"),
+    "hpsv3_percentile": str(_TINY / "hpsv3"),
+    "videoalign_mq": str(_TINY / "videoalign_mq"),
+    "videoalign_ta": str(_TINY / "videoalign_ta"),
+}
+"""The learned rewards of the sandbox: name -> reward directory. They are not in :data:`REWARDS`,
+since the published models have these names too and must not be taken for these."""
+
+COLUMNS = {
+    "hpsv3": ("hpsv3_general", "hpsv3_percentile"),
+    "videoreward": ("videoalign_vq", "videoalign_mq", "videoalign_ta"),
+}
+"""Kind of a reward directory -> the rewards that it holds."""
+_CLIP_FILE = "open_clip_config.json"
+_REWARD_FILE = "reward.json"
+_REWARD_MEMBERS = {"needs_prompt", "needs_time", "score", "to", "fingerprint"}
+
+
+def split_sources(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Separate ``NAME`` and ``NAME=SOURCE`` entries: all names, and name -> source."""
+    sources: dict[str, str] = {}
+    plain: list[str] = []
+    for entry in names:
+        name, has_source, source = entry.partition("=")
+        if not name or (has_source and not source) or name in plain:
+            raise UserError(
+                "reward is named twice" if name in plain else "reward cannot be read",
+                received=entry,
+                expected="NAME or NAME=SOURCE, each name once",
+                remedy="for example hpsv3_general=models/hpsv3",
+            )
+        plain.append(name)
+        if has_source:
+            sources[name] = source
+    return plain, sources
+
+
+def check_sources(names: Iterable[str], sources: Mapping[str, str]) -> None:
+    """Refuse what :func:`load_rewards` could not load, in milliseconds: no weights, no torch.
+
+    Raises:
+        UserError: a misspelt name, a source without a name, a file, class or directory that is not
+            there, or a class that is no reward. Servers are not asked.
+    """
+    names = list(names)
+    if unused := sorted(set(sources) - set(names)):
+        raise UserError(
+            "source of a reward that is not used",
+            received=", ".join(unused),
+            expected=f"sources of {', '.join(names)}",
+            remedy="give the reward a weight, or remove its source",
+        )
+    for name in names:
+        _check_source(name, _source(name, sources))
+
+
+def load_rewards(
+    names: Sequence[str], sources: Mapping[str, str] | None = None, *, device: str = "cpu"
+) -> dict[str, "Reward"]:
+    """Rewards by name, in the order of ``names``; names of one directory share its model.
+
+    On a GPU the backbones of reward directories run in bfloat16, as those of the public scorers do,
+    on a CPU in float32. Errors are those of :func:`check_sources` and of the models' loaders.
+    """
+    sources = sources or {}
+    check_sources(names, sources)
+    loaded: dict[str, Reward] = {}
+    directories: dict[Path, list[str]] = {}
+    for name in names:
+        source = _source(name, sources)
+        if _is_address(source):
+            from longtake.rewards.remote_client import RemoteReward
+            from longtake.rewards.remote_protocol import read_token
+
+            loaded[name] = RemoteReward(source, name, token=read_token())
+        elif _is_class(source):
+            loaded[name] = _load_class(source).to(device)
+        elif (Path(source) / _CLIP_FILE).is_file():
+            from longtake.rewards.clip_reward import load_clip_reward
+
+            loaded[name] = load_clip_reward(source, name=name, device=device)
+        else:
+            directories.setdefault(Path(source).resolve(), []).append(name)
+    for path, columns in directories.items():
+        loaded |= _load_directory(path, columns, device)
+    return {name: loaded[name] for name in names}
+
+
+def load_suite(
+    weights: Mapping[str, float], sources: Mapping[str, str] | None = None, *, device: str = "cpu"
+) -> "RewardSuite":
+    """A suite from a mapping reward name -> weight of its advantage; see :func:`load_rewards`."""
+    from longtake.rewards.suite import RewardSuite
+
+    rewards = load_rewards(list(weights), sources, device=device)
+    return RewardSuite({name: (rewards[name], weight) for name, weight in weights.items()})
+
+
+def _source(name: str, sources: Mapping[str, str]) -> str:
+    source = sources.get(name) or REWARDS.get(name)
+    if source is None:
+        models = [column for columns in COLUMNS.values() for column in columns]
+        near = get_close_matches(name, [*REWARDS, *models, *sources], n=1)
+        hint = f"{near[0]}? " if near else ""
+        raise UserError(
+            "reward has no source",
+            received=name,
+            expected=f"{hint}one of {', '.join(REWARDS)}, or any name with a source",
+            remedy=f"{name}=SOURCE, in a run's settings rewards.sources.{name}=SOURCE: a reward "
+            "directory, FILE.py:CLASS or the address of a server",
+        )
+    return source
+
+
+def _is_address(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def _is_class(source: str) -> bool:
+    return ":" in source and not _is_address(source) and not Path(source).exists()
+
+
+def _check_source(name: str, source: str) -> None:
+    path = Path(source)
+    if _is_class(source):
+        _check_class(source)
+    elif (path / _REWARD_FILE).is_file():
+        try:
+            kind = json.loads((path / _REWARD_FILE).read_text(encoding="utf-8"))["kind"]
+        except (ValueError, LookupError, TypeError):
+            return  # the directory's own reader says more
+        if name not in COLUMNS.get(kind, (name,)):
+            raise UserError(
+                "the reward directory has no such reward",
+                received=f"{name} from {path}",
+                expected=f"{', '.join(COLUMNS[kind])} (it is of kind {kind})",
+            )
+    elif not _is_address(source) and not (path / _CLIP_FILE).is_file():
+        siblings = [str(other) for other in path.parent.glob("*") if other.is_dir()]
+        near = get_close_matches(source, siblings, n=1)
+        raise UserError(
+            f"the source of reward {name} is not there",
+            received=source,
+            expected=f"{near[0]}? " * bool(near)
+            + f"a directory with {_REWARD_FILE} or {_CLIP_FILE}, FILE.py:CLASS or an address",
+            remedy="check the path",
+        )
+
+
+def _check_class(source: str) -> None:
+    """Read the class, do not run it: its file would import torch, and what else it needs."""
+    place, _, name = source.rpartition(":")
+    file = _code_file(place)
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    except (SyntaxError, ValueError) as error:
+        raise UserError(
+            f"the file is no Python source: {error}", received=source, remedy="correct the file"
+        ) from error
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    if name not in classes:
+        near = get_close_matches(name, classes, n=1)
+        raise UserError(
+            "the file has no such class",
+            received=source,
+            expected=f"{near[0]}?" if near else ", ".join(classes) or "a class that is a reward",
+        )
+    missing = _REWARD_MEMBERS - _members(name, classes)
+    if missing:
+        raise UserError(
+            "the class is no reward",
+            received=f"{source} without {', '.join(sorted(missing))}",
+            expected="a class derived from longtake.rewards.contract.Reward with "
+            "needs_prompt, needs_time and score",
+            remedy="see docs/how_to_reward.md",
+        )
+
+
+def _members(name: str, classes: Mapping[str, ast.ClassDef]) -> set[str]:
+    """What a class of a file defines or inherits, as far as the file tells."""
+    if name == "Reward":
+        return {"to", "fingerprint"}
+    if name not in classes:
+        return _REWARD_MEMBERS  # an imported base: what it defines shows when it is loaded
+    members: set[str] = set()
+    for node in ast.walk(classes[name]):
+        if isinstance(node, ast.FunctionDef):
+            members.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            members.add(node.id if isinstance(node, ast.Name) else node.attr)
+    for base in classes[name].bases:
+        if base_name := getattr(base, "id", getattr(base, "attr", "")):
+            members |= _members(base_name, classes)
+    return members
+
+
+def _code_file(place: str) -> Path:
+    """Source file of a path or of a module name; the module is not imported, its packages are."""
+    path = Path(place)
+    if path.suffix != ".py":
+        try:
+            spec = importlib.util.find_spec(place)
+        except (ImportError, ValueError):
+            spec = None
+        path = Path(spec.origin if spec and spec.origin else place)
+    if not path.is_file():
+        near = get_close_matches(path.name, [file.name for file in path.parent.glob("*.py")], n=1)
+        raise UserError(
+            "the source of a reward is not there",
+            received=place,
+            expected=f"{near[0]}? " * bool(near) + "FILE.py:CLASS or package.module:CLASS",
+            remedy="check the path",
+        )
+    return path
+
+
+def _load_class(source: str) -> "Reward":
+    place, _, name = source.rpartition(":")
+    if not place.endswith(".py"):
+        return getattr(importlib.import_module(place), name)()  # type: ignore[no-any-return]
+    path = Path(place).resolve()
+    spec = importlib.util.spec_from_file_location(str(path), path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Fingerprints find the source of a class by its module. A full path shadows no installed one.
+    sys.modules[str(path)] = module
+    spec.loader.exec_module(module)
+    return getattr(module, name)()  # type: ignore[no-any-return]
+
+
+def _load_directory(path: Path, names: Sequence[str], device: str) -> Mapping[str, "Reward"]:
+    import torch
+
+    from longtake.rewards.hpsv3 import load_hpsv3
+    from longtake.rewards.reward_directory import read_reward_directory
+    from longtake.rewards.videoalign import load_videoalign
+
+    directory = read_reward_directory(path)
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    load = load_hpsv3 if directory.spec.kind == "hpsv3" else load_videoalign
+    return load(directory, names, device=device, dtype=dtype)
