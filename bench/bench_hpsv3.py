@@ -27,9 +27,17 @@ from torch.nn.functional import interpolate
 from transformers import PreTrainedTokenizerFast
 
 from longtake.bench.records import write_record
-from longtake.rewards.contract import RewardOutput, VideoBatch
+from longtake.rewards.contract import VideoBatch
+from longtake.rewards.frames import clip_score
 from longtake.rewards.heads import HEAD_PREFIX
-from longtake.rewards.hpsv3 import COLUMNS, GENERAL_PROMPT, Column, HPSv3Config, HPSv3Scorer
+from longtake.rewards.hpsv3 import (
+    BEST_FRACTION,
+    GENERAL,
+    GENERAL_PROMPT,
+    PERCENTILE,
+    TOKENS_PER_PASS,
+    HPSv3Scorer,
+)
 from longtake.rewards.pixels import HPSV3_PIXELS, num_tokens, patch_grid
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.qwen2vl_config import RewardModelConfig, hpsv3_config
@@ -48,7 +56,8 @@ from longtake.runtime.provenance import collect
 from longtake.runtime.rng import generator
 from longtake.sandbox.recipes.tiny_vlm import TINY_PIXELS, VECTOR_DEVIATION, tiny_config
 
-WAYS: dict[str, tuple[tuple[Column, ...], ...]] = {
+COLUMNS = (GENERAL, PERCENTILE)
+WAYS: dict[str, tuple[tuple[str, ...], ...]] = {
     "shared": (COLUMNS,),
     "independent": tuple((column,) for column in COLUMNS),
 }
@@ -70,7 +79,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=1)
     parser.add_argument("--frames", type=int, help="of a clip; default 93, tiny 6")
     parser.add_argument("--size", type=int, nargs=2, help="height and width; default 480 832")
-    parser.add_argument("--tokens-per-pass", type=int, default=HPSv3Config().tokens_per_pass)
+    parser.add_argument("--tokens-per-pass", type=int, default=TOKENS_PER_PASS)
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each way")
     parser.add_argument(
         "--gain", type=float, default=1.0, help="matrices: deviation * sqrt(fan in)"
@@ -189,17 +198,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     pixels = TINY_PIXELS["hpsv3"] if options.tiny else HPSV3_PIXELS
     batch = random_clips(options)
 
-    def score(way: str) -> dict[Column, RewardOutput]:
-        outputs: dict[Column, RewardOutput] = {}
+    def score(way: str) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
         for columns in WAYS[way]:
-            settings = HPSv3Config(tokens_per_pass=options.tokens_per_pass)
-            scorer = HPSv3Scorer(model, encoder, pixels, columns=columns, config=settings)
-            outputs |= {column: r.score(batch) for column, r in scorer.rewards().items()}
+            scorer = HPSv3Scorer(model, encoder, pixels, columns, options.tokens_per_pass)
+            outputs |= {column: mu[..., 0] for column, mu in scorer.score(batch).items()}
         return outputs
 
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     peaks: dict[str, float] = {}
-    outputs: dict[str, dict[Column, RewardOutput]] = {}
+    outputs: dict[str, dict[str, Tensor]] = {}
     for repeat in range(options.repeats + 1):
         for way in sorted(WAYS, reverse=repeat % 2 == 1):  # each way is first every other time
             if device.type == "cuda":
@@ -211,7 +219,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 times[way].append(taken)
     medians = {way: statistics.median(values) for way, values in times.items()}
     scores = {
-        column: compare(outputs["shared"][column], outputs["independent"][column])
+        column: compare(column, outputs["shared"][column], outputs["independent"][column])
         for column in COLUMNS
     }
     if options.reference:
@@ -219,7 +227,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         exact = score("shared")
         for column, fields in scores.items():
             for way in WAYS:
-                fields[f"{way}_error"] = errors(outputs[way][column], exact[column])
+                fields[f"{way}_error"] = errors(column, outputs[way][column], exact[column])
     frames = options.clips * options.frames
     vision_tokens = num_tokens(patch_grid(1, *options.size, pixels))
     return {
@@ -250,29 +258,31 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def compare(shared: RewardOutput, independent: RewardOutput) -> dict[str, Any]:
+def clip_scores(column: str, frames: Tensor) -> Tensor:
+    """Scores of clips from those of their frames [B, F]."""
+    return clip_score(frames, BEST_FRACTION if column == PERCENTILE else 1.0)
+
+
+def compare(column: str, shared: Tensor, independent: Tensor) -> dict[str, Any]:
     """Clip scores of both ways, their largest relative difference, and the same of the frames.
 
     Frames are compared with the spread of their scores, which tells whether the scores vary.
     """
-    frames = independent.aux["per_frame"]
-    moved = (shared.aux["per_frame"] - frames).abs().max()
-    spread = frames.std(correction=0)
-    relative = ((shared.score - independent.score) / independent.score).abs().max()
+    ours, alone = clip_scores(column, shared), clip_scores(column, independent)
     values: dict[str, Tensor] = {
-        "shared": shared.score,
-        "independent": independent.score,
-        "relative_difference": relative,
-        "frame_spread": spread,
-        "frame_difference": moved,
+        "shared": ours,
+        "independent": alone,
+        "relative_difference": ((ours - alone) / alone).abs().max(),
+        "frame_spread": independent.std(correction=0),
+        "frame_difference": (shared - independent).abs().max(),
     }
     return {name: value.tolist() for name, value in values.items()}
 
 
-def errors(output: RewardOutput, exact: RewardOutput) -> dict[str, float]:
+def errors(column: str, frames: Tensor, truth: Tensor) -> dict[str, float]:
     """Largest relative error of clips, and the deviation of frames in units of their spread."""
-    frames, truth = output.aux["per_frame"], exact.aux["per_frame"]
-    relative = ((output.score - exact.score) / exact.score).abs().max()
+    ours, exact = clip_scores(column, frames), clip_scores(column, truth)
+    relative = ((ours - exact) / exact).abs().max()
     moved = (frames - truth).square().mean().sqrt() / truth.std(correction=0)
     return {"relative": relative.item(), "frames": moved.item()}
 

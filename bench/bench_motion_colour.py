@@ -24,7 +24,7 @@ import torch
 from longtake.core.video import read_video
 from longtake.evaluation.colour_sensitivity import colour_sensitivity
 from longtake.rewards.contract import VideoBatch
-from longtake.rewards.sources import load_from_sources
+from longtake.rewards.registry import load_rewards
 from longtake.runtime.files import replacing, to_plain
 from longtake.runtime.provenance import collect
 from longtake.sandbox.recipes.heads import (
@@ -72,7 +72,7 @@ def train_one(
         "sensitivity": [
             dataclasses.asdict(row)
             for row in colour_sensitivity(
-                load_from_sources({REWARD: str(reward)}, device), held_out_clips(pairs)
+                load_rewards([REWARD], {REWARD: str(reward)}, device=device), held_out_clips(pairs)
             )
         ],
     }

@@ -88,13 +88,13 @@ def score(
 
     Example: python cli.py rewards score --video clip.mp4 --prompt "a red circle moves left"
     """
-    from longtake.rewards import REWARDS
+    from longtake.rewards.registry import TINY_REWARDS
     from longtake.rewards.score_files import print_report, score_files
     from longtake.rewards.score_inputs import one_source
 
     report = score_files(
         one_source(video, source),
-        reward or list(REWARDS),
+        reward or [f"{name}={folder}" for name, folder in TINY_REWARDS.items()],
         prompt=prompt,
         fps=fps,
         output=output,
@@ -128,7 +128,7 @@ def evaluate(
     import json
 
     from longtake.evaluation.pair_accuracy import evaluate_pairs
-    from longtake.rewards import REWARDS
+    from longtake.rewards.registry import REWARDS
     from longtake.runtime.files import to_plain
 
     agreements = evaluate_pairs(
@@ -177,7 +177,7 @@ def serve_rewards(
 
     Example: python cli.py rewards serve --reward motion_quality --port 8763
     """
-    from longtake.rewards import REWARDS
+    from longtake.rewards.registry import REWARDS
     from longtake.rewards.remote_server import ServerConfig, serve
 
     config = ServerConfig(

@@ -112,13 +112,12 @@ def colour_sensitivity(
 def _scores(
     reward: Reward, batches: Sequence[VideoBatch], setting: Mapping[str, float]
 ) -> np.ndarray:
-    columns = []
+    columns: list[float] = []
     for batch in batches:
         video = recolour(batch.video, **setting) if setting else batch.video
         changed = VideoBatch(video=video, prompts=batch.prompts, fps=batch.fps)
-        output = reward.score(changed)
-        columns.append(output.score.double().where(output.valid, torch.nan).cpu().numpy())
-    return np.concatenate(columns)
+        columns += [float(score) for score in reward.score(changed)]
+    return np.array(columns)
 
 
 def _summary(reward: str, change: str, plain: np.ndarray, table: np.ndarray) -> ColourSensitivity:

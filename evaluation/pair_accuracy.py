@@ -66,7 +66,7 @@ def evaluate_pairs(
 
     Args:
         pairs: CSV in VideoAlign's columns.
-        reward_names: ``NAME`` or ``NAME=SOURCE`` (:mod:`longtake.rewards.sources`).
+        reward_names: ``NAME`` or ``NAME=SOURCE`` (:mod:`longtake.rewards.registry`).
         root: folder that its paths are relative to; None is the folder of the file.
         output: scores by clip, written as they come and resumed from; None keeps nothing.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.

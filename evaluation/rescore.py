@@ -48,7 +48,7 @@ class RewardScorer:
     """Reward models as a scorer: one dimension for each reward, on the reward's own scale.
 
     Args:
-        rewards: ``NAME`` or ``NAME=SOURCE`` (:mod:`longtake.rewards.sources`).
+        rewards: ``NAME`` or ``NAME=SOURCE`` (:mod:`longtake.rewards.registry`).
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         max_frames: longer clips are unscored instead of filling the memory.
 
@@ -62,9 +62,8 @@ class RewardScorer:
     def __init__(
         self, rewards: Sequence[str], *, device: str = "auto", max_frames: int = 1000
     ) -> None:
-        from longtake.rewards import load_rewards
+        from longtake.rewards.registry import load_rewards, split_sources
         from longtake.rewards.remote_protocol import fingerprint_digest
-        from longtake.rewards.sources import split_sources
         from longtake.runtime.device import pick_device
         from longtake.runtime.files import to_plain
 

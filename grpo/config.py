@@ -203,7 +203,7 @@ class RewardConfig(Config):
     scores and logs a reward without training on it. Report: four rewards at 1 (Table 9)."""
     sources: dict[str, str] = {}
     """Reward name -> reward directory, open_clip folder or server address to load it from
-    (``longtake.rewards.sources``); the other names are those of ``rewards.REWARDS``."""
+    (``longtake.rewards.registry``); the other names are those of ``rewards.REWARDS``."""
 
     @model_validator(mode="after")
     def _weights_and_sources_agree(self) -> Self:

@@ -38,7 +38,7 @@ from longtake.grpo.report import write_report
 from longtake.grpo.state import load_state, save_state
 from longtake.grpo.summary import estimate, print_summary, summarise
 from longtake.grpo.trainer import GRPOTrainer, NonFinite, Update
-from longtake.rewards import load_suite
+from longtake.rewards.registry import load_suite
 from longtake.rewards.suite import RewardSuite
 from longtake.runtime.config import config_to_yaml, merge_config
 from longtake.runtime.device import pick_device

@@ -1,6 +1,6 @@
 """One clip with its prompt as inputs of a reward model: coloured, resized, cut into patches.
 
-The steps and their order are the scorers': frames are chosen, made gray by ``rewards/grayscale.py``
+The steps and their order are the scorers': frames are chosen, made gray by ``rewards/frames.py``
 where the reward asks for it, resized by ``rewards/pixels.py``, cut into patches.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from longtake.rewards.grayscale import to_grayscale
+from longtake.rewards.frames import to_grayscale
 from longtake.rewards.pixels import (
     PATCH,
     TEMPORAL_PATCH,

@@ -39,7 +39,11 @@ class Score:
     @classmethod
     def of(cls, value: float, note: str = "") -> "Score":
         """A number; one that is not finite is unscored."""
-        return cls(value, None, note) if math.isfinite(value) else cls.unscored(f"the score is {value}")
+        return (
+            cls(value, None, note)
+            if math.isfinite(value)
+            else cls.unscored(f"the score is {value}")
+        )
 
     @classmethod
     def unscored(cls, reason: str) -> "Score":

@@ -114,24 +114,6 @@ def resized_size(height: int, width: int, min_pixels: int, max_pixels: int) -> t
     return rows, columns
 
 
-def to_uint8(frames: Tensor) -> Tensor:
-    """Frames on 256 levels: floats in [0, 1] are rounded to the nearest k/255, uint8 is kept.
-
-    Raises:
-        UserError: another dtype, or pixels that are not finite.
-    """
-    if frames.dtype == torch.uint8:
-        return frames
-    if not frames.dtype.is_floating_point:
-        raise UserError(
-            "frames have the wrong dtype", received=frames.dtype, expected="uint8 or a float dtype"
-        )
-    if not bool(frames.isfinite().all()):
-        # NaN has no uint8 value: the cast would make it some level, depending on the device.
-        raise UserError("frames hold pixel values that are not finite", expected="[0, 1]")
-    return (frames.to(torch.float32) * 255.0).round().clamp(0, 255).to(torch.uint8)
-
-
 def resize(frames: Tensor, size: tuple[int, int], resample: Resample) -> Tensor:
     """Frames at another size, by one of the two public resamplers (module docstring).
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from longtake.core.weights import read_json
-from longtake.rewards.frame_sampling import FrameSampler
+from longtake.rewards.frames import FrameSampler
 from longtake.rewards.pixels import VIDEOALIGN_PIXELS, PixelConfig
 from longtake.rewards.published_weights import (
     PICKLE_SUFFIXES,

@@ -109,9 +109,9 @@ def load_rewards(
         elif _is_class(source):
             loaded[name] = _load_class(source).to(device)
         elif (Path(source) / _CLIP_FILE).is_file():
-            from longtake.rewards.clip_reward import load_clip_reward
+            from longtake.rewards.clip import load_clip
 
-            loaded[name] = load_clip_reward(source, name=name, device=device)
+            loaded[name] = load_clip(source, device)
         else:
             directories.setdefault(Path(source).resolve(), []).append(name)
     for path, columns in directories.items():
@@ -133,8 +133,7 @@ def _source(name: str, sources: Mapping[str, str]) -> str:
     source = sources.get(name) or REWARDS.get(name)
     if source is None:
         models = [column for columns in COLUMNS.values() for column in columns]
-        near = get_close_matches(name, [*REWARDS, *models, *sources], n=1)
-        hint = f"{near[0]}? " if near else ""
+        hint = _nearest(name, [*REWARDS, *models, *sources])
         raise UserError(
             "reward has no source",
             received=name,
@@ -143,6 +142,10 @@ def _source(name: str, sources: Mapping[str, str]) -> str:
             "directory, FILE.py:CLASS or the address of a server",
         )
     return source
+
+
+def _nearest(name: str, options: Iterable[str]) -> str:
+    return "".join(f"{near}? " for near in get_close_matches(name, options, n=1))
 
 
 def _is_address(source: str) -> bool:
@@ -170,12 +173,11 @@ def _check_source(name: str, source: str) -> None:
             )
     elif not _is_address(source) and not (path / _CLIP_FILE).is_file():
         siblings = [str(other) for other in path.parent.glob("*") if other.is_dir()]
-        near = get_close_matches(source, siblings, n=1)
         raise UserError(
             f"the source of reward {name} is not there",
             received=source,
-            expected=f"{near[0]}? " * bool(near)
-            + f"a directory with {_REWARD_FILE} or {_CLIP_FILE}, FILE.py:CLASS or an address",
+            expected=f"{_nearest(source, siblings)}a directory with {_REWARD_FILE} or "
+            f"{_CLIP_FILE}, FILE.py:CLASS or an address",
             remedy="check the path",
         )
 
@@ -192,11 +194,10 @@ def _check_class(source: str) -> None:
         ) from error
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     if name not in classes:
-        near = get_close_matches(name, classes, n=1)
         raise UserError(
             "the file has no such class",
             received=source,
-            expected=f"{near[0]}?" if near else ", ".join(classes) or "a class that is a reward",
+            expected=_nearest(name, classes) or ", ".join(classes) or "a class that is a reward",
         )
     missing = _REWARD_MEMBERS - _members(name, classes)
     if missing:
@@ -237,11 +238,11 @@ def _code_file(place: str) -> Path:
             spec = None
         path = Path(spec.origin if spec and spec.origin else place)
     if not path.is_file():
-        near = get_close_matches(path.name, [file.name for file in path.parent.glob("*.py")], n=1)
+        siblings = [file.name for file in path.parent.glob("*.py")]
         raise UserError(
             "the source of a reward is not there",
             received=place,
-            expected=f"{near[0]}? " * bool(near) + "FILE.py:CLASS or package.module:CLASS",
+            expected=f"{_nearest(path.name, siblings)}FILE.py:CLASS or package.module:CLASS",
             remedy="check the path",
         )
     return path

@@ -6,19 +6,16 @@ may pass (no connection, time out, a full queue) are tried again with exponentia
 
 import json
 import logging
-import math
 import random
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Self
 from urllib.parse import urlsplit
 
 import torch
-from torch import Tensor
 
-from longtake.rewards.contract import RewardOutput, VideoBatch
+from longtake.rewards.contract import Score, VideoBatch
 from longtake.rewards.remote_protocol import (
     MEDIA_TYPE,
     REWARDS_PATH,
@@ -118,30 +115,30 @@ class RemoteReward:
         self.needs_prompt = self._scorer.needs_prompt
         self.needs_time = self._scorer.needs_time
 
-    def score(self, batch: VideoBatch) -> RewardOutput:
+    def score(self, batch: VideoBatch) -> list[Score]:
         """Scores of the server, in as many requests as the size of the clips asks for.
 
         Clips are sent in their dtype: as uint8 they take a quarter of the time of float32. When a
         request has used up its attempts, the clips after it are not sent: each of them would wait
         as long again.
         """
-        outputs: list[RewardOutput] = []
+        scores: list[Score] = []
         done = 0
         given_up: str | None = None
         for size in self._request_sizes(batch):
             rows = range(done, done + size)
             done += size
             if given_up is not None:
-                outputs.append(_unscored(size, f"not sent after {given_up}"))
+                scores += [Score.unscored(f"not sent after {given_up}")] * size
                 continue
             try:
                 part = batch if size == batch.num_samples else batch.select(rows)
-                outputs.append(self._score_request(part))
+                scores += self._score_request(part)
             except RemoteFailure as failure:
                 reason = f"{self._endpoint.shown}: {failure}"
-                outputs.append(_unscored(size, reason))
+                scores += [Score.unscored(reason)] * size
                 given_up = reason if failure.may_pass else None
-        return _joined(outputs)
+        return scores
 
     def _request_sizes(self, batch: VideoBatch) -> list[int]:
         """Numbers of clips of the requests; at least one clip each."""
@@ -158,7 +155,7 @@ class RemoteReward:
             used += needed
         return sizes
 
-    def _score_request(self, batch: VideoBatch) -> RewardOutput:
+    def _score_request(self, batch: VideoBatch) -> list[Score]:
         body = encode_request(self.name, batch)
         if len(body) > self._scorer.limit:
             raise RemoteFailure(
@@ -168,7 +165,7 @@ class RemoteReward:
             )
         answer = self._endpoint.ask("POST", SCORE_PATH, body)
         try:
-            output, digest = decode_response(answer, batch.num_samples)
+            scores, digest = decode_response(answer, batch.num_samples)
         except UserError as error:
             raise RemoteFailure(f"unreadable answer: {error.what}", may_pass=False) from error
         if digest != self._scorer.digest:
@@ -177,7 +174,7 @@ class RemoteReward:
                 f"{digest[:12]}); scores before and after are not comparable",
                 may_pass=False,
             )
-        return output
+        return scores
 
     def to(self, device: torch.device | str) -> Self:
         """Nothing: the server keeps the model where it is."""
@@ -321,32 +318,3 @@ def _read(response: HTTPResponse) -> bytes:
         may_pass=response.status in _RETRY_STATUS,
         retry_after_s=float(wait) if wait.isdecimal() else 0.0,
     )
-
-
-def _unscored(num_samples: int, reason: str) -> RewardOutput:
-    return RewardOutput(
-        score=torch.full((num_samples,), math.nan),
-        valid=torch.zeros(num_samples, dtype=torch.bool),
-        reasons=[reason] * num_samples,
-    )
-
-
-def _joined(outputs: Sequence[RewardOutput]) -> RewardOutput:
-    """One output of the clips of all requests; a failed request has NaN side results."""
-    shapes: dict[str, torch.Size] = {}
-    for output in outputs:
-        shapes.update({key: value.shape[1:] for key, value in output.aux.items()})
-    return RewardOutput(
-        score=torch.cat([output.score for output in outputs]),
-        valid=torch.cat([output.valid for output in outputs]),
-        aux={
-            key: torch.cat([_aux_rows(output, key, shape) for output in outputs])
-            for key, shape in shapes.items()
-        },
-        reasons=[reason for output in outputs for reason in output.reasons],
-    )
-
-
-def _aux_rows(output: RewardOutput, key: str, shape: torch.Size) -> Tensor:
-    rows: Mapping[str, Tensor] = output.aux
-    return rows[key] if key in rows else torch.full((len(output.score), *shape), math.nan)

@@ -18,7 +18,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-from longtake.rewards.contract import RewardOutput
+from longtake.rewards.contract import Score
 from longtake.rewards.remote_protocol import (
     HEALTH_PATH,
     MEDIA_TYPE,
@@ -158,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
             if output is not None:
                 self._answer(HTTPStatus.OK, MEDIA_TYPE, encode_response(output, digest))
 
-    def _scored(self, length: int) -> tuple[RewardOutput | None, str]:
+    def _scored(self, length: int) -> tuple[list[Score] | None, str]:
         """Scores of the clips in the body, None for a client that is gone, and the digest."""
         body = self.rfile.read(length)
         self._has_unread_body = False
@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
             known = ", ".join(sorted(self.app.suites))
             raise _Refused(HTTPStatus.NOT_FOUND, f"no reward {name!r} here; there are: {known}")
 
-        def job() -> RewardOutput | None:
+        def job() -> list[Score] | None:
             # A client that timed out has asked again elsewhere or will ask again here.
             return None if self._is_abandoned() else self.app.score(name, batch)
 

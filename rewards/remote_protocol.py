@@ -5,8 +5,7 @@
                            "max_request_bytes": N}
     POST /v1/score     request:  tensors ``video`` [B, T, 3, H, W] and ``fps`` [B];
                                  metadata ``reward`` and ``prompts`` (a JSON list)
-                       response: tensors ``score`` [B], ``valid`` [B] and ``aux.*``;
-                                 metadata ``reasons`` (a JSON list) and ``digest``
+                       response: JSON, ``scores`` = B times [value, reason, note], ``digest``
 
 Errors are JSON, {"error": REASON}. With a token, all but the health check want the header
 ``Authorization: Bearer TOKEN``.
@@ -16,15 +15,14 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from longtake.rewards.contract import RewardOutput, VideoBatch
+from longtake.rewards.contract import Score, VideoBatch
 from longtake.runtime.errors import UserError
 
 HEALTH_PATH = "/v1/health"
@@ -34,8 +32,6 @@ MEDIA_TYPE = "application/octet-stream"
 
 TOKEN_VARIABLE = "LONGTAKE_REWARD_TOKEN"
 MIN_TOKEN_LENGTH = 16
-
-_AUX = "aux."
 
 
 class PayloadError(UserError):
@@ -62,36 +58,41 @@ def decode_request(body: bytes) -> tuple[str, VideoBatch]:
     )
 
 
-def encode_response(output: RewardOutput, digest: str) -> bytes:
+def encode_response(scores: Sequence[Score], digest: str) -> bytes:
     """Body of a response.
 
     Args:
-        output: scores of the clips of the request.
+        scores: of the clips of the request.
         digest: :func:`fingerprint_digest` of the reward that made them.
     """
-    aux = {f"{_AUX}{key}": value.to(torch.float32) for key, value in output.aux.items()}
-    tensors = {"score": output.score, "valid": output.valid, **aux}
-    return _pack(tensors, {"reasons": json.dumps(list(output.reasons)), "digest": digest})
+    rows = [[score.value, score.reason, score.note] for score in scores]
+    return json.dumps({"scores": rows, "digest": digest}).encode()
 
 
-def decode_response(body: bytes, num_samples: int) -> tuple[RewardOutput, str]:
+def decode_response(body: bytes, num_samples: int) -> tuple[list[Score], str]:
     """The scores and the digest of the reward that made them.
 
     Raises:
-        PayloadError: not safetensors, truncated, a part is missing, or not ``num_samples`` scores.
+        PayloadError: not the JSON of a response, or not ``num_samples`` scores.
     """
-    tensors, metadata = _unpack(body, ("score", "valid"), ("reasons", "digest"))
-    reasons = _json_list(metadata["reasons"], "reasons")
-    aux = {key[len(_AUX) :]: value for key, value in tensors.items() if key.startswith(_AUX)}
-    rows = {int(value.shape[0]) if value.ndim else 0 for value in (tensors["score"], *aux.values())}
-    if rows != {num_samples}:
+    try:
+        content = json.loads(body)
+        scores = [
+            Score.unscored(str(reason)) if value is None else Score.of(float(value), str(note))
+            for value, reason, note in content["scores"]
+        ]
+        digest = str(content["digest"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise PayloadError(
+            f"the body is no response: {error}", received=f"{len(body)} bytes"
+        ) from error
+    if len(scores) != num_samples:
         raise PayloadError(
             "the response does not fit the request",
-            received=f"{sorted(rows)} rows",
-            expected=f"{num_samples} rows",
+            received=f"{len(scores)} scores",
+            expected=f"{num_samples} scores",
         )
-    output = RewardOutput(score=tensors["score"], valid=tensors["valid"], aux=aux, reasons=reasons)
-    return output, metadata["digest"]
+    return scores, digest
 
 
 def fingerprint_digest(fingerprint: Mapping[str, object]) -> str:

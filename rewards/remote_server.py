@@ -15,12 +15,11 @@ from typing import Self
 
 import torch
 
-from longtake.rewards import load_rewards
-from longtake.rewards.contract import Reward, RewardOutput, VideoBatch
+from longtake.rewards.contract import Reward, Score, VideoBatch
+from longtake.rewards.registry import load_rewards, split_sources
 from longtake.rewards.remote_http import listen
 from longtake.rewards.remote_protocol import fingerprint_digest, read_token
 from longtake.rewards.remote_queue import ScoringQueue
-from longtake.rewards.sources import split_sources
 from longtake.rewards.suite import RewardSuite
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import ConfigError
@@ -116,17 +115,11 @@ class RewardServer:
         given = (authorization or "").encode("utf-8", "replace")
         return hmac.compare_digest(given, f"Bearer {self._token}".encode())
 
-    def score(self, name: str, batch: VideoBatch) -> RewardOutput:
+    def score(self, name: str, batch: VideoBatch) -> list[Score]:
         """Score on the calling thread; a reward that raises leaves its samples unscored."""
         video = batch.video.to(self.device)
         moved = VideoBatch(video=video, prompts=batch.prompts, fps=batch.fps)
-        scores = self.suites[name].score(moved)
-        return RewardOutput(
-            score=scores.scores[0],
-            valid=scores.valid[0],
-            aux=scores.aux[name],
-            reasons=scores.reasons[0],
-        )
+        return list(self.suites[name].score(moved).rows[name])
 
     def start(self) -> None:
         """Accept requests on a thread of its own."""
@@ -166,7 +159,7 @@ def serve(
     The running request is finished first; a second signal ends the process at once.
 
     Args:
-        reward_names: ``NAME`` or ``NAME=SOURCE`` (:mod:`longtake.rewards.sources`).
+        reward_names: ``NAME`` or ``NAME=SOURCE`` (:mod:`longtake.rewards.registry`).
         config: address and limits.
         token_file: file with the token; without it the environment is asked.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.

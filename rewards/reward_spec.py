@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from longtake.rewards.frame_sampling import FrameSampler
-from longtake.rewards.grayscale import GRAY_MODES, GrayMode
+from longtake.rewards.frames import GRAY_MODES, FrameSampler, GrayMode
 from longtake.rewards.pixels import PixelConfig
 from longtake.rewards.qwen2vl_config import RewardModelConfig
 from longtake.rewards.template import Vision
@@ -19,7 +18,7 @@ from longtake.runtime.errors import CheckpointError, UserError
 
 RewardKind = Literal["hpsv3", "videoreward"]
 ColorMode = Literal["rgb"] | GrayMode
-"""``rgb``, or the formula of :mod:`longtake.rewards.grayscale` by which clips are made gray."""
+"""``rgb``, or the formula of :mod:`longtake.rewards.frames` by which clips are made gray."""
 COLOR_MODES: tuple[ColorMode, ...] = ("rgb", *GRAY_MODES)
 GRAY_ORDER = "before_resize"
 """Clips are made gray at their own size, then resized: the 8-bit rounding of the two differs."""

@@ -18,12 +18,11 @@ from rich.text import Text
 from torch import Tensor
 
 from longtake.core.video import read_video
-from longtake.rewards import load_suite
 from longtake.rewards.contract import Reward, VideoBatch
+from longtake.rewards.registry import load_suite, split_sources
 from longtake.rewards.remote_protocol import fingerprint_digest
 from longtake.rewards.score_inputs import ScoreInput, find_inputs
 from longtake.rewards.score_table import ScoreRow, append_row, read_table, write_table
-from longtake.rewards.sources import split_sources
 from longtake.rewards.suite import RewardSuite
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import UserError
@@ -39,7 +38,6 @@ BATCH_BYTES = 2**25
 one of 93 frames of 480x832 is a batch by itself."""
 
 _SHOWN_ROWS = 20
-_TRUNCATED = "caption_truncated"  # side result of rewards whose text context can be too short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,7 @@ def score_files(
 
     Args:
         source: see :func:`longtake.rewards.score_inputs.find_inputs`.
-        reward_names: ``NAME`` or ``NAME=SOURCE`` (:mod:`longtake.rewards.sources`).
+        reward_names: ``NAME`` or ``NAME=SOURCE`` (:mod:`longtake.rewards.registry`).
         prompt: caption of the clips that have none of their own.
         fps: playback rate of the clips that have none of their own; None takes the file's.
         output: ``.csv`` or ``.jsonl`` to write and to resume from; None keeps nothing.
@@ -284,17 +282,13 @@ def _score(
             fps=torch.tensor([clip.fps or 1.0 for clip in clips], dtype=torch.float64),
         )
         result = RewardSuite(ready).score(batch)
-        for name, why, column in zip(
-            result.names, result.reasons, result.scores.tolist(), strict=True
-        ):
-            truncated = result.aux[name].get(_TRUNCATED, torch.zeros(len(clips)))
-            for place, score in enumerate(column):
-                if (reason := why[place]) is None:
-                    scores[place][name] = score
-                else:
-                    reasons[place][name] = reason
-                if bool(truncated[place] > 0):
-                    notes[place].append(f"{name}: the caption is longer than its text context")
+        for name, row in result.rows.items():
+            for place, score in enumerate(row):
+                scores[place][name] = score.value
+                if score.reason is not None:
+                    reasons[place][name] = score.reason
+                if score.note:
+                    notes[place].append(f"{name}: {score.note}")
     return [
         ScoreRow(
             path=clip.item.name,

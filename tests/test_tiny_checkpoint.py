@@ -14,8 +14,8 @@ from longtake.core.video import to_uint8
 from longtake.evaluation.judge.contract import JudgeClip
 from longtake.evaluation.judge.judge_directory import read_judge
 from longtake.grpo.presets import PRESETS, TINY_REWARDS
-from longtake.rewards import load_suite
 from longtake.rewards.contract import VideoBatch
+from longtake.rewards.registry import load_suite
 from longtake.rewards.reward_directory import read_reward_directory
 from longtake.rewards.suite import RewardSuite
 from longtake.sandbox.captions import SPLIT_ATTRIBUTES, caption, prompts

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from longtake.rewards.grayscale import to_grayscale
+from longtake.rewards.frames import to_grayscale
 from longtake.rewards.pixels import (
     PATCH,
     TEMPORAL_PATCH,

@@ -14,7 +14,7 @@ from typing import Any
 
 from longtake.core.weights import read_json
 from longtake.evaluation.judge.answer import CAPTION
-from longtake.rewards.frame_sampling import FrameSampler
+from longtake.rewards.frames import FrameSampler
 from longtake.rewards.template import text_digest
 from longtake.runtime.errors import CheckpointError, UserError
 from longtake.runtime.files import digest

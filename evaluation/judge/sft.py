@@ -48,7 +48,7 @@ from longtake.evaluation.judge.training_parts import (
     training_parts,
 )
 from longtake.evaluation.judge.vlm_checkpoint import check_checkpoint, load_processor, load_vlm
-from longtake.rewards.frame_sampling import FrameSampler
+from longtake.rewards.frames import FrameSampler
 from longtake.runtime.config import config_to_yaml
 from longtake.runtime.device import pick_device, refuse_launcher
 from longtake.runtime.errors import CheckpointError, UserError

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from longtake.core.video import to_uint8
 from longtake.rewards.clip_inputs import clip_inputs, collate_clips, shown_frames
-from longtake.rewards.grayscale import to_grayscale
+from longtake.rewards.frames import to_grayscale
 from longtake.rewards.hpsv3 import GENERAL_PROMPT
 from longtake.rewards.pixels import normalize_patches
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel

@@ -19,7 +19,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from longtake.rewards.frame_sampling import FrameSampler
+from longtake.rewards.frames import FrameSampler
 from longtake.rewards.heads import HEAD_TOKENS, HeadKind
 from longtake.rewards.pixels import PixelConfig
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel

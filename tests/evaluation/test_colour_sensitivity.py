@@ -3,11 +3,12 @@
 import colorsys
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from longtake.evaluation.colour_sensitivity import LUMA, colour_sensitivity, recolour
-from longtake.rewards.contract import RewardOutput, VideoBatch
+from longtake.rewards.contract import VideoBatch, scores_of
 from longtake.runtime.errors import UserError
 
 
@@ -69,7 +70,7 @@ class Mean:
         values = torch.einsum("btchw,c->b", batch.float_video(), self.weights) / 320
         for row in self.broken:
             values[row] = math.nan
-        return RewardOutput.from_scores(values, {})
+        return scores_of(values)
 
 
 def batches(*seeds):
@@ -89,9 +90,10 @@ def test_a_reward_of_luma_does_not_move_and_one_of_red_does():
 def test_the_mean_is_the_change_in_standard_deviations():
     data = batches(5)
     reward = Mean((1.0, 0.0, 0.0))
-    plain = reward.score(data[0]).score.double()
+    plain = np.array([float(score) for score in reward.score(data[0])])
     half = VideoBatch(video=recolour(data[0].video, saturation=0.5), prompts=["x"] * 6, fps=8.0)
-    wanted = (reward.score(half).score.double() - plain).abs().mean() / plain.std(correction=0)
+    moved = np.array([float(score) for score in reward.score(half)]) - plain
+    wanted = np.abs(moved).mean() / plain.std()
     (row,) = [
         row
         for row in colour_sensitivity({"red": reward}, data, hues=(10.0,), saturations=(0.5,))

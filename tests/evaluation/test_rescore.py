@@ -9,8 +9,8 @@ from longtake.core.video import read_video, write_mp4
 from longtake.evaluation.records import read_log
 from longtake.evaluation.rescore import RewardScorer, rescore
 from longtake.evaluation.samples import Sample, read_samples, write_samples
-from longtake.rewards import load_suite
 from longtake.rewards.contract import VideoBatch
+from longtake.rewards.registry import load_suite
 from longtake.runtime.errors import UserError
 
 NAMES = ("general", "motion_quality")

@@ -13,7 +13,7 @@ from longtake.core.dit import disable_bsa
 from longtake.grpo.config import GRPOConfig
 from longtake.grpo.plan import read_prompts
 from longtake.grpo.trainer import GRPOTrainer
-from longtake.rewards.contract import RewardOutput, VideoBatch
+from longtake.rewards.contract import Score, VideoBatch, scores_of
 from longtake.rewards.suite import RewardSuite
 
 Load = Callable[[GRPOConfig], Checkpoint]
@@ -24,10 +24,8 @@ class Brightness:
 
     name, needs_prompt, needs_time = "brightness", False, False
 
-    def score(self, batch: VideoBatch) -> RewardOutput:
-        value = batch.video.float().mean((1, 2, 3, 4)).cpu() / 255
-        reasons: list[str | None] = [None] * len(value)
-        return RewardOutput(score=value, valid=value.isfinite(), aux={}, reasons=reasons)
+    def score(self, batch: VideoBatch) -> list[Score]:
+        return scores_of(batch.video.float().mean((1, 2, 3, 4)).cpu() / 255)
 
     def to(self, device: torch.device | str) -> "Brightness":
         return self

@@ -15,7 +15,7 @@ from longtake.grpo.nfe import ForwardCounter, rollout_evaluations
 from longtake.grpo.plan import read_prompts
 from longtake.grpo.state import load_state, save_state
 from longtake.grpo.trainer import GRPOTrainer, NonFinite
-from longtake.rewards.contract import RewardOutput, VideoBatch
+from longtake.rewards.contract import Score, VideoBatch, scores_of
 from longtake.rewards.suite import RewardSuite
 from longtake.runtime.errors import CheckpointError
 
@@ -30,14 +30,13 @@ class Brightness:
     def __init__(self, sign: float = 1.0, broken: str = "") -> None:
         self.sign, self.broken = sign, broken
 
-    def score(self, batch: VideoBatch) -> RewardOutput:
+    def score(self, batch: VideoBatch) -> list[Score]:
         if self.broken == "raise":
             raise RuntimeError("the scorer fell over")
         value = self.sign * batch.video.float().mean((1, 2, 3, 4)).cpu() / 255
         if self.broken == "nan":
             value[0] = float("nan")
-        size = len(value)
-        return RewardOutput(score=value, valid=value.isfinite(), aux={}, reasons=[None] * size)
+        return scores_of(value)
 
     def to(self, device: torch.device | str) -> "Brightness":
         return self

@@ -17,7 +17,6 @@ from longtake.rewards.pixels import (
     patchify,
     resize,
     resized_size,
-    to_uint8,
 )
 from longtake.runtime.errors import UserError
 
@@ -150,31 +149,6 @@ def test_frames_do_not_depend_on_their_batch_or_the_chunks(
 def test_frames_of_the_right_size_pass_unchanged() -> None:
     frames = noise(6, 2, 3, 28, 56)
     assert torch.equal(resize(frames, (28, 56), "pil"), frames)
-
-
-def test_resize_asks_for_8_bit_frames() -> None:
-    with pytest.raises(UserError, match="to_uint8"):
-        resize(torch.rand(1, 3, 30, 30), (28, 28), "pil")
-
-
-def test_floats_go_to_the_nearest_level() -> None:
-    levels = torch.arange(256, dtype=torch.uint8)
-    floats = levels.float() / 255
-    assert torch.equal(to_uint8(floats), levels)
-    assert torch.equal(to_uint8(floats + 0.49 / 255), levels)
-    assert torch.equal(to_uint8(floats - 0.49 / 255), levels)
-    assert to_uint8(torch.tensor([-0.001, 1.001])).tolist() == [0, 255]
-    assert to_uint8(levels) is levels
-
-
-@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_pixels_that_are_not_finite_are_refused(broken: float) -> None:
-    frames = torch.rand(2, 3, 4, 4)
-    frames[1, 0, 2, 2] = broken
-    with pytest.raises(UserError, match="not finite"):
-        to_uint8(frames)
-    with pytest.raises(UserError, match="int32"):
-        to_uint8(frames.nan_to_num(0, 0).to(torch.int32))
 
 
 @pytest.mark.parametrize("seed", range(2))

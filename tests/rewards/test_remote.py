@@ -17,18 +17,26 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
-from longtake.rewards import load_reward, load_suite, remote_client
-from longtake.rewards.analytic import general, text_alignment
+from longtake.rewards import remote_client
 from longtake.rewards.contract import Reward, VideoBatch
+from longtake.rewards.registry import load_rewards, load_suite
 from longtake.rewards.remote_client import ClientConfig, RemoteReward, backoff_seconds
 from longtake.rewards.remote_protocol import MEDIA_TYPE, TOKEN_VARIABLE, encode_request
 from longtake.rewards.remote_server import RewardServer, ServerConfig
 from longtake.rewards.suite import RewardSuite
 from longtake.runtime.errors import ConfigError, UserError
+from longtake.sandbox.analytic_rewards import General as general
+from longtake.sandbox.analytic_rewards import TextAlignment as text_alignment
 
 NAMES = ("general", "percentile", "motion_quality", "text_alignment")
 TOKEN = "correct-horse-battery-staple"
-PROMPTS = ["a red circle moves left", "two blue squares", "", "a green star", "x"]
+PROMPTS = [
+    "a red circle moves left",
+    "a blue square moves up",
+    "a cyan cross moves down",
+    "a green triangle moves left",
+    "a white circle moves right",
+]
 GUARD_S = 300  # ends a test that hangs; no test waits for it
 QUICK = ClientConfig(timeout_s=GUARD_S, connect_timeout_s=GUARD_S, attempts=3, backoff_s=0.001)
 
@@ -84,6 +92,14 @@ def serving(*rewards, token=None, port=0, **config):
                     reward.gate.set()
 
 
+def valid(scores):
+    return [score.value is not None for score in scores]
+
+
+def reasons_of(scores):
+    return [score.reason for score in scores]
+
+
 def remote(server, name="text_alignment", token=None, **config):
     return RemoteReward(server.url, name, token=token, config=replace(QUICK, **config))
 
@@ -116,29 +132,25 @@ def in_background(function):
 
 
 def assert_unscored(output, num, words):
-    assert not output.valid.any() and output.score.isnan().all() and len(output.score) == num
-    for text in output.reasons:
+    assert valid(output) == [False] * num
+    for text in reasons_of(output):
         assert words in text
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_remote_scores_are_local_scores_bitwise(dtype):
     clips = batch(dtype=dtype)
-    with serving(*(load_reward(name) for name in NAMES)) as server:
+    with serving(*load_rewards(NAMES).values()) as server:
         table = {name: (remote(server, name), 1.0) for name in NAMES}
         assert all(isinstance(reward, Reward) for reward, _ in table.values())
         far = RewardSuite(table).score(clips)
     near = load_suite(dict.fromkeys(NAMES, 1.0)).score(clips)
-    assert torch.equal(far.scores, near.scores) and near.valid.all()
-    assert far.reasons == near.reasons
-    for name in NAMES:
-        assert far.aux[name].keys() == near.aux[name].keys()
-        for key, value in near.aux[name].items():
-            assert torch.equal(far.aux[name][key], value), (name, key)
+    assert torch.equal(far.scores, near.scores) and near.scores.isfinite().all()
+    assert far.rows == near.rows
 
 
 def test_properties_and_fingerprint_are_the_servers():
-    local = load_reward("general")
+    local = load_rewards(["general"])["general"]
     with serving(local) as server:
         reward = remote(server, "general")
         assert (reward.needs_prompt, reward.needs_time) == (local.needs_prompt, local.needs_time)
@@ -157,8 +169,7 @@ def test_batches_are_split_by_size():
         assert reward.sizes == [5, 2, 2, 1]
         remote(server, max_request_bytes=1).score(clips)
         assert reward.sizes[4:] == [1] * 5
-    assert torch.equal(whole.score, split.score)
-    assert torch.equal(whole.aux["per_frame"], split.aux["per_frame"])
+    assert whole == split
     assert len(reward.threads) == 1  # the model is used by one thread
 
 
@@ -166,14 +177,14 @@ def test_a_clip_over_the_servers_limit_is_unscored_and_the_rest_goes_on():
     with serving(max_request_bytes=15_000) as server:
         reward = remote(server)
         assert_unscored(reward.score(batch(2)), 2, "over the server's limit of 15000")
-        assert reward.score(batch(2, dtype=torch.uint8)).valid.all()
+        assert all(valid(reward.score(batch(2, dtype=torch.uint8))))
 
 
 def test_a_failing_clip_costs_only_itself():
-    with serving(Observed(fail={"a green star": ValueError("no such star")})) as server:
+    with serving(Observed(fail={PROMPTS[3]: ValueError("no such star")})) as server:
         output = remote(server).score(batch())
-    assert output.valid.tolist() == [True, True, True, False, True]
-    assert output.reasons[3] == "ValueError: no such star"
+    assert valid(output) == [True, True, True, False, True]
+    assert reasons_of(output)[3] == "ValueError: no such star"
 
 
 def test_nan_clips_are_unscored():
@@ -181,18 +192,18 @@ def test_nan_clips_are_unscored():
     clips.video[1, 0, 0, 0, 0] = math.nan
     with serving() as server:
         output = remote(server).score(clips)
-    assert output.valid.tolist() == [True, False, True, True, True]
-    assert "not finite" in output.reasons[1]
+    assert valid(output) == [True, False, True, True, True]
+    assert "not finite" in reasons_of(output)[1]
 
 
 def test_an_unforeseen_error_is_a_500_and_the_server_lives_on(caplog):
-    reward = Observed(fail={"x": AttributeError("secret detail")})
+    reward = Observed(fail={PROMPTS[4]: AttributeError("secret detail")})
     with serving(reward) as server:
         assert_unscored(
             remote(server).score(batch()), 5, "status 500: reward text_alignment failed"
         )
         assert reward.sizes == [5]  # not tried again
-        assert remote(server).score(batch(4)).valid.all()
+        assert all(valid(remote(server).score(batch(4))))
     assert "secret detail" in caplog.text  # the server's log has it, the client does not
 
 
@@ -205,7 +216,7 @@ def test_wrong_token(caplog):
                 remote(server, token=token)
             assert TOKEN not in str(caught.value)
         reward = remote(server, token=TOKEN)
-        assert reward.score(clips).valid.all()
+        assert all(valid(reward.score(clips)))
         reward._endpoint._headers["Authorization"] = "Bearer " + "y" * 20
         assert_unscored(reward.score(clips), 5, "status 401")
         body = encode_request("text_alignment", clips)
@@ -222,7 +233,7 @@ def test_wrong_token(caplog):
 def test_the_token_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
     with serving(token=TOKEN) as server:
-        assert remote(server).score(batch(1)).valid.all()
+        assert all(valid(remote(server).score(batch(1))))
 
 
 def test_other_addresses_need_a_token():
@@ -232,9 +243,9 @@ def test_other_addresses_need_a_token():
     with serving(token=TOKEN, host="0.0.0.0") as server:
         port = urlsplit(server.url).port
         there = RemoteReward(f"http://127.0.0.1:{port}", "text_alignment", token=TOKEN)
-        assert there.score(batch(1)).valid.all()
+        assert all(valid(there.score(batch(1))))
     with serving(host="localhost") as server:
-        assert remote(server).score(batch(1)).valid.all()
+        assert all(valid(remote(server).score(batch(1))))
 
 
 def test_unusable_addresses_are_refused():
@@ -312,7 +323,7 @@ def test_truncated_and_malformed_payloads():
         for broken in (body[:-1], b"\x80\x04pickle", b""):
             status, _, content = post(server, broken)
             assert status == 400 and "not safetensors" in reason(content)
-        assert remote(server).score(batch()).valid.all()
+        assert all(valid(remote(server).score(batch())))
 
 
 def test_a_silent_connection_is_closed():
@@ -330,7 +341,7 @@ def test_connections_are_bounded():
             remote(server, attempts=1)
         for connection in idle:
             connection.close()
-        assert remote(server, attempts=20, backoff_s=0.1).score(batch(1)).valid.all()
+        assert all(valid(remote(server, attempts=20, backoff_s=0.1).score(batch(1))))
 
 
 def test_a_slow_server_times_out_and_the_late_requests_are_not_scored():
@@ -343,13 +354,13 @@ def test_a_slow_server_times_out_and_the_late_requests_are_not_scored():
         assert reward.entered.wait(GUARD_S)
         assert_unscored(hasty.score(batch(2)), 2, "no answer in time")
         hasty.config = replace(hasty.config, max_request_bytes=1)
-        reasons = hasty.score(batch(3)).reasons
+        reasons = reasons_of(hasty.score(batch(3)))
         assert "no answer in time" in reasons[0]
         assert all(text.startswith("not sent after") for text in reasons[1:])
         reward.gate.set()
         thread.join(GUARD_S)
-        assert patient.score(batch(1)).valid.all()  # behind what the hasty one left
-    assert results[0].valid.all() and reward.sizes == [4, 1]
+        assert all(valid(patient.score(batch(1))))  # behind what the hasty one left
+    assert all(valid(results[0])) and reward.sizes == [4, 1]
 
 
 def test_a_full_queue_answers_503_and_a_retry_succeeds(monkeypatch):
@@ -371,7 +382,7 @@ def test_a_full_queue_answers_503_and_a_retry_succeeds(monkeypatch):
 
         monkeypatch.setattr(remote_client.time, "sleep", first_one_finishes)
         output = second.score(batch())
-        assert output.valid.all() and torch.equal(output.score, results[0].score)
+        assert all(valid(output)) and output == results[0]
         assert waits and waits[0] >= 1  # Retry-After is honoured
 
 
@@ -391,7 +402,7 @@ def test_waiting_requests_are_scored_in_turn():
         for thread in threads:
             thread.join(GUARD_S)
     assert sorted(reward.sizes) == [1, 2, 3] and len(reward.threads) == 1
-    assert all(results[i].valid.all() and len(results[i].score) == i + 1 for i in range(3))
+    assert all(valid(results[i]) == [True] * (i + 1) for i in range(3))
 
 
 def test_a_server_that_is_gone_and_comes_back(monkeypatch):
@@ -411,7 +422,7 @@ def test_a_server_that_is_gone_and_comes_back(monkeypatch):
 
     monkeypatch.setattr(remote_client.time, "sleep", restart)
     try:
-        assert torch.equal(reward.score(batch()).score, expected.score)
+        assert reward.score(batch()) == expected
     finally:
         revived[0].close()
 
@@ -420,7 +431,7 @@ def test_a_scorer_that_changes_during_the_run_is_refused():
     with serving() as server:
         reward = remote(server)
         port = urlsplit(server.url).port
-        assert reward.score(batch()).valid.all()
+        assert all(valid(reward.score(batch())))
     with serving(Observed(text_alignment(noise_seed=1)), port=port):
         assert_unscored(reward.score(batch()), 5, "scorer changed during the run")
 
@@ -469,8 +480,8 @@ def test_backoff_doubles_within_bounds():
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-import longtake.rewards as rewards
-from longtake.rewards.analytic import general
+from longtake.sandbox.analytic_rewards import General as general
+from longtake.rewards import remote_server
 from longtake.rewards.remote_server import ServerConfig, serve
 
 folder = Path(sys.argv[1])
@@ -482,7 +493,7 @@ def slow(batch):
         time.sleep(0.01)
     return score(batch)
 reward.score = slow
-rewards.REWARDS["general"] = lambda: reward
+remote_server.load_rewards = lambda *a, **k: {"general": reward}
 serve(["general"], ServerConfig(port=0), device="cpu")
 """
 
@@ -540,8 +551,8 @@ def test_a_signal_lets_the_running_request_finish(tmp_path, number):
         thread.join(GUARD_S)
         assert process.wait(GUARD_S) == 0
         log += process.stderr.read()
-    assert results[0].valid.all()
-    assert torch.equal(results[0].score, load_reward("general").score(batch()).score)
+    assert all(valid(results[0]))
+    assert results[0] == load_rewards(["general"])["general"].score(batch())
     assert TOKEN not in log and "POST /v1/score' 200" in log and "Traceback" not in log
 
 

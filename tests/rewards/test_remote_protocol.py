@@ -1,14 +1,13 @@
 """Wire format: round trips, and what corrupt bodies and tokens raise."""
 
 import json
-import math
 import pickle
 
 import pytest
 import torch
 from safetensors.torch import save
 
-from longtake.rewards.contract import RewardOutput, VideoBatch
+from longtake.rewards.contract import Score, VideoBatch
 from longtake.rewards.remote_protocol import (
     TOKEN_VARIABLE,
     PayloadError,
@@ -30,14 +29,8 @@ def batch(dtype=torch.float32, fps=8.0, seed=0):
     return VideoBatch(video=video, prompts=PROMPTS, fps=fps)
 
 
-def output(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return RewardOutput(
-        score=torch.randn(3, generator=generator),
-        valid=torch.tensor([True, False, True]),
-        aux={"per_frame": torch.randn(3, 4, generator=generator), "error": torch.randn(3)},
-        reasons=[None, "ünscored\nbecause", None],
-    )
+def output():
+    return [Score(1 / 3, note="cut"), Score.unscored("ünscored\nbecause"), Score(-1e-30)]
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16, torch.bfloat16])
@@ -60,14 +53,7 @@ def test_a_view_of_a_larger_batch_is_sent_alone(strided):
 
 
 def test_responses_come_back_bitwise():
-    sent = output()
-    got, digest = decode_response(encode_response(sent, "abc"), 3)
-    assert digest == "abc" and list(got.reasons) == list(sent.reasons)
-    assert torch.equal(got.valid, sent.valid)
-    assert torch.equal(got.score[got.valid], sent.score[sent.valid]) and got.score[1].isnan()
-    assert got.aux.keys() == sent.aux.keys()
-    for key, value in sent.aux.items():
-        assert torch.equal(got.aux[key], value)
+    assert decode_response(encode_response(output(), "abc"), 3) == (output(), "abc")
 
 
 def test_a_truncated_body_is_refused_at_every_length():
@@ -115,12 +101,12 @@ def request(**changes):
         ({"prompts": None}, "incomplete"),
         ({"prompts": "["}, "not a JSON list"),
         ({"prompts": '"abc"'}, "not a JSON list"),
-        ({"prompts": '["a", "b"]'}, "number of captions"),
-        ({"prompts": '["a", "b", 3]'}, "caption 2 is not a string"),
+        ({"prompts": '["a", "b"]'}, "captions do not fit"),
+        ({"prompts": '["a", "b", 3]'}, "captions do not fit"),
         ({"video": torch.zeros(3, 4, 8, 8)}, "wrong shape"),
-        ({"video": torch.zeros(3, 4, 3, 8, 8, dtype=torch.int32)}, "wrong dtype"),
-        ({"fps": torch.tensor([8.0, 8.0])}, "playback rates"),
-        ({"fps": torch.tensor([8.0, 0.0, 8.0])}, "not positive"),
+        ({"video": torch.zeros(3, 4, 3, 8, 8, dtype=torch.int32)}, "clips cannot be used"),
+        ({"fps": torch.tensor([8.0, 8.0])}, "playback rate"),
+        ({"fps": torch.tensor([8.0, 0.0, 8.0])}, "playback rate"),
     ],
 )
 def test_incomplete_requests_are_refused(changes, words):
@@ -137,12 +123,8 @@ def test_responses_must_fit_the_request():
     body = encode_response(output(), "abc")
     with pytest.raises(PayloadError, match="fit the request"):
         decode_response(body, 4)
-    with pytest.raises(PayloadError, match="not safetensors"):
+    with pytest.raises(PayloadError, match="no response"):
         decode_response(body[:-1], 3)
-    short = save({"score": torch.zeros(3), "valid": torch.ones(3, dtype=torch.bool),
-                  "aux.x": torch.zeros(2)}, metadata={"reasons": "[]", "digest": ""})  # fmt: skip
-    with pytest.raises(PayloadError, match="fit the request"):
-        decode_response(short, 3)
 
 
 def test_fingerprint_digests_see_values_and_not_order():
@@ -176,8 +158,3 @@ def test_an_unreadable_token_file_is_refused(tmp_path):
         read_token(tmp_path / "absent")
     with pytest.raises(UserError, match="cannot be read"):
         read_token(tmp_path)
-
-
-def test_unscored_is_nan_on_the_wire():
-    got, _ = decode_response(encode_response(output(), "x"), 3)
-    assert math.isnan(got.score[1]) and got.reasons[1] == "ünscored\nbecause"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtake.rewards.frame_sampling import FrameSampler
+from longtake.rewards.frames import FrameSampler
 from longtake.rewards.reward_directory import (
     RewardDirectory,
     read_reward_directory,

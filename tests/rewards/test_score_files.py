@@ -12,9 +12,9 @@ import torch
 
 from longtake.core import video as video_files
 from longtake.core.video import read_video, write_gif, write_mp4
-from longtake.rewards import load_suite
 from longtake.rewards import score_files as engine
-from longtake.rewards.contract import RewardOutput, VideoBatch
+from longtake.rewards.contract import Score, VideoBatch
+from longtake.rewards.registry import load_suite
 from longtake.rewards.score_files import print_report, score_files
 from longtake.rewards.score_inputs import find_inputs, one_source
 from longtake.rewards.score_table import ScoreRow, append_row, read_table, write_table
@@ -47,7 +47,7 @@ def local(path, prompt, names=NAMES, fps=None):
     frames, rate = read_video(path)
     batch = VideoBatch(video=frames[None], prompts=[prompt], fps=fps or rate)
     scores = load_suite(dict.fromkeys(names, 1.0)).score(batch)
-    return dict(zip(scores.names, scores.scores[:, 0].tolist(), strict=True))
+    return {name: row[0].value for name, row in scores.rows.items()}
 
 
 def run(source, names=NAMES, **options):
@@ -215,9 +215,7 @@ def test_a_raising_reward_is_a_reason(folder, monkeypatch):
         def score(self, batch):
             if batch.num_frames == 7:
                 raise RuntimeError("seven frames")
-            return RewardOutput.from_scores(
-                torch.ones(1), {"caption_truncated": torch.tensor([float(batch.prompts[0] != "")])}
-            )
+            return [Score(1.0, note="the text context is short") for _ in batch.prompts]
 
         def to(self, device):
             return self
@@ -330,7 +328,7 @@ def test_an_output_of_other_settings_is_refused_and_kept(folder, tmp_path, monke
     content = output.read_bytes()
     with pytest.raises(UserError, match="cannot be continued"):
         run(folder, ["general"], output=output)
-    monkeypatch.setattr("longtake.rewards.analytic.VERSION", 2)
+    monkeypatch.setattr("longtake.sandbox.analytic_rewards.VERSION", 2)
     with pytest.raises(UserError, match="other versions or settings"):
         run(folder, output=output)
     assert output.read_bytes() == content
@@ -395,7 +393,7 @@ def test_unusable_inputs_are_refused(folder, tmp_path):
         find_inputs(tmp_path / "latin.csv")
     with pytest.raises(UserError, match="fps"):
         find_inputs(folder, fps=0.0)
-    with pytest.raises(UserError, match="reward is unknown"):
+    with pytest.raises(UserError, match="reward has no source"):
         run(folder, ["hps"])
 
 

@@ -30,7 +30,7 @@ from longtake.evaluation.judge.training_parts import training_parts
 from longtake.evaluation.judge.vlm_checkpoint import load_processor, load_vlm
 from longtake.evaluation.records import read_log
 from longtake.evaluation.samples import read_samples
-from longtake.rewards.frame_sampling import FrameSampler
+from longtake.rewards.frames import FrameSampler
 from longtake.rewards.train_config import LoraSettings
 from longtake.runtime.errors import CheckpointError, RunDirectoryError, UserError
 
