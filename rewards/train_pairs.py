@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -46,7 +46,6 @@ from longtake.rewards.train import (
     trained_state,
 )
 from longtake.rewards.train_config import RewardTrainingConfig
-from longtake.rewards.videoalign import Dimension, reported_color_mode
 from longtake.runtime.config import config_to_yaml, merge_config
 from longtake.runtime.device import pick_device, refuse_launcher
 from longtake.runtime.errors import ConfigError, UserError
@@ -239,7 +238,9 @@ def _color_mode(config: RewardTrainingConfig, spec: RewardSpec) -> ColorMode:
         return config.color_mode
     if spec.kind == "hpsv3":
         return spec.color_mode
-    modes = {reported_color_mode(spec, cast(Dimension, name)) for name in config.dimensions}
+    # The report's motion reward is trained and scored on gray clips (section 3.3.2).
+    gray: ColorMode = "bt601" if spec.color_mode == "rgb" else spec.color_mode
+    modes: set[ColorMode] = {gray if name == "MQ" else "rgb" for name in config.dimensions}
     if len(modes) > 1:
         raise ConfigError(
             "dimensions of different colour modes are trained together",
