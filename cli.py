@@ -28,9 +28,9 @@ from longtake.commands.check import check
 from longtake.commands.evaluate import evaluate
 from longtake.commands.generate import generate
 from longtake.commands.grpo import grpo
+from longtake.commands.options import Commands
 from longtake.commands.rewards import rewards
 from longtake.commands.sandbox import sandbox
-from longtake.runtime.commands import Commands
 
 app = typer.Typer(
     cls=Commands,

@@ -36,7 +36,6 @@ from longtake.bench.bsa_data import (
     useful_flops,
     with_gradients,
 )
-from longtake.bench.records import write_record
 from longtake.kernels.block_sparse import (
     BlockIndex,
     BlockLayout,
@@ -46,6 +45,7 @@ from longtake.kernels.block_sparse import (
 )
 from longtake.kernels.block_sparse.checks import CHECKS
 from longtake.kernels.block_sparse.layout import Size3
+from longtake.runtime.files import write_json
 from longtake.runtime.progress import result_table
 from longtake.runtime.provenance import collect
 
@@ -121,7 +121,8 @@ class Benchmark:
 
     def save(self) -> None:
         """Write the record as it is."""
-        write_record(self.options.output, self.record)
+        if self.options.output is not None:
+            write_json(self.options.output, self.record)
 
     def check(self) -> bool:
         """Run the operator's checks on the backends that are measured."""

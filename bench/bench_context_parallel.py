@@ -24,10 +24,10 @@ import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor
 
-from longtake.bench.records import write_record
 from longtake.kernels.block_sparse import BlockLayout, block_sparse_attention
 from longtake.kernels.block_sparse.context_parallel import BlockShards, context_parallel_attention
 from longtake.kernels.block_sparse.context_parallel.attention import MODES
+from longtake.runtime.files import write_json
 from longtake.runtime.provenance import collect
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -170,7 +170,8 @@ def main(arguments: Sequence[str]) -> int:
     agree = all(fields.get("error", 0) <= options.tolerance for fields in record["modes"].values())
     if rank:  # the launcher ends all ranks when one fails: rank 0 decides
         return 0
-    write_record(options.output, record)
+    if options.output is not None:
+        write_json(options.output, record)
     console = Console(highlight=False)
     for name, fields in record["modes"].items():
         shown = "  ".join(f"{key} {value:.4g}" for key, value in fields.items())

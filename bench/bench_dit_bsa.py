@@ -22,9 +22,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from longtake.bench.records import write_record
 from longtake.core.block_order import BSAConfig
 from longtake.core.dit import DiTConfig, LongCatDiT, disable_bsa, enable_bsa
+from longtake.runtime.files import write_json
 from longtake.runtime.provenance import collect
 
 WAYS = ("dense", "block-sparse")
@@ -179,7 +179,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run, print a summary, write the record; 1 if the kernels do not agree with the reference."""
     options = parse(arguments)
     record = measure(options)
-    write_record(options.output, record)
+    if options.output is not None:
+        write_json(options.output, record)
     console = Console(highlight=False)
     error = record["relative_difference_from_reference"]
     agrees = error <= options.tolerance

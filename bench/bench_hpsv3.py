@@ -26,7 +26,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import PreTrainedTokenizerFast
 
-from longtake.bench.records import write_record
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.frames import clip_score
 from longtake.rewards.heads import HEAD_PREFIX
@@ -52,6 +51,7 @@ from longtake.rewards.template import (
     PromptEncoder,
     PromptTemplate,
 )
+from longtake.runtime.files import write_json
 from longtake.runtime.provenance import collect
 from longtake.runtime.rng import generator
 from longtake.sandbox.recipes.tiny_vlm import TINY_PIXELS, VECTOR_DEVIATION, tiny_config
@@ -291,7 +291,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run, print a summary, write the record; 1 if the two ways give different scores."""
     options = parse(arguments)
     record = measure(options)
-    write_record(options.output, record)
+    if options.output is not None:
+        write_json(options.output, record)
     console = Console(highlight=False)
     for way, fields in record["ways"].items():
         peak = "" if fields["peak_gib"] is None else f", peak {fields['peak_gib']:.1f} GiB"

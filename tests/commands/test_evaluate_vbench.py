@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 
 from longtake.commands import evaluate_vbench
 from longtake.commands.evaluate_vbench import vbench
+from longtake.commands.options import Commands
 from longtake.evaluation.vbench.suites import SUITES, VBENCH2
-from longtake.runtime.commands import Commands
 
 COMMANDS = ["plan", "generate", "check", "doctor", "run", "aggregate", "compare", "submit"]
 FAST = ["--set", "num_steps=1", "--set", "num_frames=5", "--set", "height=32", "--set", "width=32"]

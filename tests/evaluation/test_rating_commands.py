@@ -12,13 +12,13 @@ import typer
 from typer.testing import CliRunner
 
 from longtake.commands import evaluate_gsb, evaluate_mos, evaluate_ratings, rating_options
+from longtake.commands.options import Commands
 from longtake.core.video import write_mp4
 from longtake.evaluation import dimensions, mos_protocol, rating_checks
 from longtake.evaluation.gsb_plan import read_key
 from longtake.evaluation.records import append_ratings, read_log
 from longtake.evaluation.samples import Sample, write_samples
 from longtake.evaluation.simulated_raters import SimulatedStudy, rater_pool, simulate_answers
-from longtake.runtime.commands import Commands
 
 app = typer.Typer(cls=Commands)
 app.add_typer(evaluate_mos.mos, name="mos")

@@ -8,8 +8,8 @@ import typer
 from typer.testing import CliRunner
 
 from longtake.commands import evaluate_gsb, evaluate_mos
+from longtake.commands.options import Commands
 from longtake.evaluation.samples import SampleList
-from longtake.runtime.commands import Commands
 
 DATA = Path(__file__).parents[2] / "data"
 DIMENSIONS = ("--dimension", "text_alignment", "--dimension", "overall")
