@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from longtake.bench.bsa_checks import CHECKS
 from longtake.bench.bsa_data import (
     INPUT_SETS,
     input_sets,
@@ -39,12 +40,11 @@ from longtake.bench.bsa_data import (
 from longtake.kernels.block_sparse import (
     BlockIndex,
     BlockLayout,
+    Size3,
     attention_from_index,
     block_sparse_attention,
     select_blocks,
 )
-from longtake.kernels.block_sparse.checks import CHECKS
-from longtake.kernels.block_sparse.layout import Size3
 from longtake.runtime.files import write_json
 from longtake.runtime.progress import result_table
 from longtake.runtime.provenance import collect

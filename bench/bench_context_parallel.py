@@ -26,7 +26,7 @@ from torch import Tensor
 
 from longtake.kernels.block_sparse import BlockLayout, block_sparse_attention
 from longtake.kernels.block_sparse.context_parallel import BlockShards, context_parallel_attention
-from longtake.kernels.block_sparse.context_parallel.attention import MODES
+from longtake.kernels.block_sparse.context_parallel.api import MODES
 from longtake.runtime.files import write_json
 from longtake.runtime.provenance import collect
 
@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
     """The record of the benchmark, equal on all ranks; JSON types."""
     layout = BlockLayout(tuple(options.grid))
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    shards = BlockShards.even(layout, ranks)
+    shards = BlockShards.of(layout, ranks)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     g = torch.Generator(device).manual_seed(options.seed)
     shape = (1, options.heads, layout.num_tokens, options.dim)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from longtake.core.block_order import BlockOrder
 from longtake.core.flow import widen
 from longtake.core.rope import rotate
-from longtake.kernels.block_sparse.layout import Size3
+from longtake.kernels.block_sparse import Size3
 
 #: Keys (after QK-norm, before RoPE) and values of condition tokens, each [B, N, S_cond, D].
 KeyValue = tuple[Tensor, Tensor]

@@ -8,7 +8,7 @@ separately, so that condition tokens stay in front and no block holds both.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,10 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longtake.kernels.block_sparse.attention import attention_from_index
-from longtake.kernels.block_sparse.layout import BlockLayout, Size3
-from longtake.kernels.block_sparse.selection import count_from_rule, select_blocks
-from longtake.kernels.block_sparse.views import equal_blocks
+from longtake.kernels.block_sparse import (
+    BlockLayout,
+    Size3,
+    attention_from_index,
+    count_from_rule,
+    select_blocks,
+)
 from longtake.runtime.errors import CheckpointError, ConfigError
 
 #: Share of key blocks that the published model leaves out (Table 7).
@@ -43,8 +46,6 @@ class BSAConfig:
     """Key blocks that every query block gets at least, >= 1."""
     max_blocks: int | None = None
     """Length of the block lists, which bounds their memory under ``cdf_p``; null is all."""
-    deterministic: bool = True
-    """Gradients bitwise equal from run to run."""
     backend: str = "auto"
     """Implementation: auto | triton | gluon | reference."""
 
@@ -139,7 +140,6 @@ class BlockOrder:
             layout_q,
             layout_k,
             layout="block",
-            deterministic=config.deterministic,
             backend=config.backend,
         )
         assert isinstance(out, Tensor)
@@ -269,3 +269,46 @@ def _blocks(per_frame: Tensor, frames: slice, view: Tensor) -> Tensor:
     """[B, T, C] as [B, nt, 1, 1, t, 1, C], against a view [B, nt, nh, nw, t, hw, C]."""
     framed = per_frame[:, frames].unflatten(1, (view.shape[1], view.shape[4]))
     return framed[:, :, None, None, :, None]
+
+
+def equal_blocks(x: Tensor, layout: BlockLayout, dim: int) -> Iterator[tuple[slice, Tensor]]:
+    """All tokens of ``x``, the blocks of one shape at a time.
+
+    Blocks of one shape lie at regular distances, so all of them together are a view: up to two
+    shapes per axis, whole blocks and the smaller one at the edge, and per stretch of frames. Work
+    per frame then needs neither a gather nor an index.
+
+    Args:
+        x: tokens in block order along ``dim``, any strides.
+        layout: their layout.
+        dim: axis of the tokens, not negative.
+
+    Yields:
+        The frames of these blocks and a view of ``x`` in which ``dim`` has become the axes
+        (nt, nh, nw, t, h * w): blocks along time, height and width, frames of a block, tokens of a
+        block per frame. The slice has nt * t frames. A grid that the block size divides yields one
+        view per stretch of frames.
+    """
+    _, height, width = layout.grid
+    t, h, w = layout.block
+    for start, frames in layout.stretches():
+        for i, nt, bt in _runs(frames, t):
+            first = start + i * t
+            slab = x.narrow(dim, first * height * width, nt * bt * height * width)
+            slab = slab.unflatten(dim, (nt, bt * height * width))
+            for j, nh, bh in _runs(height, h):
+                rows = slab.narrow(dim + 1, j * h * bt * width, nh * bh * bt * width)
+                rows = rows.unflatten(dim + 1, (nh, bh * bt * width))
+                for m, nw, bw in _runs(width, w):
+                    blocks = rows.narrow(dim + 2, m * w * bt * bh, nw * bw * bt * bh)
+                    blocks = blocks.unflatten(dim + 2, (nw, bt, bh * bw))
+                    yield slice(first, first + nt * bt), blocks
+
+
+def _runs(size: int, block: int) -> Iterator[tuple[int, int, int]]:
+    """(first block, blocks, tokens in each): the whole blocks of an axis, then the edge block."""
+    whole, rest = divmod(size, block)
+    if whole:
+        yield 0, whole, block
+    if rest:
+        yield whole, 1, rest

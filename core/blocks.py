@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from longtake.core.attention import CrossAttention, KeyValue, SelfAttention
 from longtake.core.block_order import BlockOrder, scale_and_shift_frames, scale_frames
 from longtake.core.flow import widen
-from longtake.kernels.block_sparse.layout import BlockLayout
+from longtake.kernels.block_sparse import BlockLayout
 
 NORM_EPS = 1e-6
 FFN_MULTIPLE = 256

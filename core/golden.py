@@ -22,11 +22,13 @@ from longtake.core.guidance import encode_condition
 from longtake.core.lora import load_lora
 from longtake.core.text import clean_prompt
 from longtake.core.weights import check_keys, read_json, read_metadata, read_tensors
-from longtake.kernels.block_sparse.attention import attention_from_index
-from longtake.kernels.block_sparse.index import BlockIndex
-from longtake.kernels.block_sparse.layout import BlockLayout
-from longtake.kernels.block_sparse.pooling import pool_blocks
-from longtake.kernels.block_sparse.selection import select_from_pooled
+from longtake.kernels.block_sparse import (
+    BlockIndex,
+    BlockLayout,
+    attention_from_index,
+    pool_blocks,
+    select_from_pooled,
+)
 from longtake.runtime.errors import CheckpointError, UserError
 
 #: Outputs of the DiT (measured: 1e-6).

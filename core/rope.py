@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from longtake.core.flow import widen
-from longtake.kernels.block_sparse.layout import BlockLayout
+from longtake.kernels.block_sparse import BlockLayout
 
 ROPE_BASE = 10000.0
 

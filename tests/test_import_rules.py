@@ -2,7 +2,7 @@
 
 import ast
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -187,20 +187,18 @@ def test_the_check_itself_lets_good_imports_pass(source: str, folder: str) -> No
     assert violations(source, folder, "file.py") == []
 
 
-def is_gpu_file(name: str) -> bool:
-    """Whether a file of kernels/ is for GPUs: it may import Triton, and is imported when needed."""
-    stem = name.rsplit("/", 1)[-1].removesuffix(".py")
-    return stem.startswith(("triton_", "gluon_")) or stem in {"hopper", "launch"}
+def is_for_gpus(parts: Sequence[str]) -> bool:
+    """Whether a file or module of kernels/ may import Triton, and is imported when needed."""
+    return "kernels" in parts and not {"triton", "gluon"}.isdisjoint(parts)
 
 
 def test_triton_is_named_only_where_it_is_needed() -> None:
     found = [
         f"{path.relative_to(ROOT)} imports {name} at import time"
         for path in sources()
-        if not ("kernels" in path.parts and is_gpu_file(path.name))
+        if not is_for_gpus(path.relative_to(ROOT).parts)
         for name in module_level_imports(ast.parse(path.read_text(encoding="utf-8")))
-        if name.split(".")[0] == "triton"
-        or ("kernels" in name.split(".") and any(is_gpu_file(part) for part in name.split(".")))
+        if name.split(".")[0] == "triton" or is_for_gpus(name.split("."))
     ]
     assert not found, "\n".join(found)
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-STATUSES = ("done", "partly: ", "not yet", "text")
+STATUSES = ("done", "partly: ", "tiny only", "operator only", "not yet", "text")
 COUNTS = {"Eq.": 50, "Table": 9, "Fig.": 20}
 
 

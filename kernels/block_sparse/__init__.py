@@ -12,18 +12,26 @@ Tokens that stay in block order through a network are moved once, not in every l
     x = layout.from_block(x, dim=1)
 """
 
-from longtake.kernels.block_sparse.attention import attention_from_index, block_sparse_attention
+from longtake.kernels.block_sparse.api import attention_from_index, block_sparse_attention
 from longtake.kernels.block_sparse.index import BlockIndex
-from longtake.kernels.block_sparse.layout import BlockLayout
-from longtake.kernels.block_sparse.masks import first_frames, local_window, space_and_time
-from longtake.kernels.block_sparse.pooling import pool_blocks
-from longtake.kernels.block_sparse.selection import select_blocks, select_from_pooled
+from longtake.kernels.block_sparse.layout import BlockLayout, Size3
+from longtake.kernels.block_sparse.select import (
+    count_from_rule,
+    first_frames,
+    local_window,
+    pool_blocks,
+    select_blocks,
+    select_from_pooled,
+    space_and_time,
+)
 
 __all__ = [
     "BlockIndex",
     "BlockLayout",
+    "Size3",
     "attention_from_index",
     "block_sparse_attention",
+    "count_from_rule",
     "first_frames",
     "local_window",
     "pool_blocks",

@@ -7,7 +7,7 @@ at an edge that the block size does not divide are smaller; nothing is padded.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -19,20 +19,47 @@ from longtake.runtime.errors import UserError
 Size3: TypeAlias = tuple[int, int, int]
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """Blocks of tokens that lie back to back on a device, as the kernels see them."""
+
+    offsets: Tensor
+    """int32 [Nblk + 1]: first token of every block, then N."""
+    num_tokens: int
+    """N."""
+    largest: int
+    """Tokens of a whole block; no block has more. Kernels choose their tiles by it, because
+    reading the offsets would wait for the device."""
+
+    @property
+    def count(self) -> int:
+        """Nblk."""
+        return self.offsets.numel() - 1
+
+    @property
+    def fill(self) -> float:
+        """Share of tokens in the room of blocks that are all whole."""
+        return self.num_tokens / (self.count * self.largest)
+
+    def tiles(self, tile: int) -> int:
+        """Tiles of that many tokens that a whole block needs."""
+        return -(-self.largest // tile)
+
+    def ragged(self, tile: int) -> bool:
+        """Whether some tile is not full."""
+        return self.largest % tile > 0 or self.num_tokens != self.count * self.largest
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockLayout:
     """Block order of one token grid.
 
     Index tensors are computed on the device that asks for them and kept with the instance, so
     hold on to an instance that is used in every layer.
-
-    Raises:
-        UserError: sizes that are not three positive integers, segments that do not add up to T,
-            or 2^31 tokens and more.
     """
 
     grid: Size3
-    """(T, H, W): tokens along each axis."""
+    """(T, H, W): tokens along each axis, fewer than 2^31 in all."""
     block: Size3 = (4, 4, 4)
     """(t, h, w): tokens of a whole block along each axis."""
     segments: tuple[int, ...] = ()
@@ -45,28 +72,22 @@ class BlockLayout:
     def __post_init__(self) -> None:
         for name in ("grid", "block", "segments"):  # lists would make it unhashable
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, sizes in (("grid", self.grid), ("block", self.block)):
-            if len(sizes) != 3 or not all(_is_count(size) for size in sizes):
-                raise UserError(
-                    f"the {name} of a block layout needs three positive integers",
-                    received=repr(sizes),
-                    expected="(time, height, width) in tokens",
-                    remedy="count tokens after patching, not latents or pixels",
-                )
-        frames = self.segments or (self.grid[0],)
-        if not all(_is_count(n) for n in frames) or sum(frames) != self.grid[0]:
+        sizes = (*self.grid, *self.block, *self.segments)
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)
+        if len(self.grid) != 3 or len(self.block) != 3 or not whole or self.num_tokens >= 2**31:
+            raise UserError(
+                "not the sizes of a block layout",
+                received=f"grid {self.grid}, block {self.block}, segments {self.segments}",
+                expected="three positive integers (time, height, width) for grid and block, and "
+                "fewer than 2^31 tokens: offsets have 32 bits",
+                remedy="count tokens after patching, not latents or pixels",
+            )
+        if self.segments and sum(self.segments) != self.grid[0]:
             raise UserError(
                 "the segments of a block layout do not make up its frames",
                 received=f"segments {self.segments}, grid {self.grid}",
-                expected=f"positive numbers of frames with the sum {self.grid[0]}",
+                expected=f"numbers of frames with the sum {self.grid[0]}",
                 remedy="give the length of every stretch of frames, or none",
-            )
-        if self.num_tokens >= 2**31:
-            raise UserError(
-                "the token grid is too large for 32-bit offsets",
-                received=f"{self.grid}: {self.num_tokens} tokens",
-                expected="fewer than 2^31 tokens per clip",
-                remedy="split the clip",
             )
 
     @property
@@ -82,15 +103,27 @@ class BlockLayout:
     @property
     def block_grid(self) -> Size3:
         """(Nt, Nh, Nw): blocks along each axis."""
-        _, height, width = self.grid
-        t, h, w = self.block
-        in_time = sum(-(-frames // t) for frames in self.segments or (self.grid[0],))
-        return in_time, -(-height // h), -(-width // w)
+        nt, nh, nw = (
+            sum(-(-size // block) for size in stretches)
+            for stretches, block in zip(self._stretches, self.block, strict=True)
+        )
+        return nt, nh, nw
 
     @property
     def max_block_size(self) -> int:
         """Tokens of a whole block; no block of the grid has more."""
         return math.prod(self.block)
+
+    def stretches(self) -> Iterator[tuple[int, int]]:
+        """(first frame, frames) of every segment."""
+        first = 0
+        for frames in self._stretches[0]:
+            yield first, frames
+            first += frames
+
+    def blocks(self, device: torch.device | str = "cpu") -> Blocks:
+        """The blocks in block order."""
+        return Blocks(self.offsets(device), self.num_tokens, self.max_block_size)
 
     def offsets(self, device: torch.device | str = "cpu") -> Tensor:
         """First token of every block in block order, then N: int32 [Nblk + 1]."""
@@ -110,42 +143,46 @@ class BlockLayout:
 
     def frame_index(self, device: torch.device | str = "cpu") -> Tensor:
         """Frame of every token in block order: int64 [N]."""
-        return self._keep("frame_index", device)
+        return self.permutation(device) // (self.grid[1] * self.grid[2])
 
     def to_block(self, x: Tensor, dim: int) -> Tensor:
-        """Tokens of ``x`` along ``dim`` (N of them, plain order) in block order; a copy.
-
-        Raises:
-            UserError: another number of tokens along ``dim``.
-        """
-        self._check_tokens(x, dim)
+        """Tokens of ``x`` along ``dim`` (N of them, plain order) in block order; a copy."""
+        self.check_tokens(x, dim)
         order, back = self.permutation(x.device), self.inverse(x.device)
         return _reorder(x, order, back, dim)
 
     def from_block(self, x: Tensor, dim: int) -> Tensor:
         """Undo :meth:`to_block`."""
-        self._check_tokens(x, dim)
+        self.check_tokens(x, dim)
         order, back = self.inverse(x.device), self.permutation(x.device)
         return _reorder(x, order, back, dim)
 
-    def _check_tokens(self, x: Tensor, dim: int) -> None:
-        if x.shape[dim] != self.num_tokens:
+    def check_tokens(self, x: Tensor, dim: int) -> None:
+        """Refuse a tensor that has not N tokens along ``dim``."""
+        if not -x.ndim <= dim < x.ndim or x.shape[dim] != self.num_tokens:
             raise UserError(
                 "the tensor does not have the tokens of the block layout",
-                received=f"shape {tuple(x.shape)}, {x.shape[dim]} along axis {dim}",
+                received=f"shape {tuple(x.shape)}, tokens along axis {dim}",
                 expected=f"{self.num_tokens} tokens of the grid {self.grid}",
                 remedy="name the axis of the tokens, or build the layout for this grid",
             )
 
+    @property
+    def _stretches(self) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+        """Along each axis the numbers of tokens that are cut into blocks separately."""
+        frames, height, width = self.grid
+        return self.segments or (frames,), (height,), (width,)
+
     def _keep(self, name: str, device: torch.device | str) -> Tensor:
         """Compute once per device, unless a compiler or a CUDA graph is recording."""
         where = torch.device(device)
+        compute = getattr(self, f"_{name}")
         if torch.compiler.is_compiling():
-            return self._compute(name, where)
+            return compute(where)  # type: ignore[no-any-return]
         key = (name, where)
         if key not in self._kept:
             with torch.inference_mode(False):  # training may use what sampling computed first
-                tensor = self._compute(name, where)
+                tensor: Tensor = compute(where)
             # A tracer's tensor and memory of a graph being captured do not outlive this call.
             if type(tensor) is not Tensor or (
                 where.type == "cuda" and torch.cuda.is_current_stream_capturing()
@@ -154,66 +191,42 @@ class BlockLayout:
             self._kept[key] = tensor
         return self._kept[key]
 
-    def _compute(self, name: str, device: torch.device) -> Tensor:
-        if name == "offsets":
-            return self._offsets(device)
-        inverse = self._inverse(device)
-        if name == "inverse":
-            return inverse
-        tokens = torch.arange(self.num_tokens, device=device)
-        permutation = torch.empty_like(tokens).scatter_(0, inverse, tokens)
-        if name == "permutation":
-            return permutation
-        return permutation // (self.grid[1] * self.grid[2])
-
-    def stretches(self) -> Iterator[tuple[int, int]]:
-        """(first frame, frames) of every segment."""
-        first = 0
-        for frames in self.segments or (self.grid[0],):
-            yield first, frames
-            first += frames
+    # All on the device: a list copied there would wait for it, and break the capture of a graph.
 
     def _offsets(self, device: torch.device) -> Tensor:
-        # Closed form on the device: copying a list there would wait for it, and break capture.
-        _, height, width = self.grid
-        t, h, w = self.block
-        row = torch.arange(0, height, h, device=device)[:, None]
-        column = torch.arange(0, width, w, device=device)
-        parts = []
-        for first, frames in self.stretches():
-            frame = torch.arange(0, frames, t, device=device)[:, None, None]
-            thick, high = _at_most(frames - frame, t), _at_most(height - row, h)
-            before = frame * (height * width) + thick * (row * width + high * column)
-            parts.append(before.flatten() + first * height * width)
-        parts.append(torch.full((1,), self.num_tokens, device=device))
-        return torch.cat(parts).int()
+        axes = []
+        for stretches, block in zip(self._stretches, self.block, strict=True):
+            starts = ((size, torch.arange(0, size, block, device=device)) for size in stretches)
+            axes.append(torch.cat([_tokens_of_block(size, block, first) for size, first in starts]))
+        thick, high, wide = axes
+        sizes = (thick[:, None, None] * high[:, None] * wide).flatten()
+        return torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).int()
 
     def _inverse(self, device: torch.device) -> Tensor:
-        _, height, width = self.grid
-        t, h, w = self.block
-        y = torch.arange(height, device=device)[:, None]
-        x = torch.arange(width, device=device)
-        row, column = y // h * h, x // w * w
-        high, wide = _at_most(height - row, h), _at_most(width - column, w)
-        parts = []
-        for first, frames in self.stretches():
-            z = torch.arange(frames, device=device)[:, None, None]
-            frame = z // t * t
-            thick = _at_most(frames - frame, t)
-            before = frame * (height * width) + thick * (row * width + high * column)
-            inside = ((z - frame) * high + (y - row)) * wide + (x - column)
-            parts.append((before + inside).flatten() + first * height * width)
-        return torch.cat(parts)
+        number = inside = torch.zeros((), dtype=torch.int64, device=device)
+        for stretches, block in zip(self._stretches, self.block, strict=True):
+            parts, before = [], 0
+            for size in stretches:
+                at = torch.arange(size, device=device)
+                first = at // block * block
+                length = _tokens_of_block(size, block, first)
+                parts.append(torch.stack((before + at // block, at - first, length)))
+                before += -(-size // block)
+            of_axis, place, length = torch.cat(parts, 1)
+            number = number[..., None] * before + of_axis
+            inside = inside[..., None] * length + place
+        return (self._offsets(device)[number] + inside).flatten()
+
+    def _permutation(self, device: torch.device) -> Tensor:
+        tokens = torch.arange(self.num_tokens, device=device)
+        return torch.empty_like(tokens).scatter_(0, self.inverse(device), tokens)
 
 
-def _at_most(x: Tensor, bound: int) -> Tensor:
+def _tokens_of_block(size: int, block: int, first: Tensor) -> Tensor:
+    """Tokens of the blocks that start at ``first`` along a stretch of ``size`` tokens."""
     # A choice, not a minimum: PyTorch 2.11 compiles index arithmetic into symbols, and fails on
     # minima of them.
-    return torch.where(x < bound, x, bound)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return torch.where(size - first < block, size - first, block)
 
 
 class _Reorder(torch.autograd.Function):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from longtake.bench import bench_bsa
+from longtake.bench.bsa_checks import Finding
 from longtake.bench.bsa_data import input_sets, sampled_errors, useful_flops, with_gradients
 from longtake.kernels.block_sparse import BlockLayout, attention_from_index, select_blocks
-from longtake.kernels.block_sparse.checks import Finding
 
 
 def _run(tmp_path: Path, *options: str) -> tuple[int, dict]:

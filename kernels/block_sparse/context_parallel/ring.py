@@ -7,87 +7,95 @@ with them, one step behind, their gradients in float32, which are home after the
 a rank adds to them, and its partial outputs, come from the operator in the type of the inputs.)
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longtake.kernels.block_sparse.context_parallel.exchange import (
+from longtake.kernels.block_sparse.api import block_sparse_backward, block_sparse_forward
+from longtake.kernels.block_sparse.context_parallel.comm import (
     Pending,
     from_rows,
+    start_all_gather,
     start_pass_on,
     to_rows,
 )
-from longtake.kernels.block_sparse.context_parallel.merge import merge_into
-from longtake.kernels.block_sparse.context_parallel.placement import Blocks, Options, Placement
-from longtake.kernels.block_sparse.context_parallel.selecting import select_global
-from longtake.kernels.block_sparse.index import BlockIndex
-from longtake.kernels.block_sparse.reference import empty_in_order_of
+from longtake.kernels.block_sparse.context_parallel.shards import Placement, narrow_kept
+from longtake.kernels.block_sparse.index import BlockIndex, BlockPairs
+from longtake.kernels.block_sparse.reference import empty_in_order_of, empty_outputs
+from longtake.kernels.block_sparse.select import Rule, select_from_pooled
 
 
 def ring_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    place: Placement,
-    rule: Mapping[str, Any],
-    options: Options,
-    return_lse: bool,
+    q: Tensor, k: Tensor, v: Tensor, place: Placement, rule: Rule, return_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of this rank's queries; differentiable.
-
-    Args:
-        q: this rank's queries [B, Hq, n, D].
-        k: this rank's keys [B, Hk, m, D].
-        v: as ``k``.
-        place: ranks and shards.
-        rule: arguments of :func:`longtake.kernels.block_sparse.selection.select_from_pooled`.
-        options: options of the operator.
-        return_lse: not needed here.
+    """Attention of this rank's queries [B, Hq, n, D] to the keys of all; differentiable.
 
     Returns:
-        Output [B, Hq, n, D] and log-sum-exp [B, Hq, n].
-
-    Raises:
-        UserError: a wrong rule.
+        Output [B, Hq, n, D] and log-sum-exp [B, Hq, n], which costs nothing here.
     """
-    return attend_in_ring(q, k, v, select_global(q, k, place, rule), place, options)
+    return attend_in_ring(q, k, v, select_global(q, k, place, rule), place)
 
 
 def attend_in_ring(
-    q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, place: Placement, options: Options
+    q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, place: Placement
 ) -> tuple[Tensor, Tensor]:
     """Attention from an index [B, Hq, query blocks of this rank, R] over all key blocks."""
-    o, lse = _Ring.apply(q, k, v, index.indices, index.counts, place, options)
+    o, lse = _Ring.apply(q, k, v, index.indices, place)
     return o, lse
+
+
+@torch.no_grad()
+def select_global(q: Tensor, k: Tensor, place: Placement, rule: Rule) -> BlockIndex:
+    """Select key blocks of all ranks for the query blocks of this one.
+
+    Only block means travel: 1/64 of the keys for blocks of 64 tokens.
+
+    Returns:
+        The index [B, Hq, query blocks of this rank, R] over the key blocks of all ranks.
+    """
+    first, stop = place.queries.block_range(place.rank)
+    total = place.queries.layout.num_blocks
+    k_pool = place.keys.pool(k, place.rank, place.backend)
+    coming = start_all_gather(to_rows(k_pool), place.keys.blocks, place.group)
+    must_keep = narrow_kept(rule.get("must_keep"), 2, first, stop - first, total)
+    q_pool = place.queries.pool(q, place.rank, place.backend)
+    (k_pool,) = from_rows(coming.wait())
+    options = {"scale": place.scale, "backend": place.backend}
+    if first < stop:
+        return select_from_pooled(q_pool, k_pool, **options, **{**rule, "must_keep": must_keep})
+    # No query block: kernels are not launched on nothing, but a wrong rule is refused here too.
+    row = q_pool.new_zeros((*q_pool.shape[:2], 1, q_pool.shape[-1]))
+    index = select_from_pooled(row, k_pool, **options, **{**rule, "must_keep": None})
+    return BlockIndex(index.indices[:, :, :0], index.counts[:, :, :0], index.num_key_blocks)
 
 
 class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        indices: Tensor,
-        counts: Tensor,
-        place: Placement,
-        options: Options,
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, indices: Tensor, place: Placement
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(q.dtype, torch.float32)
         total: Tensor | None = None
-        for blocks, _ in _steps(q, k, v, indices, place):
-            part_o, part_lse = blocks.forward(options)
+        for k_here, v_here, pairs, _ in _steps(q, k, v, indices, place):
+            if q.shape[2] and k_here.shape[2]:
+                part = block_sparse_forward(
+                    q, k_here, v_here, *pairs.flat(), place.scale, place.backend
+                )
+            else:  # kernels are not launched on nothing
+                part_o, part_lse = empty_outputs(q)
+                part = part_o.zero_(), part_lse.fill_(-torch.inf)
             if total is None:
-                total, lse = part_o.to(wide, copy=True), part_lse
+                total, lse = part[0].to(wide, copy=True), part[1]
             else:
-                merge_into(total, lse, part_o, part_lse)
+                merge_into(total, lse, *part)
         assert total is not None
         o = empty_in_order_of(q).copy_(total)
         ctx.save_for_backward(q, k, v, o, lse, indices)
-        ctx.place, ctx.options = place, options
+        ctx.place = place
         ctx.set_materialize_grads(False)
         return o, lse
 
@@ -101,29 +109,35 @@ class _Ring(torch.autograd.Function):
         dq = torch.zeros_like(q, dtype=wide)
         place: Placement = ctx.place
         homeward: Pending | None = None
-        for blocks, next_tokens in _steps(q, k, v, indices, place):
-            dq_part, *share = blocks.backward(do, o, lse, dlse, ctx.options)
-            dq += dq_part
-            gradient = to_rows(*share).to(wide)
+        for k_here, v_here, pairs, next_tokens in _steps(q, k, v, indices, place):
+            if q.shape[2] and k_here.shape[2]:
+                dq_part, *share = block_sparse_backward(
+                    do, q, k_here, v_here, o, lse, dlse, *pairs.flat(), place.scale, place.backend
+                )
+                dq += dq_part
+                gradient = to_rows(*share).to(wide)
+            else:
+                gradient = torch.zeros_like(to_rows(k_here, v_here), dtype=wide)
             if homeward is not None:
                 gradient += homeward.wait()
             homeward = start_pass_on(gradient, next_tokens, place.group)
         assert homeward is not None
-        dk, dv = (empty_in_order_of(x) for x in (k, v))
-        for mine, found in zip((dk, dv), from_rows(homeward.wait()), strict=True):
-            mine.copy_(found)
-        return empty_in_order_of(q).copy_(dq), dk, dv, None, None, None, None
+        dk, dv = (
+            empty_in_order_of(x).copy_(arrived)
+            for x, arrived in zip((k, v), from_rows(homeward.wait()), strict=True)
+        )
+        return empty_in_order_of(q).copy_(dq), dk, dv, None, None
 
 
 def _steps(
     q: Tensor, k: Tensor, v: Tensor, indices: Tensor, place: Placement
-) -> Iterator[tuple[Blocks, int]]:
-    """(blocks that meet here, tokens that the previous rank holds) of every step.
+) -> Iterator[tuple[Tensor, Tensor, BlockPairs, int]]:
+    """(keys, values, blocks that meet, tokens that the previous rank holds) of every step.
 
     The next step's keys are on their way while the caller works on one.
     """
     tokens = place.keys.tokens
-    q_offsets = place.queries.offsets(place.rank, q.device)
+    queries = place.queries.blocks_of(place.rank, q.device)
     rows, coming = to_rows(k, v), None
     for step in range(place.num_ranks):
         owner = (place.rank - step) % place.num_ranks
@@ -132,20 +146,10 @@ def _steps(
             rows = coming.wait()
         if step + 1 < place.num_ranks:
             coming = start_pass_on(rows, before, place.group)
-        k_here, v_here = from_rows(rows)
-        listed, counts = lists_within(indices, *place.keys.block_range(owner))
-        blocks = Blocks(
-            q=q,
-            k=k_here,
-            v=v_here,
-            indices=listed,
-            counts=counts,
-            q_offsets=q_offsets,
-            k_offsets=place.keys.offsets(owner, q.device),
-            block_q=place.queries.layout.max_block_size,
-            block_k=place.keys.layout.max_block_size,
-        )
-        yield blocks, before
+        keys = place.keys.blocks_of(owner, q.device)
+        lists, counts = lists_within(indices, *place.keys.block_range(owner))
+        index = BlockIndex(lists, counts, max(keys.count, 1))
+        yield *from_rows(rows), BlockPairs(index, queries, keys), before
 
 
 def lists_within(indices: Tensor, first: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -165,3 +169,25 @@ def lists_within(indices: Tensor, first: int, stop: int) -> tuple[Tensor, Tensor
     slot = torch.arange(min(width, stop - first), device=indices.device)
     listed = indices.gather(-1, (before + slot).clamp(max=width - 1)) - first
     return torch.where(slot < counts[..., None], listed, -1), counts
+
+
+def merge_into(o: Tensor, lse: Tensor, part_o: Tensor, part_lse: Tensor) -> None:
+    """Add the result over further keys to the result so far, in place.
+
+    With softmax weights w = exp(lse) and w' = exp(part_lse): o <- (w o + w' o') / (w + w') and
+    lse <- log(w + w'), computed relative to the larger one. A query that saw no key so far, or
+    sees none in this part (lse -inf, output 0), keeps the other result bit for bit.
+
+    Args:
+        o: output over the keys so far, [..., D] in float32 or float64; overwritten.
+        lse: its natural-log log-sum-exp [...] in the same type; overwritten.
+        part_o: output over other keys, [..., D].
+        part_lse: its log-sum-exp [...].
+    """
+    top = lse.maximum(part_lse)
+    top = top.masked_fill(top == -math.inf, 0.0)  # -inf - -inf would be NaN
+    weight, part_weight = (lse - top).exp(), (part_lse - top).exp()
+    total = weight + part_weight
+    lse.copy_(top + total.log())
+    total = total.masked_fill(total == 0, 1.0)
+    o.mul_((weight / total)[..., None]).add_(part_o * (part_weight / total)[..., None])

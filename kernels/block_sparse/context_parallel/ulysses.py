@@ -4,48 +4,31 @@ Shards of whole blocks in block order arrive in block order, so each head sees w
 would show it: the result is that of one device, and ragged grids or any number of blocks fit.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longtake.kernels.block_sparse.attention import attention_from_index
-from longtake.kernels.block_sparse.context_parallel.exchange import Pending, start_all_to_all
-from longtake.kernels.block_sparse.context_parallel.placement import Options, Placement
-from longtake.kernels.block_sparse.context_parallel.selecting import narrow_kept
-from longtake.kernels.block_sparse.context_parallel.sharding import BlockShards
+from longtake.kernels.block_sparse.api import attention_from_index
+from longtake.kernels.block_sparse.context_parallel.comm import Pending, start_all_to_all
+from longtake.kernels.block_sparse.context_parallel.shards import (
+    BlockShards,
+    Placement,
+    narrow_kept,
+)
 from longtake.kernels.block_sparse.reference import empty_in_order_of
-from longtake.kernels.block_sparse.selection import select_blocks
+from longtake.kernels.block_sparse.select import Rule, select_blocks
 from longtake.runtime.errors import UserError
 
 
 def ulysses_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    place: Placement,
-    rule: Mapping[str, Any],
-    options: Options,
-    return_lse: bool,
+    q: Tensor, k: Tensor, v: Tensor, place: Placement, rule: Rule, return_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of this rank's queries; differentiable.
-
-    Args:
-        q: this rank's queries [B, Hq, n, D].
-        k: this rank's keys [B, Hk, m, D].
-        v: as ``k``.
-        place: ranks and shards.
-        rule: arguments of :func:`longtake.kernels.block_sparse.selection.select_from_pooled`.
-        options: options of the operator.
-        return_lse: whether the log-sum-exp is wanted; it has to travel too.
+    """Attention of this rank's queries [B, Hq, n, D] to the keys of all; differentiable.
 
     Returns:
-        Output [B, Hq, n, D] and log-sum-exp [B, Hq, n] or None.
-
-    Raises:
-        UserError: heads that the ranks do not divide, or a wrong rule.
+        Output [B, Hq, n, D], and the log-sum-exp [B, Hq, n] if asked for: it has to travel too.
     """
     ranks, heads = place.num_ranks, q.shape[1]
     if heads % ranks or k.shape[1] % ranks:
@@ -53,7 +36,7 @@ def ulysses_attention(
             "Ulysses cannot deal the heads to the ranks",
             received=f"{heads} query heads, {k.shape[1]} key heads, {ranks} ranks",
             expected="numbers of heads that the number of ranks divides",
-            remedy='use mode="allgather" or mode="ring", or fewer ranks',
+            remedy='use mode="ring", or fewer ranks',
         )
     queries, keys = place.queries, place.keys
     # Taken out one by one, so that what was sent is not kept during the attention.
@@ -61,21 +44,13 @@ def ulysses_attention(
     q_all = _ToHeads.apply(q, coming.pop(0), queries, place)
     k_all = _ToHeads.apply(k, coming.pop(0), keys, place)
     mine = heads // ranks
-    must_keep = narrow_kept(rule["must_keep"], 1, place.rank * mine, mine, heads)
-    layouts = queries.layout, keys.layout
-    index = select_blocks(q_all, k_all, *layouts, **{**rule, "must_keep": must_keep})
+    must_keep = narrow_kept(rule.get("must_keep"), 1, place.rank * mine, mine, heads)
+    layouts, options = (queries.layout, keys.layout), {"scale": place.scale}
+    options |= {"backend": place.backend}
+    index = select_blocks(q_all, k_all, *layouts, **options, **{**rule, "must_keep": must_keep})
     v_all = _ToHeads.apply(v, coming.pop(0), keys, place)  # values travel during the selection
     o_all, lse_all = attention_from_index(
-        q_all,
-        k_all,
-        v_all,
-        index,
-        *layouts,
-        scale=options.scale,
-        layout="block",
-        deterministic=options.deterministic,
-        return_lse=True,
-        backend=options.backend,
+        q_all, k_all, v_all, index, *layouts, **options, layout="block", return_lse=True
     )
     o = _ToTokens.apply(o_all, q.detach(), queries, place)
     if not return_lse:

@@ -21,8 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
-from longtake.kernels.block_sparse import gluon_launch, hopper
-from longtake.kernels.block_sparse.launch import Blocks, Call, KeyLists, Lists
+from longtake.kernels.block_sparse.gluon import launch
+from longtake.kernels.block_sparse.index import BlockIndex, BlockPairs
 from longtake.kernels.block_sparse.layout import BlockLayout
 
 
@@ -63,10 +63,11 @@ def main() -> None:
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **options)
-        products = kernel.asm["ptx"].count("wgmma.mma_async.sync")
-        name = self.fn.__name__
-        record = {"name": name, "shared": kernel.metadata.shared, "products": products}
-        records.append(record | {"lost": lost_factors(kernel.asm["ptx"], disassembled(kernel))})
+        if "gluon" in self.fn.__module__:
+            products = kernel.asm["ptx"].count("wgmma.mma_async.sync")
+            record = {"name": self.fn.__name__, "shared": kernel.metadata.shared}
+            lost = lost_factors(kernel.asm["ptx"], disassembled(kernel))
+            records.append(record | {"products": products, "lost": lost})
         return kernel
 
     JITFunction.run = compile_only
@@ -75,20 +76,11 @@ def main() -> None:
     for dim, grid in itertools.product((128, 64), ((4, 8, 8), (4, 7, 8))):
         layout = BlockLayout(grid)
         q, k = (torch.zeros((1, h, layout.num_tokens, dim), dtype=torch.bfloat16) for h in (2, 1))
-        blocks = Blocks(layout.offsets(), layout.num_tokens, 64)
-        indices = torch.zeros((1, 2, blocks.count, 2), dtype=torch.int32)
-        counts = torch.full((1, 2, blocks.count), 2, dtype=torch.int32)
-        lists = Lists(indices, counts, None)
-        call = Call(q=q, k=k, v=k, lists=lists, queries=blocks, keys=blocks, scale=0.1)
-        o, lse = hopper.empty_outputs(q)
-        gluon_launch.wholes_first = lambda indices, counts, *rest: (indices, counts)
-        gluon_launch.forward(call, o, lse)
-        gluon_launch.query_gradient(call, q, lse, lse, q)
-        pointers = torch.zeros((1, 2, blocks.count + 1), dtype=torch.int32)
-        key_lists = KeyLists(
-            row_pointers=pointers, query_blocks=indices, wholes=None, order=counts.flatten()
-        )
-        gluon_launch.key_gradient(call, key_lists, q, lse, lse, k, k)
+        indices = torch.zeros((1, 2, layout.num_blocks, 2), dtype=torch.int32)
+        index = BlockIndex(indices, torch.full_like(indices[..., 0], 2), layout.num_blocks)
+        pairs = BlockPairs(index, layout.blocks(), layout.blocks())
+        o, lse = launch.forward(q, k, k, pairs, 0.1)
+        launch.backward(q, q, k, k, o, lse, None, pairs, 0.1)
     sys.stdout.write(json.dumps(records))
 
 

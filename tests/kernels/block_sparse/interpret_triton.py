@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtake.kernels.block_sparse import hopper, triton_launch
-from longtake.kernels.block_sparse.index import BlockIndex, pack_bits
+from longtake.kernels.block_sparse.index import BlockIndex, BlockPairs, pack_bits
 from longtake.kernels.block_sparse.layout import BlockLayout
-from longtake.kernels.block_sparse.triton_lists import lists_per_key, wholes_first
+from longtake.kernels.block_sparse.triton import launch, select
+from longtake.kernels.block_sparse.triton.lists import key_lists, wholes_first
 
 SCALE = 0.3
 
@@ -47,7 +47,7 @@ ATTENTION: dict[str, dict[str, Any]] = {
 
 def attention(case: dict[str, Any], draw: torch.Generator) -> dict[str, Any]:
     of_q, of_k = (BlockLayout(grid, case["block"]) for grid in case["grids"])
-    triton_launch.has_tma = lambda device: case["tma"]
+    launch.has_tma = lambda device: case["tma"]
 
     def tensor(heads: int, tokens: int) -> Tensor:
         x = torch.randn((1, tokens, heads, 16), generator=draw).to(case["dtype"])
@@ -58,18 +58,10 @@ def attention(case: dict[str, Any], draw: torch.Generator) -> dict[str, Any]:
     do, dlse = tensor(heads, tokens[0]), torch.randn((1, heads, tokens[0]), generator=draw)
     mask = torch.rand((1, heads, of_q.num_blocks, of_k.num_blocks), generator=draw) < 0.6
     mask[0, 0, 0], mask[0, :, :, 0], mask[0, -1, -1, 1] = False, False, True
-    index = BlockIndex.from_dense_mask(mask)
-    lists = index.indices, index.counts, of_q.offsets(), of_k.offsets()
-    sizes = {"block_q": of_q.max_block_size, "block_k": of_k.max_block_size}
-    o, lse = hopper.forward(q, k, v, *lists, SCALE, "triton", **sizes)
-    options = index.num_key_blocks, SCALE, True, "triton"
-    gradients = hopper.backward(do, q, k, v, o, lse, dlse, *lists, *options, **sizes)
-    return {
-        "inputs": (q, k, v, do, dlse),
-        "lists": lists,
-        "num_keys": index.num_key_blocks,
-        "results": (o, lse, *gradients),
-    }
+    pairs = BlockPairs(BlockIndex.from_dense_mask(mask), of_q.blocks(), of_k.blocks())
+    o, lse = launch.forward(q, k, v, pairs, SCALE)
+    gradients = launch.backward(do, q, k, v, o, lse, dlse, pairs, SCALE)
+    return {"inputs": (q, k, v, do, dlse), "pairs": pairs, "results": (o, lse, *gradients)}
 
 
 RULES: dict[str, dict[str, Any]] = {
@@ -102,8 +94,8 @@ def selection(rule: dict[str, Any], draw: torch.Generator) -> dict[str, Any]:
     options = rule["least"], rule.get("cdf_p", 0.0)
     width = rule.get("width", 37 if kept is not None or "cdf_p" in rule else rule["least"])
     bits = None if kept is None else pack_bits(kept)
-    results = hopper.select(q, k, bits, *options, width, SCALE)
-    return {"run": (q, k, bits, *options, width, SCALE), "results": results}
+    run = q, k, bits, *options, width, SCALE
+    return {"run": run, "results": select.select(*run)}
 
 
 def pools(draw: torch.Generator) -> list[tuple[Any, Tensor, Tensor]]:
@@ -112,7 +104,7 @@ def pools(draw: torch.Generator) -> list[tuple[Any, Tensor, Tensor]]:
         x = torch.randn((2, math.prod(grid), 3, 16), generator=draw).to(dtype).transpose(1, 2)
         layout = BlockLayout(grid, (4, 4, 4))
         x[:, :, -1] = math.nan  # of the last block only
-        out.append((grid, x, hopper.pool(x, layout.offsets())))
+        out.append((grid, x, select.pool(x, layout.blocks())))
     return out
 
 
@@ -121,12 +113,11 @@ def inversion(draw: torch.Generator) -> dict[str, Any]:
     mask = torch.rand((1, 2, layout.num_blocks, 35), generator=draw) < 0.4
     mask[0, 0, 3], mask[0, 1, :, 33] = False, True
     index = BlockIndex.from_dense_mask(mask)
-    offsets = layout.offsets()
-    plain = hopper.csr(index.indices, index.counts, 35)
-    split = lists_per_key(index.indices, index.counts, 35, offsets, 32)
+    pairs = BlockPairs(index, layout.blocks(), BlockLayout((1, 1, 35), (1, 1, 1)).blocks())
+    plain, split = (key_lists(pairs, 1, split=split) for split in (False, True))
     keys = BlockIndex.from_dense_mask(mask[..., : layout.num_blocks])
-    first = wholes_first(keys.indices, keys.counts, offsets, 32)
-    return {"mask": mask, "sizes": layout.block_sizes(), "csr": plain, "split": split} | {
+    first = wholes_first(BlockPairs(keys, layout.blocks(), layout.blocks()))
+    return {"mask": mask, "sizes": layout.block_sizes(), "plain": plain, "split": split} | {
         "keys": keys.indices,
         "first": first,
     }

@@ -17,20 +17,13 @@ import torch
 from torch import Tensor
 
 from longtake.kernels.block_sparse import reference
-from longtake.kernels.block_sparse.index import BlockIndex
-from longtake.kernels.block_sparse.layout import BlockLayout
+from longtake.kernels.block_sparse.index import BlockIndex, BlockPairs
+from longtake.kernels.block_sparse.layout import BlockLayout, Blocks
 
 pytest.importorskip("triton", reason="Gluon is part of Triton")
 
-from longtake.kernels.block_sparse import (
-    gluon_forward,
-    gluon_key_gradient,
-    gluon_launch,
-    gluon_query_gradient,
-    hopper,
-    launch,
-    triton_launch,
-)
+from longtake.kernels.block_sparse.gluon import launch
+from longtake.kernels.block_sparse.triton.lists import KeyLists
 
 
 class Pointer:
@@ -307,54 +300,51 @@ def _rebound(function: Callable[..., Any], machine: Machine) -> Callable[..., An
     return types.FunctionType(function.__code__, names | {"range": range}, function.__name__)
 
 
-def _lists_per_key(
-    indices: Tensor, counts: Tensor, num_keys: int, offsets: Tensor | None, whole: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    index = BlockIndex(indices, counts, num_keys)
-    pointers, blocks = index.csr()
-    if offsets is None:
-        return pointers, blocks, None
-    wholes = torch.zeros_like(pointers[..., 1:])
-    sizes = offsets.diff()
-    for b, h in torch.cartesian_prod(*map(torch.arange, pointers.shape[:2])).tolist():
-        for key in range(num_keys):
-            here = slice(int(pointers[b, h, key]), int(pointers[b, h, key + 1]))
-            mine = blocks[b, h, here]
-            partial = sizes[mine.long()] != whole
-            blocks[b, h, here] = torch.cat((mine[~partial], mine[partial]))
-            wholes[b, h, key] = (~partial).sum()
-    return pointers, blocks, wholes
+def _key_lists(pairs: BlockPairs, key_heads: int, *, split: bool) -> KeyLists:
+    """The inversion, one list at a time; all keys in the order in memory."""
+    mask, sizes = pairs.index.to_dense_mask(), pairs.queries.offsets.diff()
+    batch, heads, num_queries, num_keys = mask.shape
+    pointers = torch.zeros((batch, heads, num_keys + 1), dtype=torch.int32)
+    blocks = torch.full((batch, heads, num_queries * num_keys), -1, dtype=torch.int32)
+    wholes = torch.zeros((batch, heads, num_keys), dtype=torch.int32)
+    for b, h, key in torch.cartesian_prod(*map(torch.arange, (batch, heads, num_keys))).tolist():
+        mine = mask[b, h, :, key].nonzero()[:, 0]
+        whole = sizes[mine] == pairs.queries.largest
+        mine = torch.cat((mine[whole], mine[~whole])) if split else mine
+        start = int(pointers[b, h, key])
+        blocks[b, h, start : start + len(mine)] = mine
+        pointers[b, h, key + 1], wholes[b, h, key] = start + len(mine), whole.sum()
+    return KeyLists(
+        row_pointers=pointers,
+        query_blocks=blocks,
+        wholes=wholes if split else None,
+        order=torch.arange(batch * key_heads * num_keys, dtype=torch.int32),
+    )
 
 
-def _wholes_first(
-    indices: Tensor, counts: Tensor, offsets: Tensor, whole: int
-) -> tuple[Tensor, Tensor]:
+def _wholes_first(pairs: BlockPairs) -> tuple[Tensor, Tensor]:
+    indices, sizes = pairs.index.indices, pairs.keys.offsets.diff()
     used = indices >= 0
-    full = used & (offsets.diff()[indices.clamp(min=0).long()] == whole)
+    full = used & (sizes[indices.clamp(min=0).long()] == pairs.keys.largest)
     order = torch.where(full, 0, torch.where(used, 1, 2)).sort(stable=True).indices
     return indices.gather(-1, order), full.sum(-1, dtype=torch.int32)
 
 
-def _delta(o: Tensor, do: Tensor, lse: Tensor, dlse: Tensor | None) -> Tensor:
+def _row_sums(o: Tensor, do: Tensor, lse: Tensor, dlse: Tensor | None) -> Tensor:
     delta = (o.float() * do.float()).sum(-1)
     return delta if dlse is None else delta - dlse.masked_fill(lse == -math.inf, 0)
 
 
 @pytest.fixture(autouse=True)
 def on_the_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for module, name in (
-        (gluon_forward, "forward_kernel"),
-        (gluon_query_gradient, "query_gradient_kernel"),
-        (gluon_key_gradient, "key_gradient_kernel"),
-    ):
-        monkeypatch.setattr(module, name, Emulated(getattr(module, name)))
-    monkeypatch.setattr(hopper, "is_hopper", lambda device: True)
+    for name in ("forward_kernel", "query_gradient_kernel", "key_gradient_kernel"):
+        monkeypatch.setattr(launch, name, Emulated(getattr(launch, name)))
     # A chip of few programs: every one enters its walk somewhere else.
     chip = types.SimpleNamespace(multi_processor_count=3)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: chip)
-    monkeypatch.setattr(triton_launch, "delta", _delta)
-    monkeypatch.setattr(launch, "lists_per_key", _lists_per_key)
-    monkeypatch.setattr(gluon_launch, "wholes_first", _wholes_first)
+    monkeypatch.setattr(launch, "row_sums", _row_sums)
+    monkeypatch.setattr(launch, "key_lists", _key_lists)
+    monkeypatch.setattr(launch, "wholes_first", _wholes_first)
     yield
 
 
@@ -401,22 +391,18 @@ def test_gluon_kernels_agree_with_float64(case: str, seed: int) -> None:
     mask[0, 0, 0] = False  # a row without keys
     mask[1, :, :, 0] = False  # a key block that nobody reads
     mask[1, -1, -1] = True
-    index = BlockIndex.from_dense_mask(mask)
-    lists = index.indices, index.counts, of_q.offsets(), of_k.offsets()
-    sizes = {"block_q": of_q.max_block_size, "block_k": of_k.max_block_size}
+    pairs = BlockPairs(BlockIndex.from_dense_mask(mask), of_q.blocks(), of_k.blocks())
     wide = [x.double() for x in (q, k, v, do, dlse)]
 
-    o, lse = hopper.forward(q, k, v, *lists, 0.2, "gluon", **sizes)
-    expected_o, expected_lse = reference.forward(*wide[:3], *lists, 0.2)
+    o, lse = launch.forward(q, k, v, pairs, 0.2)
+    expected_o, expected_lse = reference.forward(*wide[:3], pairs, 0.2)
     torch.testing.assert_close(o.double(), expected_o, atol=0.02, rtol=0.01)
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-5)
     assert o.stride() == q.stride()
 
-    gradients = hopper.backward(
-        do, q, k, v, o, lse, dlse, *lists, index.num_key_blocks, 0.2, True, "gluon", **sizes
-    )
-    run = (wide[3], *wide[:3], expected_o, expected_lse, wide[4], *lists)
-    expected = reference.backward(*run, index.num_key_blocks, 0.2)
+    gradients = launch.backward(do, q, k, v, o, lse, dlse, pairs, 0.2)
+    run = (wide[3], *wide[:3], expected_o, expected_lse, wide[4])
+    expected = reference.backward(*run, pairs, 0.2)
     for gradient, wanted in zip(gradients, expected, strict=True):
         error = (gradient.double() - wanted).norm() / wanted.norm()
         assert error < 6e-3
@@ -430,34 +416,26 @@ def test_a_head_has_the_same_bits_in_any_company() -> None:
     for clips, heads in ((slice(None), slice(None)), (slice(1, 2), slice(2, 3))):
         own = [x[clips, heads] for x in (q, k, v, do, dlse)]
         index = BlockIndex.from_dense_mask(mask[clips, heads])
-        lists = index.indices, index.counts, layout.offsets(), layout.offsets()
-        sizes = {"block_q": 64, "block_k": 64}
-        o, lse = hopper.forward(*own[:3], *lists, 0.2, "gluon", **sizes)
-        run = own[3], *own[:3], o, lse, own[4], *lists
-        gradients = hopper.backward(*run, 5, 0.2, True, "gluon", **sizes)
+        pairs = BlockPairs(index, layout.blocks(), layout.blocks())
+        o, lse = launch.forward(*own[:3], pairs, 0.2)
+        gradients = launch.backward(own[3], *own[:3], o, lse, own[4], pairs, 0.2)
         results.append([x[-1, -1] for x in (o, lse, *gradients)])
     for together, alone in zip(*results, strict=True):
         assert torch.equal(together, alone)
 
 
-def test_values_of_other_blocks_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid = (4, 4, 10)  # blocks of 64, 64 and 32 tokens; the tile of the last one is half foreign
-    layout = BlockLayout(grid, (4, 4, 4))
+def test_values_of_other_blocks_do_not_pass() -> None:
     q, k, v, do, _ = _tensors((1, 1), (160, 160), 64, False, 3)
-    spoiled = BlockLayout((4, 4, 6), (4, 4, 4))  # 64 + 32 tokens, then foreign ones
-    lists = BlockIndex.from_dense_mask(torch.tensor([[True, True], [False, True]])).expand(2, 1)
-    offsets = spoiled.offsets()
-    for x in (k, v):
+    for x in (q, k, v, do):
         x[:, :, 96:] = math.nan
-    for x in (q, do):
-        x[:, :, 96:] = math.nan
-    run = (lists.indices, lists.counts, offsets, offsets)
-    sizes = {"block_q": 64, "block_k": 64}
-    assert layout.num_tokens == q.shape[2]
-    o, lse = hopper.forward(q, k, v, *run, 0.1, "gluon", **sizes)
+    # 64 + 32 tokens, then foreign ones: the tile of the last block is half foreign.
+    blocks = Blocks(BlockLayout((4, 4, 6)).offsets(), 160, 64)
+    index = BlockIndex.from_dense_mask(torch.tensor([[True, True], [False, True]])).expand(2, 1)
+    pairs = BlockPairs(index, blocks, blocks)
+    o, lse = launch.forward(q, k, v, pairs, 0.1)
     assert o[:, :, :96].isfinite().all() and lse[:, :, :96].isfinite().all()
     o = torch.where(o.isfinite(), o, 0)
-    gradients = hopper.backward(do, q, k, v, o, lse, None, *run, 2, 0.1, True, "gluon", **sizes)
+    gradients = launch.backward(do, q, k, v, o, lse, None, pairs, 0.1)
     assert all(x[:, :, :96].isfinite().all() for x in gradients)
 
 

@@ -4,9 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtake.kernels.block_sparse import BlockIndex, BlockLayout, attention_from_index
-from longtake.kernels.block_sparse.attention import block_sparse_attention
-from longtake.kernels.block_sparse.checks import CHECKS, compare, make_case
+from longtake.bench.bsa_checks import CHECKS, compare, make_case
+from longtake.kernels.block_sparse import (
+    BlockIndex,
+    BlockLayout,
+    attention_from_index,
+    block_sparse_attention,
+)
 from longtake.runtime.errors import UserError
 
 pytestmark = pytest.mark.gpu

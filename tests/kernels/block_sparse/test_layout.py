@@ -114,14 +114,12 @@ def test_tensors_of_a_tracer_are_not_kept() -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (((4, 4), (4, 4, 4)), "grid"),
-        (((4, 0, 4), (4, 4, 4)), "grid"),
-        (((4, 4.0, 4), (4, 4, 4)), "grid"),
-        (((4, 4, 4), (4, 4, -1)), "block"),
-        (((4, 4, 4), (4, 4, True)), "block"),
+        (((4, 4), (4, 4, 4)), "three positive integers"),
+        (((4, 0, 4), (4, 4, 4)), "three positive integers"),
+        (((4, 4.0, 4), (4, 4, 4)), "three positive integers"),
+        (((4, 4, 4), (4, 4, True)), "three positive integers"),
+        (((2048, 1024, 1024), (4, 4, 4)), "32 bits"),
         (((4, 4, 4), (4, 4, 4), (1, 2)), "sum 4"),
-        (((4, 4, 4), (4, 4, 4), (4, 0)), "sum 4"),
-        (((2048, 1024, 1024), (4, 4, 4)), "32-bit"),
     ],
 )
 def test_wrong_sizes_are_explained(arguments: tuple, word: str) -> None:  # type: ignore[type-arg]

@@ -6,14 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtake.kernels.block_sparse.index import BlockIndex
+from longtake.kernels.block_sparse.api import block_sparse_backward, block_sparse_forward
+from longtake.kernels.block_sparse.backends import gpu_module, runs_on_gpu
+from longtake.kernels.block_sparse.index import BlockIndex, BlockPairs
 from longtake.kernels.block_sparse.layout import BlockLayout
-from longtake.kernels.block_sparse.operator import (
-    BACKENDS,
-    block_sparse_backward,
-    block_sparse_forward,
-    implementation,
-)
 from longtake.runtime.errors import UserError
 
 QUERIES, KEYS = BlockLayout((1, 3, 4), (1, 2, 2)), BlockLayout((3, 2, 3), (2, 2, 2))
@@ -32,9 +28,8 @@ def arguments(
 
     mask = torch.rand(1, 2, QUERIES.num_blocks, KEYS.num_blocks, generator=g) < 0.5
     mask[0, 1, 2] = False
-    index = BlockIndex.from_dense_mask(mask)
-    lists = index.indices, index.counts, QUERIES.offsets(), KEYS.offsets()
-    return leaf(2, 12), leaf(1, 18), leaf(1, 18), *lists, 4, 8, 0.4, "auto", True
+    pairs = BlockPairs(BlockIndex.from_dense_mask(mask), QUERIES.blocks(), KEYS.blocks())
+    return leaf(2, 12), leaf(1, 18), leaf(1, 18), *pairs.flat(), 0.4, "auto"
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -127,16 +122,17 @@ def test_two_runs_are_bitwise_equal() -> None:
 
 
 def test_unusable_backends_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"unknown backend[\s\S]*auto, reference, triton, gluon"):
-        implementation("cutlass", torch.device("cpu"))
-    for name in ("triton", "gluon"):
-        with pytest.raises(UserError, match="CUDA device"):
-            implementation(name, torch.device("cpu"))
+    x = torch.zeros(1, 1, 4, 16)
+    for name in ("cutlass", "triton", "gluon"):
+        with pytest.raises(
+            UserError, match=rf"{name} on cpu[\s\S]*triton and gluon on a CUDA device"
+        ):
+            runs_on_gpu(name, x)
     # Without Triton, a GPU gets an explanation instead of an import error.
-    monkeypatch.setitem(sys.modules, "longtake.kernels.block_sparse.hopper", None)
+    monkeypatch.setitem(sys.modules, "longtake.kernels.block_sparse.triton.launch", None)
     with pytest.raises(UserError, match="need Triton"):
-        implementation("auto", torch.device("cuda"))
-    assert implementation("reference", torch.device("cuda")) is BACKENDS["reference"]()
+        gpu_module("triton.launch")
+    assert not runs_on_gpu("reference", x) and not runs_on_gpu("auto", x)
 
 
 def test_triton_is_never_imported_on_a_cpu() -> None:
@@ -145,7 +141,7 @@ import sys, torch
 import longtake.kernels.block_sparse as bsa
 x = torch.randn(1, 2, 128, 8, requires_grad=True)
 bsa.block_sparse_attention(x, x, x, grid_q=(4, 4, 8), topk=1).sum().backward()
-print([name for name in sys.modules if name.split(".")[0] == "triton" or "hopper" in name])
+print([name for name in sys.modules if name.split(".")[0] == "triton" or "sparse.triton" in name])
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False

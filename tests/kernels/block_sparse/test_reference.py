@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from longtake.kernels.block_sparse import reference
-from longtake.kernels.block_sparse.index import BlockIndex
+from longtake.kernels.block_sparse.index import BlockIndex, BlockPairs
 from longtake.kernels.block_sparse.layout import BlockLayout, Size3
 from longtake.runtime.errors import UserError
 
@@ -101,13 +101,12 @@ def problem(case: Case, seed: int, dim: int = 8) -> Problem:
 def ours(p: Problem, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Results and gradients of the reference in plain order, in float64."""
     index = BlockIndex.from_dense_mask(p.mask)
+    pairs = BlockPairs(index, p.layout_q.blocks(), p.layout_k.blocks())
     q, do = (p.layout_q.to_block(x.to(dtype), 2) for x in (p.q, p.do))
     k, v = (p.layout_k.to_block(x.to(dtype), 2) for x in (p.k, p.v))
     dlse = p.layout_q.to_block(p.dlse, 2)
-    lists = (index.indices, index.counts, p.layout_q.offsets(), p.layout_k.offsets())
-    o, lse = reference.forward(q, k, v, *lists, p.scale)
-    number = p.layout_k.num_blocks
-    dq, dk, dv = reference.backward(do, q, k, v, o, lse, dlse, *lists, number, p.scale)
+    o, lse = reference.forward(q, k, v, pairs, p.scale)
+    dq, dk, dv = reference.backward(do, q, k, v, o, lse, dlse, pairs, p.scale)
     assert o.dtype == dq.dtype == dk.dtype == dv.dtype == dtype
     found = {"o": o, "lse": lse, "dq": dq}
     plain = {name: p.layout_q.from_block(x, 2) for name, x in found.items()}
@@ -213,12 +212,12 @@ def test_results_keep_the_memory_order_of_the_inputs() -> None:
     layout = BlockLayout((4, 4, 8))
     q, k, v = (torch.randn(2, 128, 3, 8).transpose(1, 2) for _ in range(3))
     index = BlockIndex.from_dense_mask(torch.eye(2, dtype=torch.bool)).expand(2, 3)
-    lists = (index.indices, index.counts, layout.offsets(), layout.offsets())
-    o, lse = reference.forward(q, k, v, *lists, 0.3)
-    gradients = reference.backward(torch.randn(2, 3, 128, 8), q, k, v, o, lse, None, *lists, 2, 0.3)
+    pairs = BlockPairs(index, layout.blocks(), layout.blocks())
+    o, lse = reference.forward(q, k, v, pairs, 0.3)
+    gradients = reference.backward(torch.randn(2, 3, 128, 8), q, k, v, o, lse, None, pairs, 0.3)
     assert all(x.stride() == q.stride() for x in (o, *gradients))
     assert lse.shape == (2, 3, 128) and lse.is_contiguous() and lse.dtype == torch.float32
-    packed = reference.forward(*(x.contiguous() for x in (q, k, v)), *lists, 0.3)[0]
+    packed = reference.forward(*(x.contiguous() for x in (q, k, v)), pairs, 0.3)[0]
     assert packed.is_contiguous() and torch.equal(packed, o)
 
 
@@ -226,9 +225,10 @@ def test_lists_that_break_the_contract_are_refused() -> None:
     layout = BlockLayout((4, 4, 8))
     q = torch.randn(1, 1, 128, 8)
     indices = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.int32)
-    counts = torch.full((1, 1, 2), 2, dtype=torch.int32)
+    index = BlockIndex(indices, torch.full((1, 1, 2), 2, dtype=torch.int32), 2)
+    pairs = BlockPairs(index, layout.blocks(), layout.blocks())
     with pytest.raises(UserError, match="breaks its contract"):
-        reference.forward(q, q, q, indices, counts, layout.offsets(), layout.offsets(), 1.0)
+        reference.forward(q, q, q, pairs, 1.0)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -251,8 +251,8 @@ def test_memory_does_not_grow_with_the_square(monkeypatch: pytest.MonkeyPatch) -
     layout = BlockLayout((4, 32, 32))
     q, k, v = (torch.randn(1, 1, layout.num_tokens, 4) for _ in range(3))
     index = BlockIndex.from_dense_mask(torch.eye(layout.num_blocks, dtype=torch.bool))
-    lists = (index.indices, index.counts, layout.offsets(), layout.offsets())
+    pairs = BlockPairs(index, layout.blocks(), layout.blocks())
     with LargestTensor() as largest:
-        o, lse = reference.forward(q, k, v, *lists, 0.5)
-        reference.backward(o, q, k, v, o, lse, None, *lists, layout.num_blocks, 0.5)
+        o, lse = reference.forward(q, k, v, pairs, 0.5)
+        reference.backward(o, q, k, v, o, lse, None, pairs, 0.5)
     assert largest.entries <= (layout.num_tokens + layout.max_block_size) * 4

@@ -11,10 +11,11 @@ import torch
 
 from longtake.kernels.block_sparse import reference
 from longtake.kernels.block_sparse.layout import BlockLayout
-from longtake.kernels.block_sparse.ranking import select_key_blocks
-from longtake.kernels.block_sparse.triton_lists import longest_first
 
 pytest.importorskip("triton")
+
+from longtake.kernels.block_sparse.triton.lists import longest_first
+
 SCRIPT = Path(__file__).with_name("interpret_triton.py")
 SCALE = 0.3
 
@@ -48,11 +49,10 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_attention_and_gradients_agree_with_float64(interpreted: Any, case: str) -> None:
     saved = interpreted["attention"][case]
     q, k, v, do, dlse = (x.double() for x in saved["inputs"])
-    o, lse = reference.forward(q, k, v, *saved["lists"], SCALE)
-    run = (do, q, k, v, o, lse, dlse, *saved["lists"])
-    wanted = (o, lse, *reference.backward(*run, saved["num_keys"], SCALE))
+    o, lse = reference.forward(q, k, v, saved["pairs"], SCALE)
+    gradients = reference.backward(do, q, k, v, o, lse, dlse, saved["pairs"], SCALE)
     bound = 2e-3 if saved["inputs"][0].dtype == torch.float16 else 2e-6
-    for result, expected in zip(saved["results"], wanted, strict=True):
+    for result, expected in zip(saved["results"], (o, lse, *gradients), strict=True):
         assert torch.equal(result.isneginf(), expected.isneginf())
         result, expected = result.double().nan_to_num(neginf=0), expected.nan_to_num(neginf=0)
         assert (result - expected).norm() / expected.norm() < bound
@@ -80,7 +80,7 @@ def test_attention_and_gradients_agree_with_float64(interpreted: Any, case: str)
 )
 def test_selection_equals_sorting(interpreted: Any, rule: str) -> None:
     saved = interpreted["selection"][rule]
-    indices, counts = select_key_blocks(*saved["run"], "reference")
+    indices, counts = reference.select(*saved["run"])
     assert torch.equal(saved["results"][0], indices)
     assert torch.equal(saved["results"][1], counts)
 
@@ -96,18 +96,18 @@ def test_means_of_ragged_blocks(interpreted: Any) -> None:
 def test_lists_are_inverted_in_order(interpreted: Any) -> None:
     saved = interpreted["inversion"]
     mask, sizes = saved["mask"], saved["sizes"]
-    pointers, blocks = saved["csr"]
-    split_pointers, split_blocks, wholes = saved["split"]
-    assert torch.equal(pointers, split_pointers)
+    plain, split = saved["plain"], saved["split"]
+    pointers = plain.row_pointers
+    assert torch.equal(pointers, split.row_pointers) and plain.wholes is None
     for h in range(2):
         for key in range(mask.shape[-1]):
             here = slice(int(pointers[0, h, key]), int(pointers[0, h, key + 1]))
             mine = mask[0, h, :, key].nonzero()[:, 0].tolist()
-            assert blocks[0, h, here].tolist() == mine
+            assert plain.query_blocks[0, h, here].tolist() == mine
             whole = [block for block in mine if sizes[block] == 32]
             others = [block for block in mine if sizes[block] != 32]
-            assert split_blocks[0, h, here].tolist() == whole + others
-            assert wholes[0, h, key] == len(whole)
+            assert split.query_blocks[0, h, here].tolist() == whole + others
+            assert split.wholes[0, h, key] == len(whole)
     keys, (lists, first) = saved["keys"], saved["first"]
     for row, result, count in zip(
         keys.flatten(0, 2), lists.flatten(0, 2), first.flatten(), strict=True

@@ -16,18 +16,14 @@ from torch import Tensor
 
 from longtake.kernels.block_sparse import BlockIndex
 from longtake.kernels.block_sparse.context_parallel import BlockShards, context_parallel_attention
-from longtake.kernels.block_sparse.context_parallel.head_groups import attend_in_head_groups
-from longtake.kernels.block_sparse.context_parallel.placement import Options, Placement
 from longtake.kernels.block_sparse.context_parallel.ring import attend_in_ring
+from longtake.kernels.block_sparse.context_parallel.shards import Placement
 from longtake.runtime.errors import UserError
-
-FROM_INDEX = {"allgather": attend_in_head_groups, "ring": attend_in_ring}
 
 
 def shards(case: dict[str, Any], name: str) -> BlockShards:
-    layout, blocks = case[f"layout_{name}"], case["options"].get(f"blocks_{name}")
-    even = BlockShards.even(layout, case["ranks"])
-    return even if blocks is None else BlockShards(layout, tuple(blocks))
+    blocks = case["options"].get(f"blocks_{name}")
+    return BlockShards.of(case[f"layout_{name}"], case["ranks"], blocks)
 
 
 def attend(
@@ -40,13 +36,13 @@ def attend(
             rank=dist.get_rank(group),
             queries=shards(case, "q"),
             keys=shards(case, "k"),
+            scale=q.shape[-1] ** -0.5,
+            backend="auto",
         )
         first, stop = place.queries.block_range(place.rank)
         index = case["index"]
         rows = index.indices[:, :, first:stop], index.counts[:, :, first:stop]
-        options = Options(scale=q.shape[-1] ** -0.5, backend="auto", deterministic=True)
-        run = FROM_INDEX[case["mode"]]
-        return run(q, k, v, BlockIndex(*rows, index.num_key_blocks), place, options)
+        return attend_in_ring(q, k, v, BlockIndex(*rows, index.num_key_blocks), place)
     result = context_parallel_attention(
         q,
         k,

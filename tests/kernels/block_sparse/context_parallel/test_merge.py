@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtake.kernels.block_sparse.context_parallel.merge import merge_into
-from longtake.kernels.block_sparse.context_parallel.ring import lists_within
+from longtake.kernels.block_sparse.context_parallel.ring import lists_within, merge_into
 
 
 def softmax_attention(s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

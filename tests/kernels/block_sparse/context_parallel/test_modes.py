@@ -10,7 +10,7 @@ from torch import Tensor
 from longtake.kernels.block_sparse import BlockIndex, BlockLayout
 
 Case = dict[str, Any]
-MODES = ("ulysses", "allgather", "ring")
+MODES = ("ulysses", "ring")
 RAGGED = BlockLayout((5, 6, 9), (2, 4, 4))  # 18 blocks of 1 to 32 tokens
 SHORT = BlockLayout((3, 6, 9), (2, 4, 4))  # 12
 SEGMENTS = BlockLayout((5, 7, 5), (2, 4, 4), segments=(1, 4))  # 12; a condition frame first
@@ -62,13 +62,12 @@ def all_cases(make: Callable[..., Case]) -> list[Case]:
         cases.append(make(f"bf16-{mode}", mode=mode, ranks=4, **bf16))
         odd = {"layout_q": SHORT, "heads": (10, 5), "topk": 3, "batch": 1}
         cases.append(make(f"odd-{mode}", mode=mode, ranks=4, **odd))
-    for mode in ("allgather", "ring"):
-        by_hand = {"layout_q": RAGGED, "index": sparse_index()}
-        cases.append(make(f"by-hand-{mode}", mode=mode, ranks=4, **by_hand))
-        no_rule = {"layout_q": SHORT, "blocks_q": [12, 0], "blocks_k": [6, 6]}
-        cases.append(make(f"no-rule-{mode}", mode=mode, ranks=2, **no_rule))
-        unlike = make(f"unlike-{mode}", mode=mode, ranks=2, layout_q=SHORT, topk=1)
-        cases.append(unlike | {"q": unlike["q"][..., :4]})
+    by_hand = {"layout_q": RAGGED, "index": sparse_index()}
+    cases.append(make("by-hand-ring", mode="ring", ranks=4, **by_hand))
+    no_rule = {"layout_q": SHORT, "blocks_q": [12, 0], "blocks_k": [6, 6]}
+    cases.append(make("no-rule-ring", mode="ring", ranks=2, **no_rule))
+    unlike = make("unlike-ring", mode="ring", ranks=2, layout_q=SHORT, topk=1)
+    cases.append(unlike | {"q": unlike["q"][..., :4]})
     return cases
 
 
@@ -95,19 +94,15 @@ def test_ulysses_is_bitwise_one_rank(name: str, results: Results, alone: Alone) 
         assert torch.equal(found[key], value), key
 
 
-@pytest.mark.parametrize("mode", ["allgather", "ring"])
 @pytest.mark.parametrize("name", [*ORDINARY, "kept", "odd", "by-hand"])
-def test_merged_and_gathered_equal_one_rank(
-    name: str, mode: str, results: Results, alone: Alone
-) -> None:
-    case, found = results[f"{name}-{mode}"]
+def test_the_merged_ring_equals_one_rank(name: str, results: Results, alone: Alone) -> None:
+    case, found = results[f"{name}-ring"]
     for key, value in alone(case).items():
         torch.testing.assert_close(found[key], value, rtol=0, atol=1e-12, msg=key)
 
 
-@pytest.mark.parametrize("mode", ["allgather", "ring"])
-def test_queries_without_keys_get_nothing(mode: str, results: Results) -> None:
-    case, found = results[f"by-hand-{mode}"]
+def test_queries_without_keys_get_nothing(results: Results) -> None:
+    case, found = results["by-hand-ring"]
     tokens = case["layout_q"].offsets().diff().long()
     empty = (case["index"].counts == 0).repeat_interleave(tokens, dim=-1)
     assert empty.any() and not empty.all()
@@ -135,13 +130,10 @@ def test_ulysses_refuses_heads_that_the_ranks_do_not_divide(results: Results) ->
         assert 'mode="ring"' in error
 
 
-@pytest.mark.parametrize("mode", ["allgather", "ring"])
 @pytest.mark.parametrize(
     ("name", "message"), [("unlike", "do not fit together"), ("no-rule", "no rule for the block")]
 )
-def test_wrong_input_is_refused_on_every_rank(
-    name: str, message: str, mode: str, results: Results
-) -> None:
-    _, errors = results[f"{name}-{mode}"]  # rank 1 of "no-rule" owns no queries
+def test_wrong_input_is_refused_on_every_rank(name: str, message: str, results: Results) -> None:
+    _, errors = results[f"{name}-ring"]  # rank 1 of "no-rule" owns no queries
     assert len(errors) == 2
     assert all(message in error for error in errors)

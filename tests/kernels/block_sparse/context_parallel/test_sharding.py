@@ -1,11 +1,8 @@
-import itertools
-
 import pytest
 import torch
 
 from longtake.kernels.block_sparse import BlockLayout, pool_blocks
 from longtake.kernels.block_sparse.context_parallel import BlockShards
-from longtake.kernels.block_sparse.context_parallel.sharding import boxes, shards_of
 from longtake.runtime.errors import UserError
 
 LAYOUTS = [
@@ -18,20 +15,11 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_boxes_of_every_stretch_have_its_blocks(layout: BlockLayout) -> None:
-    sizes = layout.block_sizes().tolist()
-    for first, stop in itertools.combinations(range(layout.num_blocks + 1), 2):
-        found = list(boxes(layout, first, stop))
-        assert [n for box in found for n in box.block_sizes().tolist()] == sizes[first:stop]
-        assert len(found) <= 5
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 7])
 def test_shards_are_the_block_order_cut_at_whole_blocks(
     layout: BlockLayout, num_ranks: int
 ) -> None:
-    shards = BlockShards.even(layout, num_ranks)
+    shards = BlockShards.of(layout, num_ranks)
     assert max(shards.blocks) - min(shards.blocks) <= 1
     x = torch.arange(layout.num_tokens)
     parts = [shards.local(x, rank, 0) for rank in range(num_ranks)]
@@ -40,7 +28,7 @@ def test_shards_are_the_block_order_cut_at_whole_blocks(
     sizes = layout.block_sizes().tolist()
     for rank, part in enumerate(parts):
         first, stop = shards.block_range(rank)
-        offsets = shards.offsets(rank)
+        offsets = shards.blocks_of(rank).offsets
         assert offsets.dtype == torch.int32 and offsets[0] == 0 and offsets[-1] == len(part)
         assert offsets.diff().tolist() == sizes[first:stop]
 
@@ -66,14 +54,7 @@ def test_blocks_that_do_not_make_up_the_layout_are_refused(blocks: tuple[int, ..
         BlockShards(LAYOUTS[0], blocks)
 
 
-def test_blocks_for_other_ranks_are_refused() -> None:
-    with pytest.raises(UserError, match="blocks_q is for another number of ranks"):
-        shards_of(LAYOUTS[0], [9, 9], 3, "blocks_q")
-    assert shards_of(LAYOUTS[0], [3, 15], 2, "blocks_q").blocks == (3, 15)
-    assert shards_of(LAYOUTS[0], None, 4, "blocks_q").blocks == (4, 5, 4, 5)
-
-
 def test_a_part_is_not_taken_for_the_whole() -> None:
-    shards = BlockShards.even(LAYOUTS[0], 2)
+    shards = BlockShards.of(LAYOUTS[0], 2)
     with pytest.raises(UserError, match="270 tokens of the grid"):
         shards.local(torch.zeros(2, 100), 0, 1)

@@ -14,10 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longtake.kernels.block_sparse.attention import attention_from_index, block_sparse_attention
-from longtake.kernels.block_sparse.index import BlockIndex
-from longtake.kernels.block_sparse.layout import BlockLayout, Size3
-from longtake.kernels.block_sparse.selection import select_blocks
+from longtake.kernels.block_sparse import (
+    BlockIndex,
+    BlockLayout,
+    Size3,
+    attention_from_index,
+    block_sparse_attention,
+    select_blocks,
+)
 
 #: Largest error, in units of dense attention's own in the same type.
 DENSE_ERRORS = 1.5

@@ -16,7 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from longtake.kernels.block_sparse.gluon_tiles import (
+from longtake.kernels.block_sparse.gluon.tiles import (
     async_load,
     factor_layout,
     head_of,
@@ -58,18 +58,10 @@ def key_gradient_kernel(
     num_blocks,
     num_tokens,
     list_size,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    do_stride_b,
-    do_stride_h,
-    do_stride_n,
-    dk_stride_b,
-    dk_stride_h,
-    dk_stride_n,
-    dv_stride_b,
-    dv_stride_h,
-    dv_stride_n,
+    q_strides,
+    do_strides,
+    dk_strides,
+    dv_strides,
     D: gl.constexpr,
     TILES_Q: gl.constexpr,
     TILES_K: gl.constexpr,
@@ -133,8 +125,8 @@ def key_gradient_kernel(
         dk_acc, dv_acc = add_whole_tiles(
             dk_acc, dv_acc, key, value, q_box, q_tiles, do_box, do_tiles, ready, lse, delta,
             query_blocks + (head_row.to(gl.int64) * list_size + begin), whole * TILES_Q, done,
-            q_offsets, batch, head, head_row * num_tokens, scale_log2, number, programs,
-            D, TILES_Q, RAGGED_Q,
+            walk_entry(whole * TILES_Q, number, programs), q_offsets, batch, head,
+            head_row * num_tokens, scale_log2, D, TILES_Q, RAGGED_Q,
         )  # fmt: skip
         done += whole * TILES_Q
     if RAGGED_Q:
@@ -151,24 +143,24 @@ def key_gradient_kernel(
             count = gl.load(pointer + 1) - begin
             if RAGGED_K:
                 count = gl.where(size > 0, count, 0)
-            q_head = head_of(q, batch, head, q_stride_b, q_stride_h)
-            do_head = head_of(do, batch, head, do_stride_b, do_stride_h)
+            q_head = head_of(q, batch, head, q_strides)
+            do_head = head_of(do, batch, head, do_strides)
             token = head_row.to(gl.int64) * num_tokens
             for entry in range(whole, count):
                 dk_acc, dv_acc = add_grains(
-                    dk_acc, dv_acc, key, value, q_head, q_stride_n, q_tile, do_head, do_stride_n,
-                    do_tile, lse + token, delta + token, q_offsets, gl.load(blocks + entry),
-                    scale_log2, D,
+                    dk_acc, dv_acc, key, value, q_head, q_strides[2], q_tile, do_head,
+                    do_strides[2], do_tile, lse + token, delta + token, q_offsets,
+                    gl.load(blocks + entry), scale_log2, D,
                 )  # fmt: skip
     # The tiles of queries are free now.
     dk_tile = q_tiles.index(0).reshape([64, D])
     dv_tile = do_tiles.index(0).reshape([64, D])
     dk_tile.store((dk_acc * scale).to(dtype))
     dv_tile.store(dv_acc.to(dtype))
-    dk_start = token_of(head_of(dk, batch, key_head, dk_stride_b, dk_stride_h), first, dk_stride_n)
-    dv_start = token_of(head_of(dv, batch, key_head, dv_stride_b, dv_stride_h), first, dv_stride_n)
-    store_rows(dk_start, dk_tile.load(memory), size, dk_stride_n, 64, D, memory)
-    store_rows(dv_start, dv_tile.load(memory), size, dv_stride_n, 64, D, memory)
+    dk_start = token_of(head_of(dk, batch, key_head, dk_strides), first, dk_strides[2])
+    dv_start = token_of(head_of(dv, batch, key_head, dv_strides), first, dv_strides[2])
+    store_rows(dk_start, dk_tile.load(memory), size, dk_strides[2], 64, D, memory)
+    store_rows(dv_start, dv_tile.load(memory), size, dv_strides[2], 64, D, memory)
 
 
 @gluon.jit
@@ -187,23 +179,24 @@ def add_whole_tiles(
     blocks,
     n,
     done,
+    tile,
     q_offsets,
     batch,
     head,
     token,
     scale_log2,
-    number,
-    programs,
     D: gl.constexpr,
     TILES_Q: gl.constexpr,
     RAGGED_Q: gl.constexpr,
 ):
-    """Add the products of ``n`` whole tiles, after ``done`` earlier ones of this program."""
+    """Add the products of ``n`` whole tiles from number ``tile`` on, around the list.
+
+    ``done`` tiles of this program came before.
+    """
     dtype: gl.constexpr = q_box.dtype
     scores: gl.constexpr = product_layout(64)
     columns: gl.constexpr = gl.SliceLayout(0, scores)
     column = gl.arange(0, 64, columns)
-    tile = walk_entry(n, number, programs)
     start = tile_start(blocks, tile, n, q_offsets, TILES_Q, RAGGED_Q)
     slot = done % 2
     some = n > 0
@@ -260,10 +253,10 @@ def add_grains(
     key,
     value,
     q_head,
-    q_stride_n,
+    q_stride,
     q_tile,
     do_head,
-    do_stride_n,
+    do_stride,
     do_tile,
     lse,
     delta,
@@ -280,10 +273,10 @@ def add_grains(
     zero = gl.zeros([64, 16], gl.float32, narrow)
     column = gl.arange(0, 16, gl.SliceLayout(0, narrow))
     for first in range(begin, end, 16):
-        q_start = token_of(q_head, first, q_stride_n)
-        do_start = token_of(do_head, first, do_stride_n)
-        stage_grain(q_tile, q_start, end - first, q_stride_n, D)
-        stage_grain(do_tile, do_start, end - first, do_stride_n, D)
+        q_start = token_of(q_head, first, q_stride)
+        do_start = token_of(do_head, first, do_stride)
+        stage_grain(q_tile, q_start, end - first, q_stride, D)
+        stage_grain(do_tile, do_start, end - first, do_stride, D)
         fence_async_shared()  # the tensor cores see the stores
         inside = column < end - first
         row_lse = gl.load(lse + first + column, mask=inside, other=0.0) * 1.4426950408889634

@@ -38,6 +38,50 @@ def memory_layout(dim):
 
 
 @gluon.jit
+def query_tile(
+    lists,
+    list_strides,
+    counts,
+    count_strides,
+    offsets,
+    order,
+    num_heads,
+    num_blocks,
+    TILES: gl.constexpr,
+    RAGGED: gl.constexpr,
+    ORDERED: gl.constexpr,
+):
+    """What a program works on that holds one tile of queries.
+
+    Returns:
+        Row of the lists, batch, head, number of the tile in its head, the list of key blocks and
+        its length (0 for a tile behind the end of a short block), first token, tokens from it on.
+    """
+    tile = gl.program_id(0)
+    row = tile // TILES
+    if ORDERED:
+        row = gl.load(order + row)
+    block = row % num_blocks
+    number = block * TILES + tile % TILES
+    head = row // num_blocks % num_heads
+    batch = row // num_blocks // num_heads
+    count_at = (
+        batch.to(gl.int64) * count_strides[0] + head * count_strides[1] + block * count_strides[2]
+    )
+    list_at = batch.to(gl.int64) * list_strides[0] + head.to(gl.int64) * list_strides[1]
+    blocks = lists + (list_at + block.to(gl.int64) * list_strides[2])
+    count = gl.load(counts + count_at)
+    if RAGGED:
+        first = gl.load(offsets + block) + tile % TILES * 64
+        size = gl.load(offsets + block + 1) - first
+        count = gl.where(size > 0, count, 0)
+    else:
+        first = (block * TILES + tile % TILES) * 64
+        size = 64
+    return row, batch, head, number, blocks, count, first, size
+
+
+@gluon.jit
 def walk_entry(n, number, programs):
     """The tile at which program ``number`` of its head enters the circle of its ``n`` tiles.
 
@@ -69,47 +113,45 @@ def tile_start(blocks, tile, n, offsets, TILES: gl.constexpr, RAGGED: gl.constex
 
 
 @gluon.jit
-def head_of(tensor, batch, head, stride_b, stride_h):
+def head_of(tensor, batch, head, strides):
     """Pointer to the first token of one head."""
-    return tensor + (batch.to(gl.int64) * stride_b + head.to(gl.int64) * stride_h)
+    return tensor + (batch.to(gl.int64) * strides[0] + head.to(gl.int64) * strides[1])
 
 
 @gluon.jit
-def token_of(head, token, stride_n):
+def token_of(head, token, stride):
     """Pointer to one token of a head; 64-bit, tensors may have more than 2^31 elements."""
-    return head + gl.cast(token, gl.int64) * stride_n
+    return head + gl.cast(token, gl.int64) * stride
 
 
 @gluon.jit
-def load_rows(
-    start, size, stride_n, ROWS: gl.constexpr, COLUMNS: gl.constexpr, LAYOUT: gl.constexpr
-):
+def load_rows(start, size, stride, ROWS: gl.constexpr, COLUMNS: gl.constexpr, LAYOUT: gl.constexpr):
     """Rows [0, size) of a tile as [ROWS, COLUMNS]; the others are zero."""
     row = gl.expand_dims(gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT)), 1)
     column = gl.expand_dims(gl.arange(0, COLUMNS, gl.SliceLayout(0, LAYOUT)), 0)
-    return gl.load(start + (row * stride_n + column), mask=row < size, other=0.0)
+    return gl.load(start + (row * stride + column), mask=row < size, other=0.0)
 
 
 @gluon.jit
 def store_rows(
-    start, x, size, stride_n, ROWS: gl.constexpr, COLUMNS: gl.constexpr, LAYOUT: gl.constexpr
+    start, x, size, stride, ROWS: gl.constexpr, COLUMNS: gl.constexpr, LAYOUT: gl.constexpr
 ):
     """Write rows [0, size) of a tile."""
     row = gl.expand_dims(gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT)), 1)
     column = gl.expand_dims(gl.arange(0, COLUMNS, gl.SliceLayout(0, LAYOUT)), 0)
     # Results are not read again soon: they should not displace keys and values in the L2 cache.
-    where = start + (row * stride_n + column)
+    where = start + (row * stride + column)
     gl.store(where, x, mask=row < size, eviction_policy="evict_first")
 
 
 @gluon.jit
-def stage_grain(tile, start, size, stride_n, D: gl.constexpr):
+def stage_grain(tile, start, size, stride, D: gl.constexpr):
     """Put up to 16 rows into the first rows of a tile in shared memory, zeros for missing ones.
 
     16 is the smallest size that suits both products of a grain, as columns and as the inner size.
     """
     layout: gl.constexpr = memory_layout(D)
-    tile.slice(0, 16).store(load_rows(start, size, stride_n, 16, D, layout))
+    tile.slice(0, 16).store(load_rows(start, size, stride, 16, D, layout))
 
 
 @gluon.constexpr_function

@@ -8,7 +8,12 @@ key blocks, the keys' kernel the lists of query blocks; nothing is added atomica
 import triton
 import triton.language as tl
 
-from longtake.kernels.block_sparse.triton_tiles import load_tile, locate, store_tile
+from longtake.kernels.block_sparse.triton.tiles import (
+    load_tile,
+    locate,
+    query_tile,
+    store_tile,
+)
 
 
 @triton.jit
@@ -20,15 +25,9 @@ def delta_kernel(
     delta,
     num_heads,
     num_tokens,
-    o_stride_b,
-    o_stride_h,
-    o_stride_n,
-    do_stride_b,
-    do_stride_h,
-    do_stride_n,
-    dlse_stride_b,
-    dlse_stride_h,
-    dlse_stride_n,
+    o_strides,
+    do_strides,
+    dlse_strides,
     ROWS: tl.constexpr,
     D: tl.constexpr,
     HAS_DLSE: tl.constexpr,
@@ -38,18 +37,14 @@ def delta_kernel(
     batch = tl.program_id(1) // num_heads
     first = tl.program_id(0) * ROWS
     size = num_tokens - first
-    out = load_tile(
-        o, batch, head, first, size, o_stride_b, o_stride_h, o_stride_n, ROWS, D, False
-    ).to(tl.float32)
-    d_out = load_tile(
-        do, batch, head, first, size, do_stride_b, do_stride_h, do_stride_n, ROWS, D, False
-    ).to(tl.float32)
+    out = load_tile(o, batch, head, first, size, o_strides, ROWS, D, False).to(tl.float32)
+    d_out = load_tile(do, batch, head, first, size, do_strides, ROWS, D, False).to(tl.float32)
     result = tl.sum(out * d_out, 1)
     row = tl.arange(0, ROWS)
     start = tl.program_id(1).to(tl.int64) * num_tokens + first
     if HAS_DLSE:
-        at = batch.to(tl.int64) * dlse_stride_b + head.to(tl.int64) * dlse_stride_h
-        at += (first + row).to(tl.int64) * dlse_stride_n
+        at = batch.to(tl.int64) * dlse_strides[0] + head.to(tl.int64) * dlse_strides[1]
+        at += (first + row).to(tl.int64) * dlse_strides[2]
         d_lse = tl.load(dlse + at, mask=row < size, other=0.0)
         # Without keys the log-sum-exp is the constant -inf.
         value = tl.load(lse + start + row, mask=row < size, other=0.0)
@@ -77,27 +72,13 @@ def query_gradient_kernel(
     num_key_heads,
     num_blocks,
     num_tokens,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    do_stride_b,
-    do_stride_h,
-    do_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_n,
-    v_stride_b,
-    v_stride_h,
-    v_stride_n,
-    dq_stride_b,
-    dq_stride_h,
-    dq_stride_n,
-    list_stride_b,
-    list_stride_h,
-    list_stride_q,
-    count_stride_b,
-    count_stride_h,
-    count_stride_q,
+    q_strides,
+    do_strides,
+    k_strides,
+    v_strides,
+    dq_strides,
+    list_strides,
+    count_strides,
     D: tl.constexpr,
     TILE_Q: tl.constexpr,
     TILE_K: tl.constexpr,
@@ -111,26 +92,14 @@ def query_gradient_kernel(
     STAGES: tl.constexpr,
 ):
     """Gradient of one tile of queries; arguments as in the forward kernel."""
-    tile = tl.program_id(0)
-    row = tile // TILES_Q
-    if ORDERED:
-        row = tl.load(order + row)
-    block = row % num_blocks
-    head = row // num_blocks % num_heads
-    batch = row // num_blocks // num_heads
+    batch, head, blocks, count, first, size = query_tile(
+        lists, list_strides, counts, count_strides, q_offsets, order, num_heads, num_blocks,
+        TILE_Q, TILES_Q, RAGGED_Q, ORDERED,
+    )  # fmt: skip
+    count *= TILES_K
     key_head = head // (num_heads // num_key_heads)
-    first, size = locate(q_offsets, block, tile % TILES_Q, TILE_Q, TILES_Q, RAGGED_Q)
-    count_at = batch.to(tl.int64) * count_stride_b + head * count_stride_h + block * count_stride_q
-    count = tl.load(counts + count_at) * TILES_K
-    list_at = batch.to(tl.int64) * list_stride_b + head.to(tl.int64) * list_stride_h
-    blocks = lists + (list_at + block.to(tl.int64) * list_stride_q)
-
-    query = load_tile(
-        q, batch, head, first, size, q_stride_b, q_stride_h, q_stride_n, TILE_Q, D, TMA
-    )
-    d_out = load_tile(
-        do, batch, head, first, size, do_stride_b, do_stride_h, do_stride_n, TILE_Q, D, TMA
-    )
+    query = load_tile(q, batch, head, first, size, q_strides, TILE_Q, D, TMA)
+    d_out = load_tile(do, batch, head, first, size, do_strides, TILE_Q, D, TMA)
     at = tl.arange(0, TILE_Q)
     start = (batch * num_heads + head).to(tl.int64) * num_tokens + first
     row_lse = tl.load(lse + start + at, mask=at < size, other=0.0) * 1.4426950408889634
@@ -140,22 +109,16 @@ def query_gradient_kernel(
     for i in tl.range(0, count, num_stages=STAGES):
         near = tl.load(blocks + i // TILES_K)
         k_first, k_size = locate(k_offsets, near, i % TILES_K, TILE_K, TILES_K, RAGGED_K)
-        key = load_tile(
-            k, batch, key_head, k_first, k_size, k_stride_b, k_stride_h, k_stride_n, TILE_K, D, TMA
-        )
+        key = load_tile(k, batch, key_head, k_first, k_size, k_strides, TILE_K, D, TMA)
         s = tl.dot(query, key.T, input_precision=PRECISION)
         p = tl.exp2(s * scale_log2 - row_lse[:, None])
         if RAGGED_K:
             p = tl.where(column < k_size, p, 0.0)
-        value = load_tile(
-            v, batch, key_head, k_first, k_size, v_stride_b, v_stride_h, v_stride_n, TILE_K, D, TMA
-        )
+        value = load_tile(v, batch, key_head, k_first, k_size, v_strides, TILE_K, D, TMA)
         dp = tl.dot(d_out, value.T, input_precision=PRECISION)
         ds = p * (dp - row_delta[:, None])
         acc = tl.dot(ds.to(key.dtype), key, acc, input_precision=PRECISION)
-    store_tile(
-        dq, acc * scale, batch, head, first, size, dq_stride_b, dq_stride_h, dq_stride_n, TILE_Q, D
-    )
+    store_tile(dq, acc * scale, batch, head, first, size, dq_strides, TILE_Q, D)
 
 
 @triton.jit
@@ -180,24 +143,12 @@ def key_gradient_kernel(
     num_blocks,
     num_tokens,
     list_size,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    do_stride_b,
-    do_stride_h,
-    do_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_n,
-    v_stride_b,
-    v_stride_h,
-    v_stride_n,
-    dk_stride_b,
-    dk_stride_h,
-    dk_stride_n,
-    dv_stride_b,
-    dv_stride_h,
-    dv_stride_n,
+    q_strides,
+    do_strides,
+    k_strides,
+    v_strides,
+    dk_strides,
+    dv_strides,
     D: tl.constexpr,
     TILE_Q: tl.constexpr,
     TILE_K: tl.constexpr,
@@ -220,12 +171,8 @@ def key_gradient_kernel(
     key_head = row // num_blocks % num_key_heads
     batch = row // num_blocks // num_key_heads
     first, size = locate(k_offsets, block, tile % TILES_K, TILE_K, TILES_K, RAGGED_K)
-    key = load_tile(
-        k, batch, key_head, first, size, k_stride_b, k_stride_h, k_stride_n, TILE_K, D, TMA
-    )
-    value = load_tile(
-        v, batch, key_head, first, size, v_stride_b, v_stride_h, v_stride_n, TILE_K, D, TMA
-    )
+    key = load_tile(k, batch, key_head, first, size, k_strides, TILE_K, D, TMA)
+    value = load_tile(v, batch, key_head, first, size, v_strides, TILE_K, D, TMA)
     dk_acc = tl.zeros([TILE_K, D], tl.float32)
     dv_acc = tl.zeros([TILE_K, D], tl.float32)
     at = tl.arange(0, TILE_Q)
@@ -240,16 +187,14 @@ def key_gradient_kernel(
         for i in tl.range(0, count, num_stages=STAGES):
             near = tl.load(blocks + i // TILES_Q)
             q_first, q_size = locate(q_offsets, near, i % TILES_Q, TILE_Q, TILES_Q, RAGGED_Q)
-            query = load_tile(
-                q, batch, head, q_first, q_size, q_stride_b, q_stride_h, q_stride_n, TILE_Q, D, TMA
-            )
+            query = load_tile(q, batch, head, q_first, q_size, q_strides, TILE_Q, D, TMA)
             start = head_row * num_tokens + q_first
             # Rows past the end of a block are zero in Q and dO, so that they add nothing.
             lse_row = tl.load(lse + start + at, mask=at < q_size, other=0.0) * 1.4426950408889634
             s = tl.dot(key, query.T, input_precision=PRECISION)
             p = tl.exp2(s * scale_log2 - lse_row[None, :])
             d_out = load_tile(
-                do, batch, head, q_first, q_size, do_stride_b, do_stride_h, do_stride_n, TILE_Q, D,
+                do, batch, head, q_first, q_size, do_strides, TILE_Q, D,
                 TMA,
             )  # fmt: skip
             dv_acc = tl.dot(p.to(d_out.dtype), d_out, dv_acc, input_precision=PRECISION)
@@ -258,9 +203,7 @@ def key_gradient_kernel(
             ds = p * (dp - delta_row[None, :])
             dk_acc = tl.dot(ds.to(query.dtype), query, dk_acc, input_precision=PRECISION)
     store_tile(
-        dk, dk_acc * scale, batch, key_head, first, size, dk_stride_b, dk_stride_h, dk_stride_n,
+        dk, dk_acc * scale, batch, key_head, first, size, dk_strides,
         TILE_K, D,
     )  # fmt: skip
-    store_tile(
-        dv, dv_acc, batch, key_head, first, size, dv_stride_b, dv_stride_h, dv_stride_n, TILE_K, D
-    )
+    store_tile(dv, dv_acc, batch, key_head, first, size, dv_strides, TILE_K, D)

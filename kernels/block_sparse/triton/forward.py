@@ -3,7 +3,12 @@
 import triton
 import triton.language as tl
 
-from longtake.kernels.block_sparse.triton_tiles import load_tile, locate, store_tile
+from longtake.kernels.block_sparse.triton.tiles import (
+    load_tile,
+    locate,
+    query_tile,
+    store_tile,
+)
 
 
 @triton.jit
@@ -23,24 +28,12 @@ def forward_kernel(
     num_key_heads,
     num_blocks,
     num_tokens,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_n,
-    v_stride_b,
-    v_stride_h,
-    v_stride_n,
-    o_stride_b,
-    o_stride_h,
-    o_stride_n,
-    list_stride_b,
-    list_stride_h,
-    list_stride_q,
-    count_stride_b,
-    count_stride_h,
-    count_stride_q,
+    q_strides,
+    k_strides,
+    v_strides,
+    o_strides,
+    list_strides,
+    count_strides,
     D: tl.constexpr,
     TILE_Q: tl.constexpr,
     TILE_K: tl.constexpr,
@@ -53,28 +46,18 @@ def forward_kernel(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One program per tile of queries; ``hopper.forward`` explains the tensors.
+    """One program per tile of queries; ``reference.forward`` explains the tensors.
 
     A query block has TILES_Q tiles of TILE_Q tokens, a key block TILES_K of TILE_K; the last ones
     may be short or empty where RAGGED. ``order`` permutes the rows of lists when ORDERED.
     """
-    tile = tl.program_id(0)
-    row = tile // TILES_Q
-    if ORDERED:
-        row = tl.load(order + row)
-    block = row % num_blocks
-    head = row // num_blocks % num_heads
-    batch = row // num_blocks // num_heads
+    batch, head, blocks, count, first, size = query_tile(
+        lists, list_strides, counts, count_strides, q_offsets, order, num_heads, num_blocks,
+        TILE_Q, TILES_Q, RAGGED_Q, ORDERED,
+    )  # fmt: skip
+    count *= TILES_K
     key_head = head // (num_heads // num_key_heads)
-    first, size = locate(q_offsets, block, tile % TILES_Q, TILE_Q, TILES_Q, RAGGED_Q)
-    count_at = batch.to(tl.int64) * count_stride_b + head * count_stride_h + block * count_stride_q
-    count = tl.load(counts + count_at) * TILES_K
-    list_at = batch.to(tl.int64) * list_stride_b + head.to(tl.int64) * list_stride_h
-    blocks = lists + (list_at + block.to(tl.int64) * list_stride_q)
-
-    query = load_tile(
-        q, batch, head, first, size, q_stride_b, q_stride_h, q_stride_n, TILE_Q, D, TMA
-    )
+    query = load_tile(q, batch, head, first, size, q_strides, TILE_Q, D, TMA)
     top = tl.full([TILE_Q], float("-inf"), tl.float32)
     total = tl.zeros([TILE_Q], tl.float32)
     acc = tl.zeros([TILE_Q, D], tl.float32)
@@ -82,9 +65,7 @@ def forward_kernel(
     for i in tl.range(0, count, num_stages=STAGES):
         near = tl.load(blocks + i // TILES_K)
         k_first, k_size = locate(k_offsets, near, i % TILES_K, TILE_K, TILES_K, RAGGED_K)
-        key = load_tile(
-            k, batch, key_head, k_first, k_size, k_stride_b, k_stride_h, k_stride_n, TILE_K, D, TMA
-        )
+        key = load_tile(k, batch, key_head, k_first, k_size, k_strides, TILE_K, D, TMA)
         # Scaled here and in float32: scaled keys would be rounded, and disagree with the backward.
         s = tl.dot(query, key.T, input_precision=PRECISION) * scale_log2
         if RAGGED_K:
@@ -93,9 +74,7 @@ def forward_kernel(
         p = tl.exp2(s - new_top[:, None])
         shrink = tl.exp2(top - new_top)
         total = total * shrink + tl.sum(p, 1)
-        value = load_tile(
-            v, batch, key_head, k_first, k_size, v_stride_b, v_stride_h, v_stride_n, TILE_K, D, TMA
-        )
+        value = load_tile(v, batch, key_head, k_first, k_size, v_strides, TILE_K, D, TMA)
         acc = acc * shrink[:, None]
         acc = tl.dot(p.to(value.dtype), value, acc, input_precision=PRECISION)
         top = new_top
@@ -106,4 +85,4 @@ def forward_kernel(
     at = tl.arange(0, TILE_Q)
     start = (batch * num_heads + head).to(tl.int64) * num_tokens + first
     tl.store(lse + start + at, natural, mask=at < size)
-    store_tile(o, acc, batch, head, first, size, o_stride_b, o_stride_h, o_stride_n, TILE_Q, D)
+    store_tile(o, acc, batch, head, first, size, o_strides, TILE_Q, D)

@@ -30,32 +30,6 @@ class Pending:
         return self.result
 
 
-def start_all_gather(
-    rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None
-) -> Pending:
-    """Send this rank's rows to all ranks.
-
-    The library's all-gather would need equal counts, or copies.
-
-    Args:
-        rows: [counts[rank], ...].
-        counts: rows of every rank.
-        group: the ranks; None for all.
-
-    Returns:
-        The rows of all ranks, [sum(counts), ...].
-    """
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
-    out = rows.new_empty((sum(counts), *rows.shape[1:]))
-    parts = out.split(list(counts))
-    parts[rank].copy_(rows)
-    operations = []
-    for step in range(1, size):
-        target, source = (rank + step) % size, (rank - step) % size
-        operations += _transfer(rows, target, parts[source], source, group)
-    return Pending(out, _launch(operations), rows)
-
-
 def start_all_to_all(
     rows: Tensor,
     sent: Sequence[int],
@@ -79,21 +53,28 @@ def start_all_to_all(
     return Pending(out, [work], rows)
 
 
-def start_pass_on(rows: Tensor, received: int, group: dist.ProcessGroup | None) -> Pending:
-    """Send the rows to the next rank of the ring and receive the previous rank's.
+def start_all_gather(
+    rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None
+) -> Pending:
+    """Send this rank's rows to all ranks; the rows of all ranks, [sum(counts), ...], come.
 
-    Args:
-        rows: [n, ...].
-        received: rows that the previous rank sends.
-        group: the ranks; None for all.
-
-    Returns:
-        The previous rank's rows, [received, ...].
+    The library's all-gather would need equal counts. These rows are few: copies for each rank do.
     """
+    copies = rows.repeat(len(counts), *[1] * (rows.ndim - 1))
+    return start_all_to_all(copies, [len(rows)] * len(counts), counts, group)
+
+
+def start_pass_on(rows: Tensor, received: int, group: dist.ProcessGroup | None) -> Pending:
+    """Send the rows to the next rank of the ring; ``received`` rows of the previous rank come."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     out = rows.new_empty((received, *rows.shape[1:]))
-    operations = _transfer(rows, (rank + 1) % size, out, (rank - 1) % size, group)
-    return Pending(out, _launch(operations), rows)
+    operations = []
+    if rows.numel():  # empty tensors stay at home, as both sides know
+        operations.append(dist.P2POp(dist.isend, rows, group=group, group_peer=(rank + 1) % size))
+    if out.numel():
+        operations.append(dist.P2POp(dist.irecv, out, group=group, group_peer=(rank - 1) % size))
+    works = dist.batch_isend_irecv(operations) if operations else []
+    return Pending(out, works, rows)
 
 
 def to_rows(*tensors: Tensor) -> Tensor:
@@ -104,19 +85,3 @@ def to_rows(*tensors: Tensor) -> Tensor:
 def from_rows(rows: Tensor) -> tuple[Tensor, ...]:
     """Undo :func:`to_rows`; views."""
     return tuple(part.permute(1, 2, 0, 3) for part in rows.unbind(1))
-
-
-def _transfer(
-    rows: Tensor, target: int, out: Tensor, source: int, group: dist.ProcessGroup | None
-) -> list[dist.P2POp]:
-    """A send and a receive; empty tensors stay at home, as both sides know."""
-    operations = []
-    if rows.numel():
-        operations.append(dist.P2POp(dist.isend, rows, group=group, group_peer=target))
-    if out.numel():
-        operations.append(dist.P2POp(dist.irecv, out, group=group, group_peer=source))
-    return operations
-
-
-def _launch(operations: list[dist.P2POp]) -> list[dist.Work]:
-    return dist.batch_isend_irecv(operations) if operations else []

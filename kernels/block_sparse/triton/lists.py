@@ -4,40 +4,40 @@ The lists are inverted through a bit matrix, a bit per pair of blocks, so that e
 block comes out ascending without sorting and without atomics: bitwise the same in every run.
 """
 
+import dataclasses
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from longtake.kernels.block_sparse.index import BlockIndex, BlockPairs
+
 #: List entries, query blocks and key blocks that a program looks at together.
 CHUNK = 128
 
 
-def lists_per_key(
-    indices: Tensor,
-    counts: Tensor,
-    num_key_blocks: int,
-    q_offsets: Tensor | None = None,
-    whole_size: int = 0,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Which query blocks attend to every key block.
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class KeyLists:
+    """Which query blocks attend to every key block, and the order in which to work."""
 
-    Args:
-        indices: int32 [B, H, Nq, R] with a contiguous last axis; the first ``counts`` entries of a
-            row are distinct blocks.
-        counts: int32 [B, H, Nq].
-        num_key_blocks: Nk.
-        q_offsets: int32 [Nq + 1]. If given, every list starts with its blocks of ``whole_size``
-            tokens; both parts are ascending.
-        whole_size: tokens of a whole query block.
+    row_pointers: Tensor
+    """int32 [B, Hq, Nk + 1]."""
+    query_blocks: Tensor
+    """int32 [B, Hq, Nq R]: the list of key block j lies between its row pointer and the next; the
+    rest is undefined."""
+    wholes: Tensor | None
+    """int32 [B, Hq, Nk]: whole blocks, which come first in every list; None if all are whole."""
+    order: Tensor
+    """int32 [B Hk Nk]: rows [B, Hk, Nk]; the heads that read one key head are one row."""
 
-    Returns:
-        ``row_pointers`` int32 [B, H, Nk + 1] and ``query_blocks`` int32 [B, H, Nq R]: the list of
-        key block j is ``query_blocks[row_pointers[j]:row_pointers[j + 1]]``, the rest is undefined;
-        and with ``q_offsets`` the number of whole blocks in each list, int32 [B, H, Nk].
-    """
+
+def key_lists(pairs: BlockPairs, key_heads: int, *, split: bool) -> KeyLists:
+    """Invert the lists; with ``split`` each starts with its whole blocks. Both parts ascend."""
+    indices, counts = contiguous(pairs.index), pairs.index.counts
     batch, heads, num_queries, width = indices.shape
-    words = triton.cdiv(num_key_blocks, 32)
+    num_keys = pairs.keys.count
+    words = triton.cdiv(num_keys, 32)
     bits = counts.new_empty((batch, heads, words, num_queries))
     _bits_kernel[(num_queries, batch * heads)](
         indices,
@@ -46,71 +46,80 @@ def lists_per_key(
         heads,
         num_queries,
         words,
-        *indices.stride()[:3],
-        *counts.stride(),
+        indices.stride()[:3],
+        counts.stride(),
         CHUNK=min(CHUNK, triton.next_power_of_2(max(width, 1))),
         WORDS=triton.next_power_of_2(words),
         num_warps=1,
     )
-    lengths = counts.new_empty((batch, heads, num_key_blocks))
+    lengths = counts.new_empty((batch, heads, num_keys))
     grid = (words, batch * heads)
-    _lengths_kernel[grid](bits, lengths, num_queries, num_key_blocks, CHUNK=CHUNK, num_warps=4)
-    row_pointers = counts.new_zeros((batch, heads, num_key_blocks + 1))
+    _lengths_kernel[grid](bits, lengths, num_queries, num_keys, CHUNK=CHUNK, num_warps=4)
+    row_pointers = counts.new_zeros((batch, heads, num_keys + 1))
     torch.cumsum(lengths, -1, dtype=torch.int32, out=row_pointers[..., 1:])
     query_blocks = counts.new_empty((batch, heads, num_queries * width))
-    wholes = None if q_offsets is None else torch.empty_like(lengths)
-    _fill_kernel[(num_key_blocks, batch * heads)](
+    wholes = torch.empty_like(lengths)
+    _fill_kernel[(num_keys, batch * heads)](
         bits,
         row_pointers,
         query_blocks,
-        q_offsets if q_offsets is not None else counts,
-        wholes if wholes is not None else lengths,
+        pairs.queries.offsets,
+        wholes,
         num_queries,
-        num_key_blocks,
+        num_keys,
         words,
         query_blocks.shape[-1],
-        whole_size,
+        pairs.queries.largest,
         CHUNK=min(1024, triton.next_power_of_2(num_queries)),
-        SPLIT=q_offsets is not None,
+        SPLIT=split,
         num_warps=1,
     )
-    return row_pointers, query_blocks, wholes
+    return KeyLists(
+        row_pointers=row_pointers,
+        query_blocks=query_blocks,
+        wholes=wholes if split else None,
+        order=longest_first(lengths.unflatten(1, (key_heads, -1)).sum(2)),
+    )
 
 
-def wholes_first(
-    indices: Tensor, counts: Tensor, offsets: Tensor, whole_size: int
-) -> tuple[Tensor, Tensor]:
-    """Lists that start with their whole blocks; both parts keep their order.
-
-    Args:
-        indices: int32 [B, H, Nq, R] with a contiguous last axis.
-        counts: int32 [B, H, Nq].
-        offsets: int32 [Nk + 1], first token of every block.
-        whole_size: tokens of a whole block.
+def wholes_first(pairs: BlockPairs) -> tuple[Tensor, Tensor]:
+    """Lists that start with their whole key blocks; both parts keep their order.
 
     Returns:
         int32 lists [B, H, Nq, R], undefined past their count, and numbers of whole blocks
         [B, H, Nq].
     """
+    indices, counts = contiguous(pairs.index), pairs.index.counts
     batch, heads, num_queries, width = indices.shape
-    lists = counts.new_empty(indices.shape)
-    wholes = counts.new_empty(counts.shape)
+    lists, wholes = counts.new_empty(indices.shape), counts.new_empty(counts.shape)
     _wholes_first_kernel[(num_queries, batch * heads)](
         indices,
         counts,
-        offsets,
+        pairs.keys.offsets,
         lists,
         wholes,
         heads,
         num_queries,
         width,
-        whole_size,
-        *indices.stride()[:3],
-        *counts.stride(),
+        pairs.keys.largest,
+        indices.stride()[:3],
+        counts.stride(),
         CHUNK=min(CHUNK, triton.next_power_of_2(max(width, 1))),
         num_warps=1,
     )
     return lists, wholes
+
+
+def contiguous(index: BlockIndex) -> Tensor:
+    """The lists [B, H, Nq, R] with entries that lie together; the kernels step by one."""
+    return index.indices if index.indices.stride(-1) == 1 else index.indices.contiguous()
+
+
+def work_order(index: BlockIndex) -> Tensor | None:
+    """Order in which to work through the lists; None for the order in memory."""
+    # Lists with room for most blocks come from a share of mass or a mask: lengths vary.
+    vary = 2 * index.indices.shape[-1] > index.num_key_blocks
+    return longest_first(index.counts) if vary else None
 
 
 def longest_first(lengths: Tensor) -> Tensor:
@@ -138,12 +147,8 @@ def _bits_kernel(
     heads,
     num_queries,
     words,
-    list_stride_b,
-    list_stride_h,
-    list_stride_q,
-    count_stride_b,
-    count_stride_h,
-    count_stride_q,
+    list_strides,
+    count_strides,
     CHUNK: tl.constexpr,
     WORDS: tl.constexpr,
 ):
@@ -153,9 +158,9 @@ def _bits_kernel(
     batch = row // heads
     head = row % heads
     count = tl.load(
-        counts + batch * count_stride_b + head * count_stride_h + query * count_stride_q
+        counts + batch * count_strides[0] + head * count_strides[1] + query * count_strides[2]
     )
-    listed = indices + batch * list_stride_b + head * list_stride_h + query * list_stride_q
+    listed = indices + batch * list_strides[0] + head * list_strides[1] + query * list_strides[2]
     word = tl.arange(0, WORDS)
     found = tl.zeros([WORDS], tl.int32)
     for first in range(0, count, CHUNK):
@@ -236,12 +241,8 @@ def _wholes_first_kernel(
     num_queries,
     width,
     whole_size,
-    list_stride_b,
-    list_stride_h,
-    list_stride_q,
-    count_stride_b,
-    count_stride_h,
-    count_stride_q,
+    list_strides,
+    count_strides,
     CHUNK: tl.constexpr,
 ):
     """Reorder one list."""
@@ -250,9 +251,9 @@ def _wholes_first_kernel(
     batch = row // heads
     head = row % heads
     count = tl.load(
-        counts + batch * count_stride_b + head * count_stride_h + query * count_stride_q
+        counts + batch * count_strides[0] + head * count_strides[1] + query * count_strides[2]
     )
-    listed = indices + batch * list_stride_b + head * list_stride_h + query * list_stride_q
+    listed = indices + batch * list_strides[0] + head * list_strides[1] + query * list_strides[2]
     out = lists + (row * num_queries + query) * width
     place = count * 0
     for part in tl.static_range(2):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from longtake.bench.bsa_checks import CHECKS, Finding
 from longtake.kernels.block_sparse import reference
-from longtake.kernels.block_sparse.checks import CHECKS, Finding
 
 CPU = torch.device("cpu")
 

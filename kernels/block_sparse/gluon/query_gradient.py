@@ -15,7 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from longtake.kernels.block_sparse.gluon_tiles import (
+from longtake.kernels.block_sparse.gluon.tiles import (
     async_load,
     factor_layout,
     head_of,
@@ -23,6 +23,7 @@ from longtake.kernels.block_sparse.gluon_tiles import (
     memory_layout,
     multiply_transposed,
     product_layout,
+    query_tile,
     stage_grain,
     store_rows,
     tile_after,
@@ -56,27 +57,13 @@ def query_gradient_kernel(
     num_key_heads,
     num_blocks,
     num_tokens,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    do_stride_b,
-    do_stride_h,
-    do_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_n,
-    v_stride_b,
-    v_stride_h,
-    v_stride_n,
-    dq_stride_b,
-    dq_stride_h,
-    dq_stride_n,
-    list_stride_b,
-    list_stride_h,
-    list_stride_q,
-    count_stride_b,
-    count_stride_h,
-    count_stride_q,
+    q_strides,
+    do_strides,
+    k_strides,
+    v_strides,
+    dq_strides,
+    list_strides,
+    count_strides,
     D: gl.constexpr,
     TILES_Q: gl.constexpr,
     TILES_K: gl.constexpr,
@@ -90,36 +77,21 @@ def query_gradient_kernel(
     rows: gl.constexpr = gl.SliceLayout(1, product_layout(64))
     memory: gl.constexpr = memory_layout(D)
 
-    tile = gl.program_id(0)
-    row = tile // TILES_Q
-    if ORDERED:
-        row = gl.load(order + row)
-    block = row % num_blocks
-    number = block * TILES_Q + tile % TILES_Q
-    head = row // num_blocks % num_heads
-    batch = row // num_blocks // num_heads
+    row, batch, head, number, blocks, count, first, size = query_tile(
+        lists, list_strides, counts, count_strides, q_offsets, order, num_heads, num_blocks,
+        TILES_Q, RAGGED_Q, ORDERED,
+    )  # fmt: skip
     key_head = head // (num_heads // num_key_heads)
-    count_at = batch.to(gl.int64) * count_stride_b + head * count_stride_h + block * count_stride_q
-    list_at = batch.to(gl.int64) * list_stride_b + head.to(gl.int64) * list_stride_h
-    blocks = lists + (list_at + block.to(gl.int64) * list_stride_q)
-    count = gl.load(counts + count_at)
-    if RAGGED_Q:
-        first = gl.load(q_offsets + block) + tile % TILES_Q * 64
-        size = gl.load(q_offsets + block + 1) - first
-        count = gl.where(size > 0, count, 0)
-    else:
-        first = (block * TILES_Q + tile % TILES_Q) * 64
-        size = 64
     if count <= 0:
-        out = token_of(head_of(dq, batch, head, dq_stride_b, dq_stride_h), first, dq_stride_n)
-        store_rows(out, gl.zeros([64, D], dtype, memory), size, dq_stride_n, 64, D, memory)
+        out = token_of(head_of(dq, batch, head, dq_strides), first, dq_strides[2])
+        store_rows(out, gl.zeros([64, D], dtype, memory), size, dq_strides[2], 64, D, memory)
     else:
         k_tiles = gl.allocate_shared_memory(dtype, [3, 1, 1, 64, D], k_box.layout)
         v_tiles = gl.allocate_shared_memory(dtype, [2, 1, 1, 64, D], v_box.layout)
-        q_start = token_of(head_of(q, batch, head, q_stride_b, q_stride_h), first, q_stride_n)
-        do_start = token_of(head_of(do, batch, head, do_stride_b, do_stride_h), first, do_stride_n)
-        query = load_rows(q_start, size, q_stride_n, 64, D, factor_layout(64))
-        d_out = load_rows(do_start, size, do_stride_n, 64, D, factor_layout(64))
+        q_start = token_of(head_of(q, batch, head, q_strides), first, q_strides[2])
+        do_start = token_of(head_of(do, batch, head, do_strides), first, do_strides[2])
+        query = load_rows(q_start, size, q_strides[2], 64, D, factor_layout(64))
+        d_out = load_rows(do_start, size, do_strides[2], 64, D, factor_layout(64))
         at = (batch * num_heads + head).to(gl.int64) * num_tokens + first
         row_in = gl.arange(0, 64, rows)
         row_lse = gl.load(lse + at + row_in, mask=row_in < size, other=0.0) * 1.4426950408889634
@@ -129,23 +101,23 @@ def query_gradient_kernel(
         if whole > 0:
             acc = add_whole_tiles(
                 query, d_out, row_lse, row_delta, k_box, k_tiles, v_box, v_tiles, blocks,
-                whole * TILES_K, k_offsets, batch, key_head, scale_log2, number, programs,
-                D, TILES_K, RAGGED_K,
+                whole * TILES_K, walk_entry(whole * TILES_K, number, programs), k_offsets, batch,
+                key_head, scale_log2, D, TILES_K, RAGGED_K,
             )  # fmt: skip
         if RAGGED_K:
-            k_head = head_of(k, batch, key_head, k_stride_b, k_stride_h)
-            v_head = head_of(v, batch, key_head, v_stride_b, v_stride_h)
+            k_head = head_of(k, batch, key_head, k_strides)
+            v_head = head_of(v, batch, key_head, v_strides)
             k_tile = k_tiles.index(0).reshape([64, D])
             v_tile = v_tiles.index(0).reshape([64, D])
             for entry in range(whole, count):
                 acc = add_grains(
-                    acc, query, d_out, row_lse, row_delta, k_head, k_stride_n, k_tile, v_head,
-                    v_stride_n, v_tile, k_offsets, gl.load(blocks + entry), scale_log2, D,
+                    acc, query, d_out, row_lse, row_delta, k_head, k_strides[2], k_tile, v_head,
+                    v_strides[2], v_tile, k_offsets, gl.load(blocks + entry), scale_log2, D,
                 )  # fmt: skip
         dq_tile = k_tiles.index(0).reshape([64, D])
         dq_tile.store((acc * scale).to(dtype))
-        out = token_of(head_of(dq, batch, head, dq_stride_b, dq_stride_h), first, dq_stride_n)
-        store_rows(out, dq_tile.load(memory), size, dq_stride_n, 64, D, memory)
+        out = token_of(head_of(dq, batch, head, dq_strides), first, dq_strides[2])
+        store_rows(out, dq_tile.load(memory), size, dq_strides[2], 64, D, memory)
 
 
 @gluon.jit
@@ -160,17 +132,16 @@ def add_whole_tiles(
     v_tiles,
     blocks,
     n,
+    tile,
     k_offsets,
     batch,
     head,
     scale_log2,
-    number,
-    programs,
     D: gl.constexpr,
     TILES_K: gl.constexpr,
     RAGGED_K: gl.constexpr,
 ):
-    """Sum of dS K over ``n`` >= 1 whole tiles of a list: [64, D]."""
+    """Sum of dS K over ``n`` >= 1 whole tiles of a list, from number ``tile`` on: [64, D]."""
     dtype: gl.constexpr = k_box.dtype
     scores: gl.constexpr = product_layout(64)
     k_ready = gl.allocate_shared_memory(gl.int64, [3, 1], mbarrier.MBarrierLayout())
@@ -181,7 +152,6 @@ def add_whole_tiles(
         mbarrier.init(v_ready.index(buffer), count=1)
     size: gl.constexpr = k_box.block_type.nbytes
     last = n - 1
-    tile = walk_entry(n, number, programs)
     start_0 = tile_start(blocks, tile, n, k_offsets, TILES_K, RAGGED_K)
     tile = tile_after(tile, n)
     start_1 = tile_start(blocks, tile, n, k_offsets, TILES_K, RAGGED_K)
@@ -244,10 +214,10 @@ def add_grains(
     row_lse,
     row_delta,
     k_head,
-    k_stride_n,
+    k_stride,
     k_tile,
     v_head,
-    v_stride_n,
+    v_stride,
     v_tile,
     k_offsets,
     block,
@@ -263,10 +233,10 @@ def add_grains(
     zero = gl.zeros([64, 16], gl.float32, narrow)
     column = gl.expand_dims(gl.arange(0, 16, gl.SliceLayout(0, narrow)), 0)
     for first in range(begin, end, 16):
-        k_start = token_of(k_head, first, k_stride_n)
-        v_start = token_of(v_head, first, v_stride_n)
-        stage_grain(k_tile, k_start, end - first, k_stride_n, D)
-        stage_grain(v_tile, v_start, end - first, v_stride_n, D)
+        k_start = token_of(k_head, first, k_stride)
+        v_start = token_of(v_head, first, v_stride)
+        stage_grain(k_tile, k_start, end - first, k_stride, D)
+        stage_grain(v_tile, v_start, end - first, v_stride, D)
         fence_async_shared()  # the tensor cores see the stores
         key = k_tile.slice(0, 16)
         s = multiply_transposed(query, key, zero)

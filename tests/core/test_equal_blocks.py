@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from longtake.kernels.block_sparse.layout import BlockLayout
-from longtake.kernels.block_sparse.views import equal_blocks
+from longtake.core.block_order import equal_blocks
+from longtake.kernels.block_sparse import BlockLayout
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from longtake.kernels.block_sparse.gluon_tiles import (
+from longtake.kernels.block_sparse.gluon.tiles import (
     async_load,
     factor_layout,
     head_of,
     memory_layout,
     multiply_transposed,
     product_layout,
+    query_tile,
     scale_rows,
     stage_grain,
     store_rows,
@@ -53,21 +54,11 @@ def forward_kernel(
     num_key_heads,
     num_blocks,
     num_tokens,
-    k_stride_b,
-    k_stride_h,
-    k_stride_n,
-    v_stride_b,
-    v_stride_h,
-    v_stride_n,
-    o_stride_b,
-    o_stride_h,
-    o_stride_n,
-    list_stride_b,
-    list_stride_h,
-    list_stride_q,
-    count_stride_b,
-    count_stride_h,
-    count_stride_q,
+    k_strides,
+    v_strides,
+    o_strides,
+    list_strides,
+    count_strides,
     D: gl.constexpr,
     TILES_Q: gl.constexpr,
     TILES_K: gl.constexpr,
@@ -75,7 +66,7 @@ def forward_kernel(
     RAGGED_K: gl.constexpr,
     ORDERED: gl.constexpr,
 ):
-    """One program per tile of 64 queries; ``hopper.forward`` explains the tensors.
+    """One program per tile of 64 queries; ``reference.forward`` explains the tensors.
 
     The boxes are TMA descriptors of queries, keys and values. With RAGGED_K a list holds its whole
     blocks, ``whole_counts`` of them, before the others. ``order`` permutes the rows of lists when
@@ -87,31 +78,16 @@ def forward_kernel(
     rows: gl.constexpr = gl.SliceLayout(1, scores)
     memory: gl.constexpr = memory_layout(D)
 
-    tile = gl.program_id(0)
-    row = tile // TILES_Q
-    if ORDERED:
-        row = gl.load(order + row)
-    block = row % num_blocks
-    number = block * TILES_Q + tile % TILES_Q
-    head = row // num_blocks % num_heads
-    batch = row // num_blocks // num_heads
+    row, batch, head, number, blocks, count, first, size = query_tile(
+        lists, list_strides, counts, count_strides, q_offsets, order, num_heads, num_blocks,
+        TILES_Q, RAGGED_Q, ORDERED,
+    )  # fmt: skip
     key_head = head // (num_heads // num_key_heads)
-    count_at = batch.to(gl.int64) * count_stride_b + head * count_stride_h + block * count_stride_q
-    list_at = batch.to(gl.int64) * list_stride_b + head.to(gl.int64) * list_stride_h
-    blocks = lists + (list_at + block.to(gl.int64) * list_stride_q)
-    count = gl.load(counts + count_at)
-    if RAGGED_Q:
-        first = gl.load(q_offsets + block) + tile % TILES_Q * 64
-        size = gl.load(q_offsets + block + 1) - first
-        count = gl.where(size > 0, count, 0)
-    else:
-        first = (block * TILES_Q + tile % TILES_Q) * 64
-        size = 64
-    out = token_of(head_of(o, batch, head, o_stride_b, o_stride_h), first, o_stride_n)
+    out = token_of(head_of(o, batch, head, o_strides), first, o_strides[2])
     lse_out = lse + ((batch * num_heads + head).to(gl.int64) * num_tokens + first)
     lse_row = gl.arange(0, 64, rows)
     if count <= 0:
-        store_rows(out, gl.zeros([64, D], dtype, memory), size, o_stride_n, 64, D, memory)
+        store_rows(out, gl.zeros([64, D], dtype, memory), size, o_strides[2], 64, D, memory)
         empty = gl.full([64], float("-inf"), gl.float32, rows)
         gl.store(lse_out + lse_row, empty, mask=lse_row < size)
     else:
@@ -132,22 +108,23 @@ def forward_kernel(
         if whole > 0:
             acc, top, total = add_whole_tiles(
                 q_tile, q_ready, k_box, k_buffer, v_box, v_buffer, blocks, whole * TILES_K,
-                k_offsets, batch, key_head, scale_log2, number, programs, D, TILES_K, RAGGED_K,
+                walk_entry(whole * TILES_K, number, programs), k_offsets, batch, key_head,
+                scale_log2, D, TILES_K, RAGGED_K,
             )  # fmt: skip
         if RAGGED_K:
             mbarrier.wait(q_ready, 0)
-            k_head = head_of(k, batch, key_head, k_stride_b, k_stride_h)
-            v_head = head_of(v, batch, key_head, v_stride_b, v_stride_h)
+            k_head = head_of(k, batch, key_head, k_strides)
+            v_head = head_of(v, batch, key_head, v_strides)
             for entry in range(whole, count):
                 acc, top, total = add_grains(
-                    acc, top, total, q_tile, k_head, k_stride_n, k_tile, v_head, v_stride_n, v_tile,
-                    k_offsets, gl.load(blocks + entry), scale_log2, D,
+                    acc, top, total, q_tile, k_head, k_strides[2], k_tile, v_head, v_strides[2],
+                    v_tile, k_offsets, gl.load(blocks + entry), scale_log2, D,
                 )  # fmt: skip
         share = gl.convert_layout(1.0 / total, gl.SliceLayout(1, output))
         q_tile.store((acc * gl.expand_dims(share, 1)).to(dtype))
         natural = (top + gl.log2(total)) * 0.6931471805599453
         gl.store(lse_out + lse_row, natural, mask=lse_row < size)
-        store_rows(out, q_tile.load(memory), size, o_stride_n, 64, D, memory)
+        store_rows(out, q_tile.load(memory), size, o_strides[2], 64, D, memory)
 
 
 @gluon.jit
@@ -160,17 +137,16 @@ def add_whole_tiles(
     v_buffer,
     blocks,
     n,
+    tile,
     k_offsets,
     batch,
     head,
     scale_log2,
-    number,
-    programs,
     D: gl.constexpr,
     TILES_K: gl.constexpr,
     RAGGED_K: gl.constexpr,
 ):
-    """Attend to ``n`` >= 1 whole tiles of a list.
+    """Attend to ``n`` >= 1 whole tiles of a list, from number ``tile`` on and around.
 
     Returns:
         Weighted sum of values [64, D], the score times ``scale_log2`` at which weights are 1 [64],
@@ -185,7 +161,6 @@ def add_whole_tiles(
     mbarrier.init(k_ready, count=1)
     mbarrier.init(v_ready, count=1)
     size: gl.constexpr = k_box.block_type.nbytes
-    tile = walk_entry(n, number, programs)
     start = tile_start(blocks, tile, n, k_offsets, TILES_K, RAGGED_K)
     tile = tile_after(tile, n)
     following = tile_start(blocks, tile, n, k_offsets, TILES_K, RAGGED_K)
@@ -235,10 +210,10 @@ def add_grains(
     total,
     q_tile,
     k_head,
-    k_stride_n,
+    k_stride,
     k_tile,
     v_head,
-    v_stride_n,
+    v_stride,
     v_tile,
     k_offsets,
     block,
@@ -255,10 +230,10 @@ def add_grains(
     zero = gl.zeros([64, 16], gl.float32, narrow)
     column = gl.expand_dims(gl.arange(0, 16, gl.SliceLayout(0, narrow)), 0)
     for first in range(begin, end, 16):
-        k_start = token_of(k_head, first, k_stride_n)
-        v_start = token_of(v_head, first, v_stride_n)
-        stage_grain(k_tile, k_start, end - first, k_stride_n, D)
-        stage_grain(v_tile, v_start, end - first, v_stride_n, D)
+        k_start = token_of(k_head, first, k_stride)
+        v_start = token_of(v_head, first, v_stride)
+        stage_grain(k_tile, k_start, end - first, k_stride, D)
+        stage_grain(v_tile, v_start, end - first, v_stride, D)
         fence_async_shared()  # the tensor cores see the stores
         key = k_tile.slice(0, 16)
         s = multiply_transposed(q_tile, key, zero)

@@ -15,9 +15,7 @@ def load_tile(
     head,
     first,
     size,
-    stride_b,
-    stride_h,
-    stride_n,
+    strides,
     ROWS: tl.constexpr,
     D: tl.constexpr,
     TMA: tl.constexpr,
@@ -27,8 +25,8 @@ def load_tile(
         return tensor.load([batch, head, first, 0]).reshape(ROWS, D)
     else:
         row = tl.arange(0, ROWS)[:, None]
-        at = batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
-        at += (first + row).to(tl.int64) * stride_n
+        at = batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
+        at += (first + row).to(tl.int64) * strides[2]
         return tl.load(tensor + at + tl.arange(0, D)[None, :], mask=row < size, other=0.0)
 
 
@@ -40,16 +38,14 @@ def store_tile(
     head,
     first,
     size,
-    stride_b,
-    stride_h,
-    stride_n,
+    strides,
     ROWS: tl.constexpr,
     D: tl.constexpr,
 ):
     """Write the first ``size`` rows of ``x`` [ROWS, D] to the tokens from ``first`` on."""
     row = tl.arange(0, ROWS)[:, None]
-    at = batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
-    at += (first + row).to(tl.int64) * stride_n
+    at = batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
+    at += (first + row).to(tl.int64) * strides[2]
     tl.store(tensor + at + tl.arange(0, D)[None, :], x.to(tensor.dtype.element_ty), mask=row < size)
 
 
@@ -63,3 +59,40 @@ def locate(offsets, block, part, TILE: tl.constexpr, TILES: tl.constexpr, RAGGED
         first = (block * TILES + part) * TILE
         size = TILE
     return first, size
+
+
+@triton.jit
+def query_tile(
+    lists,
+    list_strides,
+    counts,
+    count_strides,
+    offsets,
+    order,
+    num_heads,
+    num_blocks,
+    TILE: tl.constexpr,
+    TILES: tl.constexpr,
+    RAGGED: tl.constexpr,
+    ORDERED: tl.constexpr,
+):
+    """What a program works on that holds one tile of queries.
+
+    Returns:
+        Batch, head, the list of key blocks and its length, first token, number of tokens.
+    """
+    tile = tl.program_id(0)
+    row = tile // TILES
+    if ORDERED:
+        row = tl.load(order + row)
+    block = row % num_blocks
+    head = row // num_blocks % num_heads
+    batch = row // num_blocks // num_heads
+    first, size = locate(offsets, block, tile % TILES, TILE, TILES, RAGGED)
+    count_at = (
+        batch.to(tl.int64) * count_strides[0] + head * count_strides[1] + block * count_strides[2]
+    )
+    count = tl.load(counts + count_at)
+    list_at = batch.to(tl.int64) * list_strides[0] + head.to(tl.int64) * list_strides[1]
+    blocks = lists + (list_at + block.to(tl.int64) * list_strides[2])
+    return batch, head, blocks, count, first, size

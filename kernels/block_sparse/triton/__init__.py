@@ -1,0 +1,1 @@
+"""Kernels in Triton, for any GPU. Imported with the first CUDA tensor, never for a CPU."""
