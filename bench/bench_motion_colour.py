@@ -29,9 +29,7 @@ from longtake.runtime.files import replacing, to_plain
 from longtake.runtime.provenance import collect
 from longtake.sandbox.recipes.heads import (
     TinyHeadsConfig,
-    head_overrides,
     measure,
-    take_base,
     train_head,
 )
 
@@ -51,14 +49,11 @@ def train_one(
     if record.is_file():
         found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
         return found
-    head = config.head(REWARD)
     settings = [
-        *head_overrides(head, config),
         f"color_mode={MODES[mode]}",
         f"data.validation={pairs / 'pairs' / 'held_out.csv'}",
     ]
-    take_base(folder, REWARD, config)
-    reward = train_head(folder, pairs, head, settings, config, seed, device)
+    reward = train_head(folder, pairs, REWARD, settings, config, seed, device)
     lines = (folder / "training" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     result = {
@@ -67,7 +62,9 @@ def train_one(
         "curve": curve(records),
         "accuracy": {
             judge: rewards[REWARD]
-            for judge, rewards in measure(pairs, reward, head, folder, device).items()
+            for judge, rewards in measure(
+                pairs, reward, config.head(REWARD), folder, device
+            ).items()
         },
         "sensitivity": [
             dataclasses.asdict(row)

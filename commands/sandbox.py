@@ -1,7 +1,8 @@
 """`sandbox`: the synthetic world and the model that was trained in it."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -42,13 +43,11 @@ def sandbox_pretrain(
 
     Example: python cli.py sandbox pretrain --out runs/tiny --dry-run
     """
-    from rich import print_json
-
     from longtake.sandbox.recipes.pretrain import pretrain
 
     record = pretrain(out, overrides or [], resume=resume, dry_run=dry_run, device=device)
     if dry_run:
-        print_json(data=record)
+        _print_plan(record)
 
 
 @sandbox.command("preferences")
@@ -68,9 +67,6 @@ def sandbox_preferences(
 
     Example: python cli.py sandbox preferences --out runs/pairs --prompts 200
     """
-    from rich.console import Console
-
-    from longtake.runtime.progress import result_table
     from longtake.sandbox.annotators import Annotator
     from longtake.sandbox.recipes.pairs import make_preferences
 
@@ -81,7 +77,7 @@ def sandbox_preferences(
         (dimension, row.count, row.tie_share, row.agreement, row.colour_preference)
         for dimension, row in labels.items()
     ]
-    Console().print(result_table(str(path), columns, rows))
+    _print_table(str(path), columns, rows)
     typer.echo(path)
 
 
@@ -101,21 +97,16 @@ def sandbox_heads(
 
     Example: python cli.py sandbox heads --out runs/heads --set workers=8 --dry-run
     """
-    from rich import print_json
-    from rich.console import Console
-
-    from longtake.runtime.progress import result_table
     from longtake.sandbox.recipes.heads import summary_rows, train_heads
 
     record = train_heads(
         out, head or [], overrides or [], resume=resume, dry_run=dry_run, device=device
     )
     if dry_run:
-        print_json(data=record)
+        _print_plan(record)
         return
     columns = ["reward", "labels", "judge", "accuracy", "95 % interval", "pairs"]
-    rows = summary_rows(record)
-    Console().print(result_table("held-out pairs, without ties", columns, rows))
+    _print_table("held-out pairs, without ties", columns, summary_rows(record))
 
 
 @sandbox.command("judge")
@@ -130,19 +121,14 @@ def sandbox_judge(
 
     Example: python cli.py sandbox judge --out runs/judge --set workers=8 --dry-run
     """
-    from rich import print_json
-    from rich.console import Console
-
-    from longtake.runtime.progress import result_table
     from longtake.sandbox.recipes.judge import summary_rows, train_tiny_judge
 
     record = train_tiny_judge(out, overrides or [], resume=resume, dry_run=dry_run, device=device)
     if dry_run:
-        print_json(data=record)
+        _print_plan(record)
         return
     columns = ["dimension", "clips", "judge", "PLCC", "95 % interval", "SRCC", "n"]
-    rows = summary_rows(record)
-    Console().print(result_table(f"{record['judge']} over videos", columns, rows))
+    _print_table(f"{record['judge']} over videos", columns, summary_rows(record))
 
 
 @sandbox.command("oracles")
@@ -158,3 +144,17 @@ def sandbox_oracles(
 
     for name, score in score_file(video, prompt).items():
         typer.echo(f"{name:<12}{score:.4f}")
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    from rich import print_json
+
+    print_json(data=plan)
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    from rich.console import Console
+
+    from longtake.runtime.progress import result_table
+
+    Console().print(result_table(title, columns, rows))

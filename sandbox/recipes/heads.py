@@ -21,14 +21,13 @@ from longtake.runtime.config import Config, config_to_yaml, merge_config
 from longtake.runtime.device import refuse_launcher
 from longtake.runtime.errors import ConfigError
 from longtake.runtime.files import to_plain
-from longtake.runtime.progress import progress_bar
 from longtake.runtime.run_directory import RunDirectory
 from longtake.sandbox.annotators import Annotator
-from longtake.sandbox.facts import NUM_FRAMES, Split
+from longtake.sandbox.facts import Split
 from longtake.sandbox.preferences import PairConfig, preference_prompts
 from longtake.sandbox.recipes.captions import CaptionConfig, captioned_base
 from longtake.sandbox.recipes.pairs import make_preferences
-from longtake.sandbox.recipes.quality_samples import QUALITIES, sample_qualities
+from longtake.sandbox.recipes.samples import sample_qualities
 from longtake.sandbox.recipes.tiny_vlm import TinySize
 
 ANNOTATORS = {"pairs": Annotator(raters=3), "truth": Annotator(noise=0.0, colour_bias=0.0)}
@@ -61,8 +60,6 @@ class HeadConfig(Config):
     first 2,000 updates (docs/LOG.md)."""
 
 
-SIDE = 64
-"""Height and width of the sandbox's clips, pixels."""
 FRAMES_PER_CLIP = 4
 """Frames of a clip that the image head is trained on."""
 HEADS = ("hpsv3", "videoalign_mq", "videoalign_ta")
@@ -133,8 +130,8 @@ class TinyHeadsConfig(Config):
 
     def head(self, name: str) -> HeadConfig:
         """The head of a name of :data:`HEADS`."""
-        found: HeadConfig = getattr(self, name)
-        return found
+        head: HeadConfig = getattr(self, name)
+        return head
 
 
 def train_heads(
@@ -147,19 +144,11 @@ def train_heads(
     dry_run: bool = False,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Train and measure tiny reward heads.
-
-    Args:
-        out: run directory; the reward directories are ``out/rewards/NAME``.
-        names: which of :data:`HEADS`; none trains all.
-        overrides: ``key=value`` of :class:`TinyHeadsConfig`.
-        config_file: YAML with the same keys.
-        resume: continue the run in ``out``.
-        dry_run: only return the plan.
-        device: "auto", "cpu" or "cuda".
+    """Train and measure tiny reward heads, by default all :data:`HEADS`.
 
     Returns:
-        The plan, or the record written to ``out/accuracy.json``.
+        The record written to ``out/accuracy.json``; with ``dry_run`` only the plan. The reward
+        directories are ``out/rewards/NAME``.
 
     Raises:
         CheckpointError: a backbone of ``bases`` that cannot be read.
@@ -168,14 +157,14 @@ def train_heads(
         UserError: more than one process.
     """
     config = merge_config(TinyHeadsConfig(), config_file, overrides)
-    chosen = list(names) or list(HEADS)
-    unknown = [name for name in chosen if name not in HEADS]
+    names = list(names) or list(HEADS)
+    unknown = [name for name in names if name not in HEADS]
     if unknown:
         raise ConfigError(
             "unknown reward head", received=", ".join(unknown), expected=", ".join(HEADS)
         )
     if config.bases is not None:
-        for name in chosen:
+        for name in names:
             read_reward_directory(_base(config.bases, name))
     if config.data is not None and _missing(Path(config.data), config):
         raise ConfigError(
@@ -186,12 +175,12 @@ def train_heads(
             remedy="correct the path, or leave data out: the pairs are then made",
         )
     if dry_run:
-        return {"heads": chosen, "config": config.model_dump()}
+        return {"heads": names, "config": config.model_dump()}
     refuse_launcher("rewards are trained")  # before minutes of making pairs
     with RunDirectory.create(out, config_to_yaml(config), resume=resume) as run:
         pairs = run.path if config.data is None else Path(config.data)
         make_pairs(pairs, config, device)
-        for name in chosen:
+        for name in names:
             _train(run, pairs, name, config, device)
         record = {
             name: measure(
@@ -201,7 +190,7 @@ def train_heads(
                 run.path / "heads" / name,
                 device,
             )
-            for name in chosen
+            for name in names
         }
         run.write_json("accuracy.json", to_plain(record))
     return record
@@ -215,24 +204,21 @@ def make_pairs(folder: Path, config: TinyHeadsConfig, device: str) -> None:
     for split in dict.fromkeys(split for _, split, _ in missing):
         parts = [part for part in missing if part[1] == split]
         prompts = preference_prompts(split, 0, parts[0][2], config.seed)
-        with progress_bar(f"samples {split}", len(set(prompts)) * len(QUALITIES)) as bar:
-            samples = sample_qualities(
-                config.checkpoint,
-                prompts,
-                NUM_FRAMES,
-                SIDE,
-                config.seed,
-                batch_size=config.sample_batch,
-                device=device,
-                on_progress=bar.update,
-            )
-        for place, _, count in parts:
+        samples = sample_qualities(
+            config.checkpoint,
+            prompts,
+            config.seed,
+            title=f"samples {split}",
+            batch_size=config.sample_batch,
+            device=device,
+        )
+        for judge, _, count in parts:
             make_preferences(
-                folder / place,
+                folder / judge,
                 split,
                 count,
                 config.seed,
-                ANNOTATORS[place],
+                ANNOTATORS[judge],
                 config=PairConfig(damaged=config.damaged, pairs_per_prompt=config.pairs_per_prompt),
                 samples=samples,
                 workers=config.workers,
@@ -241,12 +227,12 @@ def make_pairs(folder: Path, config: TinyHeadsConfig, device: str) -> None:
 
 def _missing(folder: Path, config: TinyHeadsConfig) -> list[tuple[str, Split, int]]:
     """Tables of pairs that are not there: who judged, split, number of prompts."""
-    wanted: list[tuple[str, Split, int]] = [
+    tables: list[tuple[str, Split, int]] = [
         ("pairs", "train", config.train_prompts),
         ("pairs", "held_out", config.held_out_prompts),
         ("truth", "held_out", config.held_out_prompts),
     ]
-    return [part for part in wanted if not (folder / part[0] / f"{part[1]}.csv").is_file()]
+    return [table for table in tables if not (folder / table[0] / f"{table[1]}.csv").is_file()]
 
 
 def _base(bases: str, name: str) -> Path:
@@ -258,21 +244,67 @@ def _train(run: RunDirectory, pairs: Path, name: str, config: TinyHeadsConfig, d
     target = run.path / "rewards" / name
     if target.is_dir():
         return
-    head = config.head(name)
-    take_base(run.path / "heads" / name, name, config)
-    overrides = [
-        *head_overrides(head, config),
-        f"data.validation_share={config.validation_share}",
-    ]
-    trained = train_head(
-        run.path / "heads" / name, pairs, head, overrides, config, config.seed, device
-    )
+    share = [f"data.validation_share={config.validation_share}"]
+    trained = train_head(run.path / "heads" / name, pairs, name, share, config, config.seed, device)
     with run.writing("rewards"):
         target.parent.mkdir(exist_ok=True)
         write_in_bfloat16(read_reward_directory(trained), target)  # what is shipped is measured
 
 
-def head_overrides(head: HeadConfig, config: TinyHeadsConfig) -> list[str]:
+def train_head(
+    folder: Path,
+    pairs: Path,
+    name: str,
+    overrides: Sequence[str],
+    config: TinyHeadsConfig,
+    seed: int,
+    device: str,
+) -> Path:
+    """Train one head with the trainer of ``rewards train``, or go on with it.
+
+    Args:
+        folder: gets ``base``, the start, unless it is there, and ``training``, the run.
+        pairs: folder that :func:`make_pairs` filled.
+        name: of the head.
+        overrides: settings of the training beside those of the head: its validation pairs.
+        config: of the heads.
+        seed: names weights, order and noise.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        The trained reward directory.
+    """
+    head, base = config.head(name), folder / "base"
+    if config.bases is not None and not base.is_dir():
+        shutil.copytree(_base(config.bases, name), base)
+    is_motion = head.dimension == "MQ"
+    base = captioned_base(
+        folder,
+        head.kind,
+        preference_prompts("train", 0, config.train_prompts, config.seed),
+        head.size,
+        config.captions,
+        seed=seed,
+        # Half of the clips are gray, as those of the motion head will be. Its token stands before
+        # the caption.
+        gray_share=0.5 if is_motion else 0.0,
+        condition_first=is_motion,
+        device=device,
+        loaders=config.loaders,
+    )
+    trained = train_reward(
+        overrides=[*_head_settings(head, config), *overrides, f"seed={seed}"],
+        output_dir=folder / "training",
+        base=base,
+        data=pairs / "pairs" / "train.csv",
+        resume=(folder / "training").is_dir(),
+        device=device,
+    )
+    assert trained is not None  # no dry run
+    return trained
+
+
+def _head_settings(head: HeadConfig, config: TinyHeadsConfig) -> list[str]:
     """Settings of ``rewards train`` for a head: all but its validation pairs."""
     # An image head is shown pairs of frames: each pair of clips is as many rows.
     rows = config.pairs_per_prompt * (FRAMES_PER_CLIP if head.kind == "hpsv3" else 1)
@@ -298,71 +330,6 @@ def head_overrides(head: HeadConfig, config: TinyHeadsConfig) -> list[str]:
     ]
 
 
-def train_head(
-    folder: Path,
-    pairs: Path,
-    head: HeadConfig,
-    overrides: Sequence[str],
-    config: TinyHeadsConfig,
-    seed: int,
-    device: str,
-) -> Path:
-    """Train one head, or go on with it.
-
-    Args:
-        folder: gets ``base``, the start, unless it is there, and ``training``, the run.
-        pairs: folder that :func:`make_pairs` filled.
-        head: what is trained.
-        overrides: settings of the training.
-        config: of the pairs.
-        seed: names weights, order and noise.
-        device: "auto", "cpu" or "cuda".
-
-    Returns:
-        The trained reward directory.
-    """
-    base, work = make_base(folder, head, config, seed, device), folder / "training"
-    trained = train_reward(
-        overrides=[*overrides, f"seed={seed}"],
-        output_dir=work,
-        base=base,
-        data=pairs / "pairs" / "train.csv",
-        resume=work.is_dir(),
-        device=device,
-    )
-    assert trained is not None  # no dry run
-    return trained
-
-
-def take_base(folder: Path, name: str, config: TinyHeadsConfig) -> None:
-    """Copy a head's pretrained backbone from ``config.bases``, if given, to ``folder/base``."""
-    if config.bases is not None and not (folder / "base").is_dir():
-        source = read_reward_directory(_base(config.bases, name))
-        shutil.copytree(source.path, folder / "base")
-
-
-def make_base(
-    folder: Path, head: HeadConfig, config: TinyHeadsConfig, seed: int, device: str
-) -> Path:
-    """The reward directory ``folder/base`` that a head starts from, unless it is there.
-
-    Half of the clips that the motion head's backbone learns from are gray, as its own will be. Its
-    token stands before the caption.
-    """
-    return captioned_base(
-        folder,
-        head.kind,
-        preference_prompts("train", 0, config.train_prompts, config.seed),
-        head.size,
-        config.captions,
-        seed=seed,
-        gray_share=0.5 if head.dimension == "MQ" else 0.0,
-        condition_first=head.dimension == "MQ",
-        device=device,
-        loaders=config.loaders,
-    )
-
-
 def measure(
     pairs: Path, reward: Path, head: HeadConfig, folder: Path, device: str = "auto"
 ) -> dict[str, Any]:
@@ -376,14 +343,14 @@ def measure(
         device: "auto", "cpu" or "cuda".
     """
     record: dict[str, Any] = {}
-    for place in ANNOTATORS:
+    for judge in ANNOTATORS:
         agreements = evaluate_pairs(
-            pairs / place / "held_out.csv",
+            pairs / judge / "held_out.csv",
             [f"{name}={reward}" for name in head.rewards],
             output=folder / "scores.csv",
             device=device,
         )
-        record[place] = {
+        record[judge] = {
             row.reward: dataclasses.asdict(row)
             for row in agreements
             if row.dimension == head.dimension
@@ -395,10 +362,10 @@ def summary_rows(record: dict[str, Any]) -> list[list[str | float]]:
     """Rows (reward, labels, judge, accuracy, interval, pairs) of the record of a run."""
     rows: list[list[str | float]] = []
     for head in record.values():
-        for place, rewards in head.items():
+        for judge, rewards in head.items():
             for values in rewards.values():
                 row = PairAgreement(**values)
                 interval = f"{row.ci_low:.3f} to {row.ci_high:.3f}"
-                judge = "annotators" if place == "pairs" else "truth"
-                rows.append([row.reward, row.dimension, judge, row.accuracy, interval, row.decided])
+                who = "annotators" if judge == "pairs" else "truth"
+                rows.append([row.reward, row.dimension, who, row.accuracy, interval, row.decided])
     return rows

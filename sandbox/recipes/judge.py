@@ -44,19 +44,18 @@ from longtake.runtime.files import to_plain
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.run_directory import RunDirectory
 from longtake.runtime.statistics import check_resampling
-from longtake.sandbox.facts import NUM_FRAMES
+from longtake.sandbox.facts import Split
 from longtake.sandbox.preferences import preference_prompts
 from longtake.sandbox.recipes.captions import CaptionConfig, captioned_base
-from longtake.sandbox.recipes.judge_ratings import (
+from longtake.sandbox.recipes.ratings import (
     RATINGS,
     SAMPLES,
     TEST_PROMPTS,
     TRUTH,
     RatingConfig,
     make_ratings,
-    quality_name,
 )
-from longtake.sandbox.recipes.quality_samples import QUALITIES, sample_qualities
+from longtake.sandbox.recipes.samples import QUALITIES, sample_qualities
 from longtake.sandbox.recipes.tiny_vlm import TinySize
 
 TEMPLATE = PromptTemplate(
@@ -66,8 +65,6 @@ TEMPLATE = PromptTemplate(
 """The caption stands first: whether a thing should move is said there, so motion needs it too."""
 PARTS = ("test", "test_new_models")
 """Held-out prompts of known generators, and of one that was never trained on."""
-SIDE = 64
-"""Height and width of the sandbox's clips, pixels."""
 
 
 def _size() -> TinySize:
@@ -91,7 +88,7 @@ class TinyJudgeConfig(Config):
     damaged: int = 5
     """Damaged renders of a prompt, beside a clean, a still and a wrong one."""
     held_out_quality: int = 2
-    """Number of the sampler quality (sandbox/recipes/quality_samples.py) that is only tested."""
+    """Number of the sampler quality (sandbox/recipes/samples.py) that is only tested."""
     raters: int = Field(12, ge=5)
     """Simulated raters."""
     rater_noise: tuple[float, float] = (0.3, 0.6)
@@ -165,16 +162,9 @@ def train_tiny_judge(
 ) -> dict[str, Any]:
     """Make ratings, train, score held-out clips and write the report cards.
 
-    Args:
-        out: run directory; the judge is ``out/judge``, the report cards are ``out/report``.
-        overrides: ``key=value`` of :class:`TinyJudgeConfig`.
-        config_file: YAML with the same keys.
-        resume: continue the run in ``out``.
-        dry_run: only return the plan.
-        device: "auto", "cpu" or "cuda".
-
     Returns:
-        The plan, or the record written to ``out/agreement.json``.
+        The record written to ``out/agreement.json``; with ``dry_run`` only the plan. The judge is
+        ``out/judge``, the report cards are ``out/report``.
 
     Raises:
         CheckpointError: a base that cannot be read.
@@ -214,30 +204,17 @@ def train_tiny_judge(
 
 
 def _make_data(data: Path, config: TinyJudgeConfig, device: str) -> None:
-    counts = {"train": config.train_prompts, "held_out": config.held_out_prompts}
+    counts: dict[Split, int] = {"train": config.train_prompts, "held_out": config.held_out_prompts}
     prompts = [
-        *preference_prompts("train", 0, config.train_prompts, config.seed),
-        *preference_prompts("held_out", 0, config.held_out_prompts, config.seed),
+        text
+        for split, count in counts.items()
+        for text in preference_prompts(split, 0, count, config.seed)
     ]
-    with progress_bar("samples", len(set(prompts)) * len(QUALITIES)) as bar:
-        samples = sample_qualities(
-            config.checkpoint,
-            prompts,
-            NUM_FRAMES,
-            SIDE,
-            config.seed,
-            batch_size=config.sample_batch,
-            device=device,
-            on_progress=bar.update,
-        )
-    ratings = RatingConfig(raters=raters(config), damaged=config.damaged, seed=config.seed)
-    make_ratings(
-        data,
-        {"train": counts["train"], "held_out": counts["held_out"]},
-        ratings,
-        samples,
-        config.workers,
+    samples = sample_qualities(
+        config.checkpoint, prompts, config.seed, batch_size=config.sample_batch, device=device
     )
+    ratings = RatingConfig(raters=raters(config), damaged=config.damaged, seed=config.seed)
+    make_ratings(data, counts, ratings, samples, config.workers)
 
 
 def raters(config: TinyJudgeConfig) -> tuple[SimulatedRater, ...]:
@@ -276,14 +253,9 @@ def _train(run: RunDirectory, data: Path, config: TinyJudgeConfig, device: str) 
 
 
 def halved(judge: JudgeDirectory, path: Path) -> JudgeDirectory:
-    """The judge with bfloat16 weights, as GPUs load it anyway; its calibration is kept.
+    """The judge with bfloat16 weights, as GPUs load it anyway, in a new directory.
 
-    Args:
-        judge: a trained judge.
-        path: a new directory.
-
-    Raises:
-        CheckpointError: ``path`` is taken or cannot be written.
+    Its calibration is kept.
     """
     source = read_reward_directory(judge.path / MODEL_FOLDER)
     written = write_judge(
@@ -310,7 +282,7 @@ def _settings(config: TinyJudgeConfig, base: str | Path, data: Path) -> JudgeTra
         data=JudgeDataConfig(
             ratings=(str(data / RATINGS),),
             samples=str(data / SAMPLES),
-            held_out_models=(quality_name(config.held_out_quality),),
+            held_out_models=(QUALITIES[config.held_out_quality].generator,),
             test_prompts=str(data / TEST_PROMPTS),
             test_share=0.0,
             calibration_share=config.calibration_share,

@@ -8,7 +8,7 @@ from longtake.rewards.reward_directory import read_reward_directory
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
 from longtake.sandbox.recipes import heads
 from longtake.sandbox.recipes.heads import HEADS, summary_rows, train_heads
-from longtake.sandbox.recipes.quality_samples import Quality
+from longtake.sandbox.recipes.samples import Quality
 
 SMALL = (
     "train_prompts=5",

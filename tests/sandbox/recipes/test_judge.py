@@ -18,8 +18,8 @@ from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryEr
 from longtake.sandbox.preferences import Candidate
 from longtake.sandbox.recipes import judge as judge_recipe
 from longtake.sandbox.recipes.judge import PARTS, summary_rows, train_tiny_judge
-from longtake.sandbox.recipes.judge_ratings import ORACLE_OF, RatingConfig, quality_name, rate_clip
-from longtake.sandbox.recipes.quality_samples import QUALITIES, Quality
+from longtake.sandbox.recipes.ratings import ORACLE_OF, RatingConfig, rate_clip
+from longtake.sandbox.recipes.samples import QUALITIES, Quality
 from longtake.sandbox.recipes.tiny_vlm import tiny_spec, write_tiny_reward
 
 SMALL = (
@@ -96,16 +96,16 @@ def test_pipeline(tmp_path, monkeypatch):
     listed = read_samples(out / "data" / "samples.csv")
     assert len(listed.samples) == 8 * 8 and not listed.missing_videos()
     assert set(listed.models) == {
-        "render", "still", "other-scene", "damaged", *map(quality_name, range(4))
+        "render", "still", "other-scene", "damaged", *(quality.generator for quality in QUALITIES)
     }  # fmt: skip
     judge = read_judge(out / "judge")
     held_out = (out / "data" / "test_prompts.txt").read_text().splitlines()
     assert len(held_out) == 2 and not set(held_out) & set(judge.training.prompts)
-    assert quality_name(2) not in judge.training.models and judge.calibration is None
+    assert QUALITIES[2].generator not in judge.training.models and judge.calibration is None
     weights = read_tensors(out / "judge" / "model" / "model.safetensors")
     assert {v.dtype for k, v in weights.items() if "embed_tokens" in k} == {torch.bfloat16}
     tested = read_samples(out / "training" / "test_new_models.csv")
-    assert tested.models == (quality_name(2),) and len(tested.samples) == 2
+    assert tested.models == (QUALITIES[2].generator,) and len(tested.samples) == 2
     rows = summary_rows(record)
     assert len(rows) == len(PARTS) * 2 * len(ORACLE_OF)
     # The truth itself is the best judge of honest raters.

@@ -32,7 +32,7 @@ from longtake.sandbox.preferences import (
     preference_prompts,
     run_jobs,
 )
-from longtake.sandbox.recipes.quality_samples import QUALITIES
+from longtake.sandbox.recipes.samples import QUALITIES
 
 ORACLE_OF = {"text_alignment": "alignment", "visual_quality": "visual", "motion_quality": "motion"}
 """Rated dimension -> the oracle behind it."""
@@ -40,12 +40,6 @@ ORIGINS = {"clean": "render", "static": "still", WRONG_SCENE: "other-scene"}
 """Origin of a candidate -> its generator in the study; damaged renders are ``damaged``."""
 SAMPLES, RATINGS, TRUTH = "samples.csv", "ratings.jsonl", "truth.jsonl"
 TEST_PROMPTS = "test_prompts.txt"
-
-
-def quality_name(number: int) -> str:
-    """Generator of the samples of quality ``number`` (:data:`QUALITIES`)."""
-    quality = QUALITIES[number]
-    return f"tiny-steps{quality.num_steps}-cfg{quality.guidance_scale:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +123,7 @@ def _rate(
 
 def _generator(clip: Candidate, quality: int) -> str:
     if clip.origin == "model":
-        return quality_name(quality)
+        return QUALITIES[quality].generator
     return ORIGINS.get(clip.origin.partition(",")[0], "damaged")
 
 

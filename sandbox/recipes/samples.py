@@ -6,7 +6,7 @@ preference data.
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -21,20 +21,23 @@ from longtake.core.checkpoint import Checkpoint, load_checkpoint
 from longtake.core.sampler import generate
 from longtake.core.video import to_uint8
 from longtake.runtime.device import pick_device
+from longtake.runtime.progress import progress_bar
 from longtake.runtime.rng import derive_key
+from longtake.sandbox.facts import FRAME_PX, NUM_FRAMES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quality:
-    """Settings of the sampler.
-
-    Args:
-        num_steps: Euler steps.
-        guidance_scale: strength of the guidance; 1 is none.
-    """
+    """Settings of the sampler."""
 
     num_steps: int
     guidance_scale: float
+    """1 is none."""
+
+    @property
+    def generator(self) -> str:
+        """Name of the generator in a study."""
+        return f"tiny-steps{self.num_steps}-cfg{self.guidance_scale:g}"
 
 
 QUALITIES = (
@@ -53,34 +56,31 @@ class _Job:
     prompts: list[str]
     quality: Quality
     num_frames: int
-    side: int
     seed: int
 
 
 def sample_qualities(
     checkpoint: str | Path,
     prompts: Sequence[str],
-    num_frames: int,
-    side: int,
     seed: int,
     *,
+    title: str = "samples",
     qualities: Sequence[Quality] = QUALITIES,
+    num_frames: int = NUM_FRAMES,
     batch_size: int = 8,
     device: str = "auto",
-    on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """One clip per prompt and quality, sampled on all GPUs that there are.
+    """One clip per prompt and quality, sampled on all GPUs that there are, with progress.
 
     Args:
         checkpoint: directory of the model.
         prompts: captions; a repeated one is sampled once.
-        num_frames: frames of a clip, 4k + 1.
-        side: height and width, pixels.
         seed: names the noise; the number of GPUs changes nothing.
+        title: of the progress bar.
         qualities: settings of the sampler.
+        num_frames: frames of a clip, 4k + 1.
         batch_size: clips sampled at a time (memory).
         device: "auto", "cpu" or "cuda".
-        on_progress: called with the number of clips made.
 
     Returns:
         Prompt -> uint8 [number of qualities, T, 3, H, W] on the CPU.
@@ -91,7 +91,6 @@ def sample_qualities(
             prompts=unique[start : start + batch_size],
             quality=quality,
             num_frames=num_frames,
-            side=side,
             seed=derive_key(seed, "quality samples", number, start),
         )
         for number, quality in enumerate(qualities)
@@ -99,28 +98,27 @@ def sample_qualities(
     ]
     clips: dict[str, list[Tensor]] = {prompt: [] for prompt in unique}
     done = 0
-    for job, videos in zip(jobs, _results(str(checkpoint), jobs, device), strict=True):
-        for prompt, video in zip(job.prompts, videos, strict=True):
-            clips[prompt].append(torch.from_numpy(video))
-        done += len(job.prompts)
-        if on_progress is not None:
-            on_progress(done)
+    with progress_bar(title, len(unique) * len(qualities)) as bar:
+        for job, videos in zip(jobs, _results(str(checkpoint), jobs, device), strict=True):
+            for prompt, video in zip(job.prompts, videos, strict=True):
+                clips[prompt].append(torch.from_numpy(video))
+            done += len(job.prompts)
+            bar.update(done)
     return {prompt: torch.stack(made) for prompt, made in clips.items()}
 
 
 def _results(checkpoint: str, jobs: Sequence[_Job], device: str) -> Iterator[NDArray[np.uint8]]:
     """Clips of the jobs, in their order."""
-    places = devices(pick_device(device))
-    count = len(places)
-    if count == 1:
-        model = load_checkpoint(checkpoint, torch.device(places[0]))
-        yield from (_sample(model, job) for job in jobs)
+    names = devices(pick_device(device))
+    if len(names) == 1:
+        yield from (_sample(checkpoint, names[0], job) for job in jobs)
+        _model.cache_clear()  # what is trained next needs the memory
         return
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    pools = [ProcessPoolExecutor(1, mp_context=context) for _ in places]
+    pools = [ProcessPoolExecutor(1, mp_context=context) for _ in names]
     try:
         waiting = [
-            pools[i % count].submit(_sample_at, checkpoint, places[i % count], job)
+            pools[i % len(names)].submit(_sample, checkpoint, names[i % len(names)], job)
             for i, job in enumerate(jobs)
         ]
         for future in waiting:
@@ -130,31 +128,27 @@ def _results(checkpoint: str, jobs: Sequence[_Job], device: str) -> Iterator[NDA
             pool.shutdown(cancel_futures=True)  # after an error nothing more is sampled
 
 
-def devices(place: torch.device) -> list[str]:
+def devices(device: torch.device) -> list[str]:
     """All GPUs for ``cuda``, else the device itself."""
-    if str(place) == "cuda":
+    if str(device) == "cuda":
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return [str(place)]
+    return [str(device)]
 
 
 @cache
-def _loaded(checkpoint: str, place: str) -> Checkpoint:
-    """The model of a worker process, loaded once."""
-    return load_checkpoint(checkpoint, torch.device(place))
+def _model(checkpoint: str, device: str) -> Checkpoint:
+    """The model of a process, loaded once."""
+    return load_checkpoint(checkpoint, torch.device(device))
 
 
-def _sample_at(checkpoint: str, place: str, job: _Job) -> NDArray[np.uint8]:
-    return _sample(_loaded(checkpoint, place), job)
-
-
-def _sample(model: Checkpoint, job: _Job) -> NDArray[np.uint8]:
+def _sample(checkpoint: str, device: str, job: _Job) -> NDArray[np.uint8]:
     """uint8 [B, T, 3, H, W]."""
     video = generate(
-        model,
+        _model(checkpoint, device),
         job.prompts,
         job.num_frames,
-        job.side,
-        job.side,
+        FRAME_PX,
+        FRAME_PX,
         steps=job.quality.num_steps,
         guidance_scale=job.quality.guidance_scale,
         seed=job.seed,
