@@ -1,18 +1,588 @@
-"""`eval`: evaluations of video models, one group per protocol."""
+"""`eval`: evaluations of video models; here the groups around the ratings of people."""
 
-from longtake.commands.evaluate_bench import bench
-from longtake.commands.evaluate_gsb import gsb
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
 from longtake.commands.evaluate_judge import judge
-from longtake.commands.evaluate_mos import mos
-from longtake.commands.evaluate_ratings import power_command, rescore_command
 from longtake.commands.evaluate_vbench import vbench
-from longtake.commands.options import group
+from longtake.commands.options import Confidence, Device, Resamples, Seed, group
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from longtake.evaluation.annotation.study_pages import PagesReport
+    from longtake.evaluation.benchmark import ReferenceImage
+    from longtake.evaluation.checks import CheckSettings
+    from longtake.evaluation.protocol import ProtocolConfig
 
 evaluate = group("Evaluate video models.")
-evaluate.add_typer(mos, name="mos")
-evaluate.add_typer(gsb, name="gsb")
-evaluate.add_typer(judge, name="judge")
-evaluate.add_typer(vbench, name="vbench")
-evaluate.add_typer(bench, name="bench")
-evaluate.command("rescore")(rescore_command)
-evaluate.command("power")(power_command)
+mos = group("Mean opinion scores: assign videos to raters, collect, aggregate.")
+gsb = group("Good-same-bad: plan blind pairs, collect answers, aggregate.")
+bench = group("Prompts and reference images of the internal benchmark.")
+
+# Names of evaluation/, repeated so that --help need not import it.
+Scope = Literal["video", "dimension"]
+Contradictions = Literal["last", "mean", "refuse"]
+TextSet = Literal["t2v_human", "t2v_auto"]
+Resolution = Literal["listed", "720p", "1080p", "2K"]
+
+Task = Annotated[
+    Literal["t2v", "i2v"],
+    typer.Option(help="Dimensions of text-to-video, or those of image-to-video."),
+]
+Dimensions = Annotated[
+    list[str] | None,
+    typer.Option("--dimension", metavar="NAME", help="Your own dimensions; repeatable."),
+]
+Samples = Annotated[
+    Path,
+    typer.Option(
+        metavar="PATH",
+        help="A folder of videos with a subfolder for each model and the same file names in each; "
+        "or a list (.csv or .jsonl): sample, model, prompt; optionally cluster, caption, video, "
+        "image.",
+    ),
+]
+Sheet = Annotated[
+    Path, typer.Option(metavar="FILE", help="A filled sheet, or a file saved from a page.")
+]
+SheetRater = Annotated[str, typer.Option(help="Who filled in rows without a rater.")]
+OutputDir = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Write JSON, CSV and the figure.")
+]
+FirstRaters = Annotated[int, typer.Option(help="Raters of every video.")]
+ExtraRaters = Annotated[int, typer.Option(help="Raters added where the first ones differ.")]
+Threshold = Annotated[float, typer.Option(help="Range of scores that calls for more raters.")]
+ScopeOption = Annotated[Scope, typer.Option(help="What is rated again after a discrepancy.")]
+Excluded = Annotated[
+    list[str] | None,
+    typer.Option("--exclude-rater", metavar="NAME", help="Set a rater's ratings aside."),
+]
+Policy = Annotated[
+    Contradictions,
+    typer.Option(help="Two scores of one rater for one video: the later, their mean, or stop."),
+]
+Page = Annotated[
+    bool, typer.Option("--page/--no-page", help="Write pages to answer on in a browser.")
+]
+EmbedMegabytes = Annotated[
+    float,
+    typer.Option(min=0, help="Videos that take less are put into the page; else it links them."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, no tables.")]
+BenchFolder = Annotated[
+    Path | None,
+    typer.Option("--dir", metavar="DIR", help="Folder of the suite. Default: the shipped one."),
+]
+
+
+def _protocol(first: int, extra: int, threshold: float, scope: Scope) -> "ProtocolConfig":
+    from longtake.evaluation.protocol import ProtocolConfig
+
+    return ProtocolConfig(first_raters=first, extra_raters=extra, threshold=threshold, scope=scope)
+
+
+def _checks(
+    dimensions: tuple[str, ...],
+    contradictions: Contradictions,
+    exclude: list[str] | None,
+    models: list[str] | None = None,
+) -> "CheckSettings":
+    from longtake.evaluation.checks import CheckSettings
+
+    return CheckSettings(
+        dimensions=dimensions,
+        models=tuple(models or ()),
+        contradictions=contradictions,
+        exclude_raters=tuple(exclude or ()),
+    )
+
+
+def _echo_pages(report: "PagesReport") -> None:
+    for path in report.pages:
+        more = "send it with the folders beside it" if path in report.linking else "videos inside"
+        typer.echo(f"{path} ({more})")
+
+
+@mos.command("assign")
+def mos_assign(
+    samples: Samples,
+    rater: Annotated[list[str], typer.Option(metavar="NAME", help="Who can rate; repeatable.")],
+    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="For the sheets and videos.")],
+    ratings: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Ratings so far; repeatable.")
+    ] = None,
+    task: Task = "t2v",
+    dimension: Dimensions = None,
+    first_raters: FirstRaters = 3,
+    extra_raters: ExtraRaters = 2,
+    threshold: Threshold = 2.0,
+    scope: ScopeOption = "video",
+    page: Page = True,
+    embed_mb: EmbedMegabytes = 20.0,
+    seed: Seed = 0,
+) -> None:
+    """Write each rater a page and a sheet with what the protocol asks now; videos get blind names.
+
+    Example: python cli.py eval mos assign --samples videos --rater ann --rater bob --rater cy
+    --output-dir round1
+    """
+    from longtake.evaluation.annotation.study_pages import write_mos_pages
+    from longtake.evaluation.dimensions import dimension_names
+    from longtake.evaluation.protocol import write_assignments
+    from longtake.evaluation.ratings import read_samples
+    from longtake.evaluation.tables import print_findings
+
+    rule = _protocol(first_raters, extra_raters, threshold, scope)
+    names = dimension_names(task, dimension or ())
+    listed = read_samples(samples)
+    report = write_assignments(listed, ratings or (), names, rule, rater, output_dir, seed=seed)
+    states = ", ".join(f"{count} {state}" for state, count in report.status.states.items())
+    typer.echo(f"{'videos' if scope == 'video' else 'videos and dimensions'}: {states}")
+    for sheet in report.sheets:
+        typer.echo(sheet)
+    if not report.sheets:
+        typer.echo("nothing to rate")
+    findings = report.findings
+    if page:
+        written = write_mos_pages(
+            output_dir, listed, report.assignments, report.files, round(embed_mb * 1e6)
+        )
+        _echo_pages(written)
+        findings += written.findings
+    print_findings(findings)
+
+
+@mos.command("score")
+def mos_score(
+    sheet: Sheet,
+    ratings: Annotated[Path, typer.Option(metavar="FILE", help="The log, .jsonl; continued.")],
+    rater: SheetRater = "",
+    task: Task = "t2v",
+    dimension: Dimensions = None,
+) -> None:
+    """Bring a filled sheet or page into the log of ratings; twice changes nothing.
+
+    Example: python cli.py eval mos score --sheet round1/sheet-ann.csv --ratings ratings.jsonl
+    """
+    from longtake.evaluation.dimensions import dimension_names
+    from longtake.evaluation.ratings import import_ratings
+    from longtake.evaluation.tables import print_findings
+
+    report = import_ratings(sheet, ratings, dimension_names(task, dimension or ()), rater=rater)
+    typer.echo(f"{report.added} ratings added to {ratings}, {report.present} were there already")
+    print_findings(report.findings)
+
+
+@mos.command("report")
+def mos_report(
+    ratings: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="Log or sheet of ratings; repeatable.")
+    ],
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Folder of videos or list of samples; without it ratings name model and prompt.",
+        ),
+    ] = None,
+    automatic: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Scores of a calibrated judge, merged in."),
+    ] = None,
+    output_dir: OutputDir = None,
+    title: Annotated[str, typer.Option(help="Heading of the figure.")] = "MOS",
+    task: Task = "t2v",
+    dimension: Dimensions = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME", help="The models that exist; repeatable."),
+    ] = None,
+    first_raters: FirstRaters = 3,
+    extra_raters: ExtraRaters = 2,
+    threshold: Threshold = 2.0,
+    scope: ScopeOption = "video",
+    human_weight: Annotated[float, typer.Option(help="Of the raters in the merged score.")] = 2.0,
+    automatic_weight: Annotated[float, typer.Option(help="Of the judge.")] = 1.0,
+    contradictions: Policy = "last",
+    exclude_rater: Excluded = None,
+    confidence: Confidence = 0.95,
+    resamples: Resamples = 10_000,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Aggregate ratings: means with intervals, which models differ, raters, agreement, progress.
+
+    Example: python cli.py eval mos report --ratings ratings.jsonl --samples samples.csv
+    --output-dir report
+    """
+    from longtake.evaluation.comparison import ComparisonSettings
+    from longtake.evaluation.dimensions import dimension_names
+    from longtake.evaluation.figures import write_mos_figure
+    from longtake.evaluation.mos import MosSettings, mos_from_files, mos_tables
+    from longtake.evaluation.mos_merge import MergeWeights
+    from longtake.evaluation.tables import present
+
+    settings = MosSettings(
+        dimensions=dimension_names(task, dimension or ()),
+        protocol=_protocol(first_raters, extra_raters, threshold, scope),
+        comparison=ComparisonSettings(confidence=confidence, resamples=resamples, seed=seed),
+        weights=MergeWeights(human=human_weight, automatic=automatic_weight),
+    )
+    result = mos_from_files(
+        ratings,
+        settings,
+        _checks(settings.dimensions, contradictions, exclude_rater, model),
+        samples=samples,
+        automatic=automatic,
+    )
+    present(
+        "mos",
+        result.as_record(),
+        mos_tables(result),
+        result.findings,
+        inputs=[path for path in (*ratings, samples, automatic) if path is not None],
+        folder=output_dir,
+        draw=lambda path: write_mos_figure(result, path, title),
+        as_json=as_json,
+        shown=("overview", "comparisons", "merged_overview", "agreement", "protocol"),
+    )
+
+
+@mos.command("simulate")
+def mos_simulate(
+    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="For the study.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME=QUALITY", help="True mean, 1-5; repeatable."),
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts, one video of each model.")] = 100,
+    raters: Annotated[int, typer.Option(min=5, help="Raters in the pool.")] = 12,
+    task: Task = "t2v",
+    seed: Seed = 0,
+) -> None:
+    """Write a study of simulated raters whose truth is known, to try the other commands on.
+
+    Example: python cli.py eval mos simulate --output-dir study --model A=3.6 --model B=3.3
+    """
+    from longtake.evaluation.dimensions import dimension_names
+    from longtake.evaluation.simulate import (
+        SimulatedStudy,
+        parse_qualities,
+        rater_pool,
+        write_study,
+    )
+
+    truth = parse_qualities(model or ["A=3.7", "B=3.4", "C=3.4"], dimension_names(task))
+    study = SimulatedStudy(quality=truth, raters=rater_pool(raters, seed), num_prompts=prompts)
+    for path in write_study(study, output_dir, seed=seed):
+        typer.echo(path)
+
+
+@gsb.command("plan")
+def gsb_plan(
+    samples: Samples,
+    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the plan.")],
+    reference: Annotated[
+        str | None, typer.Option(help="Model whose wins are G. Default: every two models.")
+    ] = None,
+    rival: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Models to compare with; repeatable.")
+    ] = None,
+    task: Task = "t2v",
+    dimension: Dimensions = None,
+    rater: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A page for each; default: one that asks who rates."),
+    ] = None,
+    page: Page = True,
+    embed_mb: EmbedMegabytes = 20.0,
+    seed: Seed = 0,
+) -> None:
+    """Pair the videos of every prompt: balanced sides, opaque names, pages, a sheet, a key to keep.
+
+    Example: python cli.py eval gsb plan --samples samples.csv --reference A --output-dir plan
+    """
+    from longtake.evaluation.annotation.study_pages import write_gsb_pages
+    from longtake.evaluation.dimensions import dimension_names
+    from longtake.evaluation.gsb_plan import plan_pairs, write_plan
+    from longtake.evaluation.ratings import read_samples
+    from longtake.evaluation.tables import print_findings
+
+    listed = read_samples(samples)
+    pairs, findings = plan_pairs(listed, reference=reference, rivals=rival or (), seed=seed)
+    names = dimension_names(task, dimension or ())
+    sheet = write_plan(output_dir, pairs, listed, names)
+    typer.echo(f"{len(pairs)} pairs; give raters a page, or {sheet} with the videos; keep the key")
+    if page:
+        written = write_gsb_pages(
+            output_dir, listed, pairs, names, rater or (), round(embed_mb * 1e6)
+        )
+        _echo_pages(written)
+        findings += written.findings
+    print_findings((*listed.findings, *findings))
+
+
+@gsb.command("score")
+def gsb_score(
+    plan: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the plan.")],
+    answers: Sheet,
+    rater: SheetRater = "",
+    task: Task = "t2v",
+    dimension: Dimensions = None,
+) -> None:
+    """Bring a filled sheet (left, same, right) or page into the plan's log; twice changes nothing.
+
+    Example: python cli.py eval gsb score plan --answers sheet-ann.csv --rater ann
+    """
+    from longtake.evaluation.dimensions import dimension_names
+    from longtake.evaluation.gsb import ANSWER_LOG, read_answer
+    from longtake.evaluation.gsb_plan import plan_study, read_key
+    from longtake.evaluation.ratings import import_ratings
+    from longtake.evaluation.tables import print_findings
+
+    study = plan_study(read_key(plan))  # answers without a key mean nothing
+    names = dimension_names(task, dimension or ())
+    log = plan / ANSWER_LOG
+    report = import_ratings(answers, log, names, rater=rater, read_cell=read_answer, study=study)
+    typer.echo(f"{report.added} answers added to {log}, {report.present} were there already")
+    print_findings(report.findings)
+
+
+@gsb.command("report")
+def gsb_report(
+    plan: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the plan.")],
+    answers: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Logs or sheets. Default: the plan's log."),
+    ] = None,
+    output_dir: OutputDir = None,
+    title: Annotated[str, typer.Option(help="Heading of the figure.")] = "GSB",
+    task: Task = "t2v",
+    dimension: Dimensions = None,
+    contradictions: Policy = "last",
+    exclude_rater: Excluded = None,
+    confidence: Confidence = 0.95,
+    resamples: Resamples = 10_000,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Aggregate answers: counts, both formulas, sign test, win share, ranking, position bias.
+
+    Example: python cli.py eval gsb report plan --output-dir report
+    """
+    from longtake.evaluation.comparison import ComparisonSettings
+    from longtake.evaluation.dimensions import dimension_names
+    from longtake.evaluation.figures import write_gsb_figure
+    from longtake.evaluation.gsb import ANSWER_LOG, gsb_from_files, gsb_tables
+    from longtake.evaluation.gsb_plan import KEY_FILE
+    from longtake.evaluation.tables import present
+
+    files = answers or [plan / ANSWER_LOG]
+    result = gsb_from_files(
+        plan,
+        files,
+        _checks(dimension_names(task, dimension or ()), contradictions, exclude_rater),
+        ComparisonSettings(confidence=confidence, resamples=resamples, seed=seed),
+    )
+    present(
+        "gsb",
+        result.as_record(),
+        gsb_tables(result),
+        result.findings,
+        inputs=[plan / KEY_FILE, *files],
+        folder=output_dir,
+        draw=lambda path: write_gsb_figure(result, path, title),
+        as_json=as_json,
+        shown=("overview", "tests", "ranking", "position", "agreement"),
+    )
+
+
+@bench.command("list")
+def bench_list(
+    directory: BenchFolder = None,
+    category: Annotated[
+        str | None, typer.Option(help="Print the prompts of this category instead.")
+    ] = None,
+) -> None:
+    """List the sets with their sizes, and the categories with the number of their prompts.
+
+    Example: python cli.py eval bench list --category inductive_reasoning
+    """
+    from rich.console import Console
+
+    from longtake.evaluation.benchmark import (
+        I2V_FILE,
+        INTERNAL_SUITE,
+        TAXONOMY_FILE,
+        ImagePrompt,
+        of_category,
+        read_records,
+        read_taxonomy,
+        read_text_set,
+    )
+    from longtake.runtime.progress import result_table
+
+    folder = directory or INTERNAL_SUITE
+    human, auto = read_text_set("t2v_human", folder), read_text_set("t2v_auto", folder)
+    if category is not None:
+        for prompt in of_category([*human, *auto], category):
+            typer.echo(f"{prompt.id}\t{prompt.prompt}")
+        return
+    images = read_records(folder / I2V_FILE, ImagePrompt)
+    sizes = [("t2v_human", len(human)), ("t2v_auto", len(auto)), ("i2v", len(images))]
+    rows = [
+        (entry.name, *(sum(entry.name in p.categories for p in part) for part in (human, auto)))
+        for entry in read_taxonomy(folder / TAXONOMY_FILE)
+    ]
+    console = Console()
+    console.print(result_table("sets", ["set", "samples"], sizes))
+    console.print(result_table("categories", ["category", "t2v_human", "t2v_auto"], rows))
+
+
+@bench.command("sample")
+def bench_sample(
+    count: Annotated[int, typer.Argument(min=1, help="Number of prompts.")] = 8,
+    name: Annotated[TextSet, typer.Option("--set", help="The set.")] = "t2v_human",
+    category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Names the subset.")] = 0,
+    directory: BenchFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw some prompts of a text-to-video set, one per line.
+
+    Example: python cli.py eval bench sample 8 --set t2v_auto --category lighting
+    """
+    import json
+    from dataclasses import asdict
+
+    from longtake.evaluation.benchmark import (
+        INTERNAL_SUITE,
+        of_category,
+        read_text_set,
+        sample_prompts,
+    )
+
+    prompts = read_text_set(name, directory or INTERNAL_SUITE)
+    if category is not None:
+        prompts = of_category(prompts, category)
+    for prompt in sample_prompts(prompts, count, seed):
+        line = json.dumps(asdict(prompt), ensure_ascii=False) if as_json else prompt.prompt
+        typer.echo(line)
+
+
+@bench.command("render-images")
+def bench_render_images(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where images and manifest go.")],
+    resolution: Annotated[
+        Resolution, typer.Option(help="All at this one, or each as listed.")
+    ] = "listed",
+    directory: BenchFolder = None,
+) -> None:
+    """Draw the default reference images from the sandbox, with a manifest of their digests.
+
+    Exit code 1 if a picture drawn as listed is not the listed one.
+
+    Example: python cli.py eval bench render-images --out runs/i2v_images
+    """
+    from longtake.evaluation.benchmark import (
+        IMAGES_FILE,
+        INTERNAL_SUITE,
+        ReferenceImage,
+        read_records,
+        write_images,
+    )
+
+    listed = read_records((directory or INTERNAL_SUITE) / IMAGES_FILE, ReferenceImage)
+    written = write_images(listed, _draw, out, None if resolution == "listed" else resolution)
+    typer.echo(f"{len(written)} images: {out}")
+    if resolution == "listed":
+        same = sum(a.sha256 == b.sha256 for a, b in zip(listed, written, strict=True))
+        typer.echo(f"{same} of {len(listed)} have the listed digest")
+        if same < len(listed):
+            raise typer.Exit(1)
+
+
+def _draw(image: "ReferenceImage") -> "Image.Image":
+    """Picture of one entry whose origin names a scene; evaluation itself never sees the sandbox."""
+    from PIL import Image
+
+    from longtake.evaluation.benchmark import scene_name
+    from longtake.sandbox.scene import sample_scene
+    from longtake.sandbox.stills import draw_still
+
+    scene = sample_scene(*scene_name(image))
+    pixels = draw_still(scene, *image.size(), image.style, coarse=image.quality == "standard")
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+@evaluate.command("rescore")
+def rescore_command(
+    samples: Samples,
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", help="Log of scores, .jsonl; continued if it exists.")
+    ],
+    reward: Annotated[
+        list[str],
+        typer.Option(metavar="NAME[=SOURCE]", help="A reward, as in `rewards score`; repeatable."),
+    ],
+    device: Device = "auto",
+) -> None:
+    """Score the videos of a study again with reward models; no video is generated.
+
+    Example: python cli.py eval rescore --samples samples.csv --reward motion_quality
+    --output scores.jsonl
+    """
+    from longtake.evaluation.ratings import read_samples
+    from longtake.evaluation.score import RewardScorer, rescore
+    from longtake.evaluation.tables import print_findings
+    from longtake.runtime.progress import progress_bar
+
+    listed = read_samples(samples)
+    scorer = RewardScorer(reward, device=device)
+    with progress_bar("scoring", len(listed.samples)) as bar:
+        report = rescore(listed, scorer, output, bar.update)
+    typer.echo(
+        f"{report.scored} scores added to {output}, {report.kept} were there already, "
+        f"{report.unscored} without a score"
+    )
+    print_findings((*listed.findings, *report.findings))
+    raise typer.Exit(1 if report.unscored else 0)
+
+
+@evaluate.command("power")
+def power_command(
+    kind: Annotated[
+        Literal["mos", "gsb", "correlation"], typer.Argument(help="Which kind of study.")
+    ],
+    n: Annotated[
+        int | None, typer.Option("-n", help="Prompts (mos), pairs (gsb), pairs (correlation).")
+    ] = None,
+    effect: Annotated[
+        float | None,
+        typer.Option(help="Difference in points (mos), win share (gsb), correlation."),
+    ] = None,
+    sd: Annotated[float, typer.Option(help="SD of paired differences, points (mos).")] = 0.8,
+    tie_rate: Annotated[float, typer.Option(help="Share of `same` (gsb), in [0, 1).")] = 0.0,
+    power: Annotated[float, typer.Option(help="Chance to find the effect.")] = 0.8,
+    confidence: Confidence = 0.95,
+) -> None:
+    """How large a study must be (--effect), or what one of size -n can see.
+
+    Example: python cli.py eval power mos --effect 0.1 --sd 0.8
+    """
+    from longtake.evaluation.power import power_statement
+
+    typer.echo(
+        power_statement(
+            kind, n=n, effect=effect, sd=sd, tie_rate=tie_rate, power=power, confidence=confidence
+        )
+    )
+
+
+for name, commands in (
+    ("mos", mos), ("gsb", gsb), ("judge", judge), ("vbench", vbench), ("bench", bench),
+):  # fmt: skip
+    evaluate.add_typer(commands, name=name)

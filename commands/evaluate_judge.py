@@ -111,8 +111,7 @@ def judge_calibrate(
     from longtake.evaluation.judge.calibration import CalibrationSettings
     from longtake.evaluation.judge.judge_directory import read_judge
     from longtake.evaluation.judge.rated_clips import read_rated_clips
-    from longtake.evaluation.result_files import print_findings
-    from longtake.evaluation.tables import Table
+    from longtake.evaluation.tables import Table, print_findings
     from longtake.runtime.device import pick_device
     from longtake.runtime.progress import progress_bar
 
@@ -164,8 +163,8 @@ def judge_score(
     from longtake.evaluation.judge.controls import CONTROLS
     from longtake.evaluation.judge.judge_directory import read_judge
     from longtake.evaluation.judge.scorer import score_samples
-    from longtake.evaluation.result_files import print_findings
-    from longtake.evaluation.samples import read_samples
+    from longtake.evaluation.ratings import read_samples
+    from longtake.evaluation.tables import print_findings
     from longtake.runtime.device import pick_device
     from longtake.runtime.progress import progress_bar
 
@@ -225,7 +224,7 @@ def judge_report(
     from longtake.evaluation.judge.levels import LevelSettings
     from longtake.evaluation.judge.rated_clips import JUDGED
     from longtake.evaluation.judge.report_tables import report_card_from_files, report_tables
-    from longtake.evaluation.result_files import (
+    from longtake.evaluation.tables import (
         print_json,
         print_result,
         with_provenance,

@@ -15,6 +15,9 @@ Overrides = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output directory.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, then stop.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. auto prefers a GPU.")]
+Confidence = Annotated[float, typer.Option(help="Coverage of the intervals, in (0, 1).")]
+Resamples = Annotated[int, typer.Option(help="Bootstrap resamples and sign patterns, >= 100.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Model directory in the public layout. Default: tiny."),

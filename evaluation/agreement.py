@@ -1,4 +1,7 @@
-"""How far raters agree: Krippendorff's alpha, and each rater against the others."""
+"""How raters agree and differ: Krippendorff's alpha, each against the rest, bias and noise.
+
+All of it is diagnostic: the score of a video stays the plain mean of its ratings.
+"""
 
 import math
 from dataclasses import dataclass
@@ -10,6 +13,10 @@ from longtake.runtime.statistics import FloatArray, IntArray, percentile_interva
 
 Level = Literal["nominal", "ordinal", "interval"]
 
+_TOLERANCE = 1e-8
+_VARIANCE_FLOOR = 1e-8
+"""Added to each variance: a rater who fits perfectly would get infinite weight."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Agreement:
@@ -18,9 +25,8 @@ class Agreement:
     alpha: float
     """NaN where undefined."""
     ci_low: float
-    """Lower end of the bootstrap interval, clustered by prompt; NaN with fewer than two."""
+    """NaN with fewer than two prompts."""
     ci_high: float
-    """Upper end."""
     n_samples: int
     """Samples with at least two ratings."""
     n_ratings: int
@@ -43,56 +49,44 @@ def krippendorff_alpha(
 
     Alpha = 1 - observed / expected disagreement, from the table of coincidences: how often two
     raters of one sample gave the values c and k, where a sample with m ratings weighs 1 / (m - 1)
-    (Krippendorff 2011). Coincidences of samples add up, so a resample of prompts is a sum too. The
-    usual bootstrap of single pairs of ratings is not used: it weighs samples with many ratings too
-    high, and the protocol gives more ratings just where raters disagree.
+    (Krippendorff 2011). Coincidences of samples add up, so a resample of prompts is a sum too.
+    evalica has the same alpha, but its interval draws single pairs of ratings: that weighs samples
+    with many ratings too high, and the protocol gives more ratings just where raters disagree.
 
     Args:
         scores: [n], finite.
         samples: [n], number of the sample of each rating.
         clusters: [n], number of the cluster of each rating, one for each sample; None: the sample.
         level: distance between scores; ordinal for the 5-point scale.
-        confidence: coverage of the interval in (0, 1).
+        confidence: of the interval.
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
     counts = np.bincount(samples)
     paired = counts[samples] > 1
-    n_samples, n_ratings = int((counts > 1).sum()), int(paired.sum())
     values, codes = np.unique(scores[paired], return_inverse=True)
-    reason = ""
-    if n_samples == 0:
-        reason = "no sample has two ratings"
-    elif len(values) == 1:
-        reason = "all ratings are the same"
-    if reason:
-        nan = math.nan
-        return Agreement(
-            alpha=nan,
-            ci_low=nan,
-            ci_high=nan,
-            n_samples=n_samples,
-            n_ratings=n_ratings,
-            reason=reason,
-        )
-    groups = samples if clusters is None else clusters
-    tables = _coincidences(codes, samples[paired], groups[paired], len(values))
-    low, high = math.nan, math.nan
-    if len(tables) >= 2:
-        flat = tables.reshape(len(tables), -1)
-        drawn_alpha = resampled(
-            lambda counts: _alpha((counts @ flat).reshape(-1, *tables.shape[1:]), values, level),
-            len(tables),
-            resamples=resamples,
-            seed=seed,
-        )
-        (low,), (high,) = percentile_interval(drawn_alpha[:, None], confidence)
+    alpha = low = high = math.nan
+    reason = {0: "no sample has two ratings", 1: "all ratings are the same"}.get(len(values), "")
+    if not reason:
+        groups = samples if clusters is None else clusters
+        tables = _coincidences(codes, samples[paired], groups[paired], len(values))
+        alpha = float(_alpha(tables.sum(axis=0, keepdims=True), values, level)[0])
+        if len(tables) >= 2:
+            flat = tables.reshape(len(tables), -1)
+            draws = resampled(
+                lambda drawn: _alpha((drawn @ flat).reshape(-1, *tables.shape[1:]), values, level),
+                len(tables),
+                resamples=resamples,
+                seed=seed,
+            )
+            (low,), (high,) = percentile_interval(draws[:, None], confidence)
     return Agreement(
-        alpha=float(_alpha(tables.sum(axis=0, keepdims=True), values, level)[0]),
+        alpha=alpha,
         ci_low=float(low),
         ci_high=float(high),
-        n_samples=n_samples,
-        n_ratings=n_ratings,
+        n_samples=int((counts > 1).sum()),
+        n_ratings=int(paired.sum()),
+        reason=reason,
     )
 
 
@@ -103,11 +97,10 @@ def _coincidences(
     units, unit = np.unique(samples, return_inverse=True)
     given = np.bincount(unit * num_values + codes, minlength=len(units) * num_values)
     count = given.reshape(len(units), num_values).astype(np.float64)  # [U, K]
-    weight = 1.0 / (count.sum(axis=1) - 1.0)
     pairs = count[:, :, None] * count[:, None, :]
     diagonal = np.arange(num_values)
     pairs[:, diagonal, diagonal] -= count  # a rating is no pair with itself
-    pairs *= weight[:, None, None]
+    pairs /= (count.sum(axis=1) - 1.0)[:, None, None]
     cluster_of_unit = np.empty(len(units), dtype=np.int64)
     cluster_of_unit[unit] = clusters
     present, cluster = np.unique(cluster_of_unit, return_inverse=True)
@@ -134,34 +127,84 @@ def _alpha(tables: FloatArray, values: FloatArray, level: Level) -> FloatArray:
 
 
 def rest_correlations(scores: FloatArray, raters: IntArray, samples: IntArray) -> FloatArray:
-    """Pearson correlation of each rater with the mean of the other raters of the same samples.
+    """Pearson correlation [I] of each rater with the mean of the others on the same samples.
 
-    Their mean over raters is the human ceiling of a judge.
-
-    Args:
-        scores: [n].
-        raters: [n], numbers 0 .. I-1.
-        samples: [n], numbers 0 .. J-1.
-
-    Returns:
-        [I]; NaN for a rater with fewer than three shared samples or without any variation.
+    Its mean over raters is the human ceiling of a judge. NaN for a rater with fewer than three
+    shared samples or without any variation. ``scores``, ``raters`` (0 .. I-1) and ``samples``
+    are [n], one entry for each rating.
     """
     totals, counts = np.bincount(samples, weights=scores), np.bincount(samples)
     others = counts[samples] - 1
     shared = others > 0
     rest = (totals[samples][shared] - scores[shared]) / others[shared]
-    own, who = scores[shared], raters[shared]
+    own, rater = scores[shared], raters[shared]
     num_raters = int(raters.max()) + 1
-    n = np.bincount(who, minlength=num_raters)
-
-    def centred(values: FloatArray) -> FloatArray:
-        means = np.bincount(who, weights=values, minlength=num_raters) / np.maximum(n, 1)
-        return np.asarray(values - means[who])
+    n = np.bincount(rater, minlength=num_raters)
 
     def total(values: FloatArray) -> FloatArray:
-        return np.asarray(np.bincount(who, weights=values, minlength=num_raters), dtype=np.float64)
+        return np.asarray(np.bincount(rater, weights=values, minlength=num_raters), np.float64)
 
-    a, b = centred(own), centred(rest)
+    a, b = (x - (total(x) / np.maximum(n, 1))[rater] for x in (own, rest))
     spread = np.sqrt(total(a * a) * total(b * b))
     usable = (n >= 3) & (spread > 1e-12)
     return np.where(usable, total(a * b) / np.where(usable, spread, 1.0), np.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectBias:
+    """What :func:`alternating_projection` estimates; I raters, J samples."""
+
+    quality: FloatArray
+    """[J], psi: quality without the bias of the raters, weighted by their consistency."""
+    bias: FloatArray
+    """[I], Delta: how much a rater scores above the average rater, in scale points."""
+    inconsistency: FloatArray
+    """[I], nu: standard deviation of a rater's scores around quality plus bias."""
+    converged: bool
+
+
+def alternating_projection(
+    scores: FloatArray, raters: IntArray, samples: IntArray, *, max_iterations: int = 1000
+) -> SubjectBias:
+    """Bias and noise of each rater (ITU-T P.910 2023, annex E); every sample may have other raters.
+
+    A score is the quality of the video plus the bias of the rater plus noise with the rater's own
+    spread,
+
+        u_ij = psi_j + Delta_i + nu_i X,   X ~ N(0, 1),   mean of Delta over the raters = 0.
+
+    Args:
+        scores: [n], one for each rating.
+        raters: [n], numbers 0 .. I-1, each occurring.
+        samples: [n], numbers 0 .. J-1, each occurring.
+        max_iterations: rounds after which to stop.
+    """
+    per_rater = np.bincount(raters).astype(np.float64)
+
+    def rater_mean(values: FloatArray) -> FloatArray:
+        return np.asarray(np.bincount(raters, weights=values) / per_rater)
+
+    quality = np.bincount(samples, weights=scores) / np.bincount(samples)
+    deviation = scores - quality[samples]
+    inconsistency = np.zeros(len(per_rater))
+    converged = False
+    for _ in range(max_iterations):
+        mean = rater_mean(deviation)
+        # Standard deviation with ddof 0; the mean deviation of a rater is taken out exactly.
+        inconsistency = np.sqrt(rater_mean((deviation - mean[raters]) ** 2))
+        weight = (1.0 / (inconsistency**2 + _VARIANCE_FLOOR))[raters]
+        unbiased = scores - (mean - mean.mean())[raters]
+        before = quality
+        quality = np.bincount(samples, weights=weight * unbiased)
+        quality = quality / np.bincount(samples, weights=weight)
+        deviation = scores - quality[samples]
+        converged = bool(np.linalg.norm(quality - before) < _TOLERANCE)
+        if converged:
+            break
+    mean = rater_mean(deviation)
+    return SubjectBias(
+        quality=quality,
+        bias=mean - mean.mean(),
+        inconsistency=inconsistency,
+        converged=converged,
+    )

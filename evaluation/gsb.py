@@ -8,7 +8,7 @@ net (G - B) / (G + S + B) and ratio (G + S) / (B + S).
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +16,35 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from longtake.evaluation.agreement import Agreement, krippendorff_alpha
-from longtake.evaluation.findings import Finding
-from longtake.evaluation.gsb_plan import Pair
-from longtake.evaluation.model_comparison import ComparisonSettings
-from longtake.evaluation.options import OpenOption, open_options
-from longtake.evaluation.pairwise import PairwiseRanking, rank_models
-from longtake.evaluation.rating_checks import RatingTable
-from longtake.evaluation.records import UNSCORED_WORDS
-from longtake.evaluation.samples import Sample, SampleList
-from longtake.runtime.statistics import holm, percentile_interval, resampled_means, sign_flip_test
+from longtake.evaluation.checks import CheckSettings, RatingTable, check_ratings
+from longtake.evaluation.comparison import ComparisonSettings
+from longtake.evaluation.gsb_plan import Pair, plan_study, read_key
+from longtake.evaluation.ranking import PairwiseRanking, rank_models
+from longtake.evaluation.ratings import (
+    UNSCORED_WORDS,
+    Finding,
+    Findings,
+    Rating,
+    Sample,
+    SampleList,
+    of_study,
+    read_ratings,
+)
+from longtake.evaluation.tables import (
+    Table,
+    agreement_table,
+    findings_table,
+    interval_text,
+    records_of,
+    table_of_rows,
+)
+from longtake.runtime.statistics import (
+    FloatArray,
+    holm,
+    percentile_interval,
+    resampled_means,
+    sign_flip_test,
+)
 
 ANSWER_LOG = "answers.jsonl"
 """Log of the answers in the folder of a plan."""
@@ -33,118 +53,8 @@ ANSWERS = {"left": 1.0, "same": 0.0, "right": -1.0}
 """What a rater says about a pair, and how it is recorded as a score."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GsbCount:
-    """One reference against one rival in one dimension."""
-
-    dimension: str
-    """What was compared."""
-    reference: str
-    """The model whose wins are G."""
-    rival: str
-    """The model whose wins are B."""
-    good: int
-    """G: pairs in which the majority of raters prefers the reference."""
-    same: int
-    """S: pairs that most raters call the same, or without a majority."""
-    bad: int
-    """B: pairs in which the majority prefers the rival."""
-    n_prompts: int
-    """Prompts of these pairs."""
-    net: float
-    """(G - B) / (G + S + B), in [-1, 1]."""
-    net_low: float
-    """Lower end of its bootstrap interval, clustered by prompt; NaN with fewer than two."""
-    net_high: float
-    """Upper end."""
-    ratio: float
-    """(G + S) / (B + S); NaN where B + S = 0."""
-    win_share: float
-    """G / (G + B); NaN without a preference."""
-    share_low: float
-    """Lower end of its Wilson interval."""
-    share_high: float
-    """Upper end."""
-    p: float
-    """Two-sided p-value of "no preference" by the test ``test``."""
-    test: str
-    """``sign test`` (exact), or ``sign flips`` where prompts have several pairs."""
-    p_holm: float = math.nan
-    """Corrected for all rivals and dimensions of the study."""
-    different: bool = False
-    """Whether p_holm is below 1 - confidence."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PositionBias:
-    """How often raters chose the left video. Sides are balanced, so models do not explain it."""
-
-    dimension: str
-    """What was compared."""
-    left: int
-    """Answers "left"."""
-    same: int
-    """Answers "same"."""
-    right: int
-    """Answers "right"."""
-    left_share: float
-    """Left over left and right; NaN without a preference."""
-    low: float
-    """Lower end of its bootstrap interval, clustered by pair; NaN without one."""
-    high: float
-    """Upper end."""
-    p: float
-    """Two-sided p-value of one half, by flipping the sides of whole pairs, as the plan drew."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GsbResult:
-    """Everything a report of a GSB study needs; plain data."""
-
-    counts: tuple[GsbCount, ...]
-    """By dimension, then by rival."""
-    rankings: Mapping[str, PairwiseRanking]
-    """Bradley-Terry with ties by dimension."""
-    position: tuple[PositionBias, ...]
-    """By dimension."""
-    agreement: Mapping[str, Agreement]
-    """Krippendorff's alpha of the answers by dimension."""
-    findings: tuple[Finding, ...]
-    """Everything irregular in the input."""
-    options: tuple[OpenOption, ...]
-    """Choices that the report leaves open."""
-    settings: ComparisonSettings
-    """How it was computed."""
-    dimensions: tuple[str, ...]
-    """In the order of the result."""
-    n_answers: int
-    """Answers used."""
-    set_aside: int
-    """Answers received and not used; the findings say why."""
-
-    def as_record(self) -> dict[str, object]:
-        """JSON-ready but for NaN, which stands for missing."""
-        return {
-            "kind": "gsb",
-            "dimensions": self.dimensions,
-            "n_answers": self.n_answers,
-            "set_aside": self.set_aside,
-            "counts": [dataclasses.asdict(item) for item in self.counts],
-            "rankings": {n: dataclasses.asdict(r) for n, r in self.rankings.items()},
-            "position": [dataclasses.asdict(item) for item in self.position],
-            "agreement": {n: dataclasses.asdict(a) for n, a in self.agreement.items()},
-            "options": [dataclasses.asdict(item) for item in self.options],
-            "settings": dataclasses.asdict(self.settings),
-            "findings": [finding.as_record() for finding in self.findings],
-        }
-
-
 def read_answer(value: object) -> tuple[float | None, str]:
-    """(score, why there is none) of a cell with left, same or right.
-
-    Raises:
-        ValueError: another word.
-    """
+    """(score, why there is none) of a cell with left, same or right; ValueError otherwise."""
     word = str(value).strip().lower()
     if word in UNSCORED_WORDS:
         return None, f"rater wrote {word}"
@@ -153,9 +63,77 @@ def read_answer(value: object) -> tuple[float | None, str]:
     return ANSWERS[word], ""
 
 
-def pairs_as_samples(pairs: Sequence[Pair], folder: Path) -> SampleList:
-    """The pairs as the list of samples that the checks of ratings look ids up in."""
-    return SampleList(
+@dataclass(frozen=True, kw_only=True)
+class GsbResult:
+    """Everything a report of a GSB study needs; NaN stands for missing."""
+
+    counts: pd.DataFrame
+    """dimension, reference, rival, good, same, bad (pairs by the majority of their raters, no
+    majority is same), n_prompts, net with net_low and net_high (bootstrap of prompts), ratio,
+    win_share = G / (G + B) with share_low and share_high (Wilson), p of "no preference" by test
+    (``sign test``, or ``sign flips`` where prompts have several pairs), p_holm (over all rows),
+    different."""
+    rankings: Mapping[str, PairwiseRanking]
+    """Bradley-Terry with ties by dimension."""
+    position: pd.DataFrame
+    """dimension, left, same, right, left_share = left / (left + right) with low and high (bootstrap
+    of pairs), p of one half. Sides are balanced, so models do not explain a bias."""
+    agreement: Mapping[str, Agreement]
+    """Krippendorff's alpha of the answers by dimension."""
+    findings: tuple[Finding, ...]
+    settings: ComparisonSettings
+    dimensions: tuple[str, ...]
+    n_answers: int
+    """Answers used."""
+    set_aside: int
+    """Answers received and not used; the findings say why."""
+
+    def as_record(self) -> dict[str, object]:
+        """JSON-ready but for NaN."""
+        return {
+            "kind": "gsb",
+            "dimensions": self.dimensions,
+            "n_answers": self.n_answers,
+            "set_aside": self.set_aside,
+            "counts": records_of(self.counts),
+            "rankings": {n: asdict(r) for n, r in self.rankings.items()},
+            "position": records_of(self.position),
+            "agreement": {n: asdict(a) for n, a in self.agreement.items()},
+            "settings": self.settings.model_dump(),
+            "findings": [finding.as_record() for finding in self.findings],
+        }
+
+
+def gsb_from_files(
+    plan: Path,
+    answers: Sequence[Path],
+    checks: CheckSettings,
+    settings: ComparisonSettings,
+) -> GsbResult:
+    """Read, check and aggregate the answers to a plan.
+
+    Args:
+        plan: folder of :func:`write_plan`.
+        answers: logs or sheets, in the order in which they were made.
+        checks: the dimensions, and what of the answers counts; scale and models are the plan's.
+        settings: confidence and resampling.
+    """
+    pairs = read_key(plan)
+    given, irregular = read_ratings(answers, checks.dimensions, read_answer)
+    findings = Findings(irregular)
+    given = of_study(given, plan_study(pairs), findings)
+    table = check_answers(given, pairs, checks, findings.all())
+    return aggregate_gsb(table, pairs, checks.dimensions, settings)
+
+
+def check_answers(
+    answers: Sequence[Rating],
+    pairs: Sequence[Pair],
+    checks: CheckSettings,
+    earlier: Sequence[Finding] = (),
+) -> RatingTable:
+    """Check answers like ratings: a pair is a sample, and the score goes from -1 to 1."""
+    listed = SampleList(
         samples=tuple(
             Sample(
                 sample=pair.pair,
@@ -165,8 +143,10 @@ def pairs_as_samples(pairs: Sequence[Pair], folder: Path) -> SampleList:
             )
             for pair in pairs
         ),
-        folder=folder,
+        folder=Path(),
     )
+    checks = dataclasses.replace(checks, scale=(-1.0, 1.0), models=())
+    return check_ratings(answers, checks, listed, earlier)
 
 
 def net_gsb(good: float, same: float, bad: float) -> float:
@@ -197,28 +177,18 @@ def aggregate_gsb(
     *,
     ranking_resamples: int = 200,
 ) -> GsbResult:
-    """Aggregate a study.
-
-    Args:
-        answers: checked answers (scores 1 left, 0 same, -1 right), ids of pairs as samples.
-        pairs: the key of the plan.
-        dimensions: in the order of the result.
-        settings: confidence and resampling.
-        ranking_resamples: bootstrap resamples of the Bradley-Terry strengths.
-
-    Raises:
-        UserError: evalica is not installed.
-    """
+    """Aggregate checked answers (1 left, 0 same, -1 right) to the pairs of a plan."""
     labels = pair_labels(answers.table, pairs)
-    counts: list[GsbCount] = []
-    rankings, agreement, position = {}, {}, []
+    counts, position = [], []
+    rankings, agreement = {}, {}
     for dimension in dimensions:
         part = labels[labels["dimension"] == dimension]
         raw = answers.table[answers.table["dimension"] == dimension]
         if part.empty:
             continue
         for (reference, rival), rows in part.groupby(["reference", "rival"]):
-            counts.append(_count(dimension, str(reference), str(rival), rows, settings))
+            names = {"dimension": dimension, "reference": reference, "rival": rival}
+            counts.append(names | _count(rows, settings))
         rankings[dimension] = rank_models(
             part["reference"].tolist(),
             part["rival"].tolist(),
@@ -235,19 +205,16 @@ def aggregate_gsb(
             confidence=settings.confidence,
             seed=settings.seed,
         )
-        position.append(_position(dimension, raw, settings))
-    adjusted = holm([item.p for item in counts])
-    alpha = 1.0 - settings.confidence
+        position.append({"dimension": dimension} | _position(raw, settings))
+    table = pd.DataFrame(counts)
+    table["p_holm"] = holm(table["p"])
+    table["different"] = table["p_holm"] < 1.0 - settings.confidence
     return GsbResult(
-        counts=tuple(
-            dataclasses.replace(item, p_holm=float(p), different=bool(p < alpha))
-            for item, p in zip(counts, adjusted, strict=True)
-        ),
+        counts=table,
         rankings=rankings,
-        position=tuple(position),
+        position=pd.DataFrame(position),
         agreement=agreement,
         findings=answers.findings,
-        options=open_options(),
         settings=settings,
         dimensions=tuple(dimensions),
         n_answers=len(answers.table),
@@ -258,8 +225,8 @@ def aggregate_gsb(
 def pair_labels(answers: pd.DataFrame, pairs: Sequence[Pair]) -> pd.DataFrame:
     """One label for each pair and dimension: what more than half of its raters say, else same.
 
-    Returns:
-        Columns dimension, pair, reference, rival, cluster, label (1 reference better, 0, -1).
+    Returns the columns dimension, pair, reference, rival, cluster, label (1 reference better, 0,
+    -1).
     """
     by_id = {pair.pair: pair for pair in pairs}
     sign = {k: 1.0 if p.left_model == p.reference else -1.0 for k, p in by_id.items()}
@@ -274,69 +241,142 @@ def pair_labels(answers: pd.DataFrame, pairs: Sequence[Pair]) -> pd.DataFrame:
     return label[["dimension", "pair", "reference", "rival", "cluster", "label"]]
 
 
-def _count(
-    dimension: str, reference: str, rival: str, rows: pd.DataFrame, settings: ComparisonSettings
-) -> GsbCount:
+def _interval(
+    sums: FloatArray, counts: FloatArray, settings: ComparisonSettings
+) -> tuple[float, float]:
+    """Bootstrap interval of a mean from its sums and counts by cluster; NaN below two clusters."""
+    if len(sums) < 2:
+        return math.nan, math.nan
+    draws = resampled_means(
+        sums[:, None], counts[:, None], resamples=settings.resamples, seed=settings.seed
+    )
+    (low,), (high,) = percentile_interval(draws, settings.confidence)
+    return float(low), float(high)
+
+
+def _count(rows: pd.DataFrame, settings: ComparisonSettings) -> dict[str, object]:
     label = rows["label"].to_numpy(dtype=np.float64)
     good, bad = int((label > 0).sum()), int((label < 0).sum())
     same = len(label) - good - bad
     cluster, names = pd.factorize(rows["cluster"])
-    sums = np.bincount(cluster, weights=label).astype(np.float64)[:, None]
-    sizes = np.bincount(cluster).astype(np.float64)[:, None]
-    low, high = math.nan, math.nan
-    if len(names) >= 2:
-        draws = resampled_means(sums, sizes, resamples=settings.resamples, seed=settings.seed)
-        (low,), (high,) = percentile_interval(draws, settings.confidence)
+    sums = np.bincount(cluster, weights=label).astype(np.float64)
+    low, high = _interval(sums, np.bincount(cluster).astype(np.float64), settings)
     share, share_low, share_high, p = win_share(good, bad, settings.confidence)
     test = "sign test"
     if len(names) < len(label):  # pairs of one prompt are not independent coin tosses
         test = "sign flips"
-        p = float(sign_flip_test(sums, flips=settings.resamples, seed=settings.seed)[0])
-    return GsbCount(
-        dimension=dimension,
-        reference=reference,
-        rival=rival,
-        good=good,
-        same=same,
-        bad=bad,
-        n_prompts=len(names),
-        net=net_gsb(good, same, bad),
-        net_low=float(low),
-        net_high=float(high),
-        ratio=gsb_ratio(good, same, bad),
-        win_share=share,
-        share_low=share_low,
-        share_high=share_high,
-        p=p,
-        test=test,
-    )
+        flips = settings.resamples
+        p = float(sign_flip_test(sums[:, None], flips=flips, seed=settings.seed)[0])
+    return {
+        "good": good,
+        "same": same,
+        "bad": bad,
+        "n_prompts": len(names),
+        "net": net_gsb(good, same, bad),
+        "net_low": low,
+        "net_high": high,
+        "ratio": gsb_ratio(good, same, bad),
+        "win_share": share,
+        "share_low": share_low,
+        "share_high": share_high,
+        "p": p,
+        "test": test,
+    }
 
 
-def _position(dimension: str, raw: pd.DataFrame, settings: ComparisonSettings) -> PositionBias:
+def _position(raw: pd.DataFrame, settings: ComparisonSettings) -> dict[str, object]:
+    """How often raters chose the left video; its p flips the sides of pairs, as the plan drew."""
     scores = raw["score"].to_numpy(dtype=np.float64)
-    pair, names = pd.factorize(raw["sample"])
+    pair, _ = pd.factorize(raw["sample"])
     left = np.bincount(pair, weights=scores > 0).astype(np.float64)
     right = np.bincount(pair, weights=scores < 0).astype(np.float64)
     share, low, high = math.nan, math.nan, math.nan
     preferences = float((left + right).sum())
     if preferences:
         share = float(left.sum()) / preferences
-    if preferences and len(names) >= 2:
-        draws = resampled_means(
-            left[:, None],
-            (left + right)[:, None],
-            resamples=settings.resamples,
-            seed=settings.seed,
-        )
-        (low,), (high,) = percentile_interval(draws, settings.confidence)
+        low, high = _interval(left, left + right, settings)
     p = sign_flip_test((left - right)[:, None], flips=settings.resamples, seed=settings.seed)
-    return PositionBias(
-        dimension=dimension,
-        left=int(left.sum()),
-        same=int((scores == 0).sum()),
-        right=int(right.sum()),
-        left_share=share,
-        low=float(low),
-        high=float(high),
-        p=float(p[0]),
+    return {
+        "left": int(left.sum()),
+        "same": int((scores == 0).sum()),
+        "right": int(right.sum()),
+        "left_share": share,
+        "low": low,
+        "high": high,
+        "p": float(p[0]),
+    }
+
+
+def gsb_tables(result: GsbResult) -> tuple[Table, ...]:
+    """Every table of the study; the first one is the overview."""
+    return (
+        _overview(result.counts),
+        _tests(result.counts),
+        Table(name="counts", title="Counts", frame=result.counts),
+        _rankings(result.rankings),
+        Table(
+            name="position",
+            title="Position bias",
+            frame=result.position,
+            note="Answers for the left video. Sides are balanced, so models do not explain a bias.",
+        ),
+        agreement_table(result.agreement, ("n_pairs", "n_answers"), "ordinal (left, same, right)"),
+        findings_table(result.findings),
+    )
+
+
+def _overview(counts: pd.DataFrame) -> Table:
+    rows = [
+        (
+            f"{c.reference} vs {c.rival}",
+            c.dimension,
+            f"{c.good} / {c.same} / {c.bad}",
+            interval_text(100 * c.net, 100 * c.net_low, 100 * c.net_high, 1),
+            "-" if math.isnan(c.ratio) else f"{c.ratio:.2f}",
+            ("better" if c.net > 0 else "worse") if c.different else "not told apart",
+        )
+        for c in counts.itertuples()
+    ]
+    return table_of_rows(
+        "overview",
+        "Good - same - bad",
+        ("comparison", "dimension", "G / S / B", "net %", "(G+S)/(B+S)", "verdict"),
+        rows,
+        note="G: pairs in which the first-named model is better. net = (G-B)/(G+S+B), interval by "
+        "bootstrap of prompts. Per pair the majority of its raters counts, no majority is S.",
+    )
+
+
+def _tests(counts: pd.DataFrame) -> Table:
+    rows = [
+        (
+            f"{c.reference} vs {c.rival}",
+            c.dimension,
+            interval_text(100 * c.win_share, 100 * c.share_low, 100 * c.share_high, 1),
+            c.p,
+            c.test,
+            c.p_holm,
+        )
+        for c in counts.itertuples()
+    ]
+    columns = ("comparison", "dimension", "win share %", "p", "test", "p Holm")
+    note = "win share = G/(G+B), Wilson interval; p Holm: corrected for all rows."
+    return table_of_rows("tests", "Is it more than chance?", columns, rows, note)
+
+
+def _rankings(rankings: Mapping[str, PairwiseRanking]) -> Table:
+    rows: list[tuple[object, ...]] = []
+    for dimension, ranking in rankings.items():
+        rows += [
+            (dimension, s.model, s.log_strength, s.ci_low, s.ci_high, s.n_pairs, ranking.reason)
+            for s in ranking.strengths
+        ]
+        if not ranking.strengths:
+            rows.append((dimension, "-", None, None, None, ranking.n_pairs, ranking.reason))
+    return table_of_rows(
+        "ranking",
+        "Bradley-Terry with ties",
+        ("dimension", "model", "log_strength", "ci_low", "ci_high", "n_pairs", "remark"),
+        rows,
+        note="Mean 0 over the models; a difference d means odds of exp(d) : 1 among non-ties.",
     )

@@ -4,23 +4,28 @@ Raters see opaque pair ids and opaque file names; the key, which they do not see
 For every two models each is on the left in half of the pairs, so a taste for one side favours none.
 """
 
+import dataclasses
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 
-from longtake.evaluation.blind_files import opaque_name, place_file
-from longtake.evaluation.csv_rows import write_csv_rows, write_text
-from longtake.evaluation.findings import Finding, Findings
-from longtake.evaluation.jsonl import read_jsonl
-from longtake.evaluation.samples import Sample, SampleList
-from longtake.runtime.errors import UserError
+import pandas as pd
 
-KEY_FILE = "key.jsonl"
-SHEET_FILE = "sheet.csv"
-VIDEO_FOLDER = "videos"
+from longtake.evaluation.ratings import (
+    Finding,
+    Findings,
+    Sample,
+    SampleList,
+    opaque_name,
+    place_file,
+)
+from longtake.runtime.errors import UserError
+from longtake.runtime.files import write_csv, write_text
+
+KEY_FILE, SHEET_FILE, VIDEO_FOLDER = "key.jsonl", "sheet.csv", "videos"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,13 +37,10 @@ class Pair:
     left: str
     """Sample on the left."""
     right: str
-    """Sample on the right."""
     left_model: str
     """Its model; hidden from raters."""
     right_model: str
-    """The other model; hidden from raters."""
     prompt: str
-    """Id of the prompt."""
     cluster: str
     """Unit of the bootstrap."""
     reference: str
@@ -67,23 +69,19 @@ def plan_pairs(
 
     Returns:
         The pairs in the order of showing, and prompts or videos that cannot be paired.
-
-    Raises:
-        UserError: a model that has no sample, or nothing to pair.
     """
     models = samples.models
     for name in (*((reference,) if reference else ()), *rivals):
         if name not in models:
             raise UserError("unknown model", received=name, expected=f"one of: {', '.join(models)}")
-    if reference is None:
-        couples = list(combinations(rivals or models, 2))
-    else:
+    couples = list(combinations(rivals or models, 2))
+    if reference is not None:
         couples = [(reference, other) for other in rivals or models if other != reference]
-    missing = {text.split(" (")[0] for text in samples.missing_videos()}
+    missing = samples.missing_videos()
     findings = Findings()
-    findings.add("missing video", "not in a pair", samples.missing_videos())
+    findings.add("missing video", "not in a pair", missing.values())
     rng = random.Random(seed)
-    made: list[Pair] = []
+    pairs: list[Pair] = []
     unpaired: list[str] = []
     for first, second in couples:
         matched, left_over = _matched(samples, first, second, missing)
@@ -93,7 +91,7 @@ def plan_pairs(
         on_left = (len(matched) + rng.randint(0, 1)) // 2
         for index, (a, b) in enumerate(matched):
             left, right = (a, b) if index < on_left else (b, a)
-            made.append(
+            pairs.append(
                 Pair(
                     pair="",
                     left=left.sample,
@@ -106,19 +104,19 @@ def plan_pairs(
                 )
             )
     findings.add("video without a partner", "not in a pair", unpaired)
-    if not made:
+    if not pairs:
         raise UserError(
             "no two models have a video of the same prompt",
             received=f"{len(samples.samples)} samples of {', '.join(models)}",
             expected="at least two models with videos of the same prompts",
         )
-    rng.shuffle(made)
-    numbered = (Pair(**{**asdict(p), "pair": f"p{i:05d}"}) for i, p in enumerate(made, start=1))
+    rng.shuffle(pairs)
+    numbered = (dataclasses.replace(p, pair=f"p{i:05d}") for i, p in enumerate(pairs, start=1))
     return tuple(numbered), findings.all()
 
 
 def _matched(
-    samples: SampleList, first: str, second: str, missing: set[str]
+    samples: SampleList, first: str, second: str, missing: Mapping[str, str]
 ) -> tuple[list[tuple[Sample, Sample]], list[str]]:
     by_prompt: dict[str, tuple[list[Sample], list[Sample]]] = {}
     for item in samples.samples:
@@ -141,12 +139,8 @@ def write_plan(
     ``sheet.csv`` has one row for each pair and a column for each dimension, to be filled with
     left, same or right. Videos get opaque names in ``videos/``: hard links where the file system
     allows, else copies. Give raters the sheet and the videos, and keep ``key.jsonl``.
-
-    Raises:
-        UserError: the folder holds another plan, or cannot be written.
     """
-    key = _key_text(pairs)
-    key_path = folder / KEY_FILE
+    key, key_path = _key_text(pairs), folder / KEY_FILE
     if key_path.exists() and key_path.read_text(encoding="utf-8") != key:
         raise UserError(
             "the folder holds another plan",
@@ -158,21 +152,20 @@ def write_plan(
     by_id = samples.by_id
     rows = []
     for pair in pairs:
-        row = {"sample": pair.pair, "caption": by_id[pair.left].caption}
-        sides = zip(
-            ("left", "right"), (pair.left, pair.right), blind_videos(pair, by_id), strict=True
-        )
-        for side, sample, name in sides:
+        row = {"sample": pair.pair, "rater": "", "caption": by_id[pair.left].caption}
+        ids = (pair.left, pair.right)
+        for side, sample, name in zip(
+            ("left", "right"), ids, blind_videos(pair, by_id), strict=True
+        ):
+            row[side] = name or opaque_name(sample)  # ids of lists often name the model
             source = samples.video_path(by_id[sample])
-            row[side] = name or sample
             if source is not None:
                 place_file(source, folder / name)
-        rows.append(row)
+        rows.append(row | dict.fromkeys(dimensions, ""))
     sheet = folder / SHEET_FILE
-    if sheet.exists():  # of this plan, and perhaps filled in already
-        return sheet
-    columns = ("sample", "rater", "caption", "left", "right", *dimensions)
-    return write_csv_rows(sheet, columns, rows)
+    if not sheet.exists():  # one of this plan may be filled in already
+        write_csv(sheet, pd.DataFrame(rows))
+    return sheet
 
 
 def blind_videos(pair: Pair, samples: Mapping[str, Sample]) -> tuple[str, str]:
@@ -195,23 +188,18 @@ def _key_text(pairs: Sequence[Pair]) -> str:
 
 
 def read_key(folder: Path) -> tuple[Pair, ...]:
-    """The pairs of a plan.
-
-    Raises:
-        UserError: no key, or a broken one: without it the answers mean nothing.
-    """
+    """The pairs of a plan; a key with a single byte changed is refused."""
     path = folder / KEY_FILE
-    records, broken = read_jsonl(path)
-    names = {item.name for item in fields(Pair)}
-    complete = [
-        r for _, r in records if set(r) == names and all(isinstance(v, str) for v in r.values())
-    ]
-    if broken or len(complete) < len(records) or not records:
+    try:
+        text = path.read_text(encoding="utf-8")
+        pairs = tuple(Pair(**json.loads(line)) for line in text.splitlines())
+    except (OSError, TypeError, ValueError) as error:
+        text, pairs = f"{error}", ()
+    if not pairs or _key_text(pairs) != text:
         raise UserError(
-            "the key of the plan is damaged",
-            received=f"{path}: {len(records) - len(complete)} of {len(records)} pairs; "
-            + "; ".join(map(str, broken)),
-            expected="the key as it was written",
+            "the key of the plan is missing or damaged",
+            received=f"{path}: {text[:80]}",
+            expected="the key as it was written; without it the answers mean nothing",
             remedy="plan again with the same samples and --seed: the plan will be the same",
         )
-    return tuple(Pair(**record) for record in complete)
+    return pairs

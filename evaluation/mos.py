@@ -1,105 +1,91 @@
-"""Mean opinion scores: from checked ratings to models, differences, raters and agreement.
+"""Mean opinion scores: from the files of a study to models, differences, raters and agreement.
 
 Report section 5.1 and Figures 14 and 16: a video's score is the mean of all of its ratings, a
-model's score the mean over its videos.
+model's score the mean over its videos. With the scores of a judge, the final score of a model is
+the weighted (2:1) average of both.
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from longtake.evaluation.agreement import Agreement, krippendorff_alpha, rest_correlations
-from longtake.evaluation.findings import Finding, Findings
-from longtake.evaluation.model_comparison import (
-    ComparisonSettings,
-    ModelComparison,
-    compare_models,
+from longtake.evaluation.agreement import (
+    Agreement,
+    SubjectBias,
+    alternating_projection,
+    krippendorff_alpha,
+    rest_correlations,
 )
-from longtake.evaluation.mos_merge import MergedScore, MergeWeights, merge_scores
-from longtake.evaluation.mos_protocol import ProtocolConfig, State, Unit, assess, budget_factor
-from longtake.evaluation.options import OpenOption, open_options
-from longtake.evaluation.rating_checks import RatingTable
-from longtake.evaluation.samples import SampleList
-from longtake.evaluation.subject_bias import SubjectBias, alternating_projection
+from longtake.evaluation.checks import CheckSettings, RatingTable, check_ratings
+from longtake.evaluation.comparison import ComparisonSettings, compare_models
+from longtake.evaluation.dimensions import title_of
+from longtake.evaluation.mos_merge import (
+    MERGED_COLUMNS,
+    MergeWeights,
+    check_judge,
+    merge_scores,
+    merged_table,
+)
+from longtake.evaluation.protocol import (
+    ProtocolConfig,
+    ProtocolStatus,
+    Unit,
+    protocol_status,
+    units_of,
+)
+from longtake.evaluation.ratings import (
+    Finding,
+    Findings,
+    SampleList,
+    read_ratings,
+    read_samples,
+)
+from longtake.evaluation.tables import (
+    Table,
+    agreement_table,
+    findings_table,
+    interval_text,
+    records_of,
+    table_of_rows,
+)
+from longtake.runtime.config import Config
+from longtake.runtime.errors import UserError
 from longtake.runtime.statistics import FloatArray
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MosSettings:
+class MosSettings(Config):
     """How ratings become scores."""
 
     dimensions: tuple[str, ...]
     """The dimensions of the study, in the order of the result."""
-    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
-    """How many raters a video needs."""
-    comparison: ComparisonSettings = field(default_factory=ComparisonSettings)
-    """Intervals and tests."""
-    weights: MergeWeights = field(default_factory=MergeWeights)
-    """Of raters and judge."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RaterProfile:
-    """One rater in one dimension: diagnostics, which do not change the scores."""
-
-    rater: str
-    """Who."""
-    dimension: str
-    """What was rated."""
-    n_ratings: int
-    """Ratings that count."""
-    mean: float
-    """Their mean."""
-    bias: float
-    """ITU-T P.910: points above the average rater on the same videos."""
-    inconsistency: float
-    """ITU-T P.910: standard deviation around quality plus bias."""
-    rest_correlation: float
-    """Correlation with the mean of the other raters of the same videos; NaN where undefined."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProtocolStatus:
-    """How far the study is."""
-
-    states: Mapping[str, int]
-    """Units by state."""
-    decided: int
-    """Units whose first raters are complete."""
-    escalated: int
-    """Units that called for more raters."""
-    still_needed: int
-    """Complete ratings of a unit that are missing."""
-    budget_factor: float | None
-    """Ratings over those of the first round, at the rate so far; None before any is decided."""
+    protocol: ProtocolConfig = ProtocolConfig()
+    comparison: ComparisonSettings = ComparisonSettings()
+    weights: MergeWeights = MergeWeights()
 
 
 @dataclass(frozen=True, kw_only=True)
 class MosResult:
-    """Everything a report of a MOS study needs; plain data."""
+    """Everything a report of a MOS study needs; NaN stands for missing."""
 
-    comparison: ModelComparison
-    """Means, differences, groups of ties."""
-    bias_free: Mapping[tuple[str, str], float]
-    """(dimension, model) -> mean of the ITU-T P.910 quality of its videos: a diagnostic."""
+    means: pd.DataFrame
+    """As of :func:`compare_models`, and ``bias_free``: mean ITU-T P.910 quality, a diagnostic."""
+    differences: pd.DataFrame
+    """As of :func:`compare_models`."""
     agreement: Mapping[str, Agreement]
     """Krippendorff's alpha by dimension."""
-    raters: tuple[RaterProfile, ...]
-    """By dimension, then by rater."""
+    raters: pd.DataFrame
+    """rater, dimension, n_ratings, mean, bias, inconsistency (both ITU-T P.910), rest_correlation
+    (with the mean of the others on the same videos)."""
     protocol: ProtocolStatus
-    """Progress."""
-    merged: tuple[MergedScore, ...]
-    """Human and automatic scores together; empty without automatic scores."""
+    merged: pd.DataFrame
+    """dimension, model, human, automatic, merged, ci_low, ci_high, n_human, n_automatic, refused
+    (why there is no merged score); without rows when no judge is merged in."""
     findings: tuple[Finding, ...]
-    """Everything irregular in the input."""
-    options: tuple[OpenOption, ...]
-    """Choices that the report leaves open."""
     settings: MosSettings
-    """How it was computed."""
     models: tuple[str, ...]
     """In the order of the list of samples; without one by name."""
     n_ratings: int
@@ -108,36 +94,68 @@ class MosResult:
     """Ratings received and not used; the findings say why."""
 
     def as_record(self) -> dict[str, object]:
-        """JSON-ready but for NaN, which stands for missing."""
+        """JSON-ready but for NaN."""
         return {
             "kind": "mos",
             "models": self.models,
             "n_ratings": self.n_ratings,
             "set_aside": self.set_aside,
-            "means": [
-                {**dataclasses.asdict(c), "bias_free": self.bias_free.get((c.dimension, c.model))}
-                for c in self.comparison.means
-            ],
-            "differences": [dataclasses.asdict(d) for d in self.comparison.differences],
-            "tie_groups": self.comparison.tie_groups,
-            "merged": [dataclasses.asdict(item) for item in self.merged],
+            "means": records_of(self.means),
+            "differences": records_of(self.differences),
+            "merged": records_of(self.merged),
             "agreement": {n: dataclasses.asdict(a) for n, a in self.agreement.items()},
-            "raters": [dataclasses.asdict(item) for item in self.raters],
+            "raters": records_of(self.raters),
             "protocol": dataclasses.asdict(self.protocol),
-            "options": [dataclasses.asdict(item) for item in self.options],
-            "settings": dataclasses.asdict(self.settings),
+            "settings": self.settings.model_dump(),
             "findings": [finding.as_record() for finding in self.findings],
         }
+
+
+def mos_from_files(
+    ratings: Sequence[Path],
+    settings: MosSettings,
+    checks: CheckSettings | None = None,
+    *,
+    samples: Path | None = None,
+    automatic: Path | None = None,
+) -> MosResult:
+    """Read, check and aggregate the files of a study.
+
+    Args:
+        ratings: logs or sheets of human ratings, in the order in which they were made.
+        settings: dimensions, protocol, intervals, weights.
+        checks: what of the ratings counts; None: the defaults.
+        samples: the list of samples; without it the ratings must name model and prompt.
+        automatic: scores of one calibrated judge, merged in.
+    """
+    listed = read_samples(samples) if samples is not None else None
+    people, irregular = read_ratings(ratings, settings.dimensions)
+    scored = [rating for rating in people if rating.kind != "human"]
+    if scored:
+        raise UserError(
+            f"{len(scored)} records among the human ratings are automatic",
+            received=str(scored[0]),
+            expected="records of people",
+            remedy="keep the judge's scores in a file of their own and give it with --automatic",
+        )
+    if listed is not None:
+        irregular = (*listed.findings, *irregular)
+    checks = checks or CheckSettings(dimensions=settings.dimensions)
+    table = check_ratings(people, checks, listed, irregular)
+    judge = None
+    if automatic is not None:
+        scores, irregular = read_ratings([automatic], settings.dimensions)
+        check_judge(scores)
+        of_judge = CheckSettings(dimensions=settings.dimensions, whole=False)
+        judge = check_ratings(scores, of_judge, earlier=irregular)
+    return aggregate_mos(table, settings, samples=listed, automatic=judge)
 
 
 def video_scores(ratings: pd.DataFrame) -> pd.DataFrame:
     """One row for each video and dimension: the mean of all of its ratings.
 
-    Args:
-        ratings: the table of :class:`longtake.evaluation.rating_checks.RatingTable`.
-
-    Returns:
-        Columns dimension, model, prompt, cluster, sample, score, n_ratings.
+    Takes the table of :class:`longtake.evaluation.checks.RatingTable`; returns the columns
+    dimension, model, prompt, cluster, sample, score, n_ratings.
     """
     keys = ["dimension", "model", "prompt", "cluster", "sample"]
     grouped = ratings.groupby(keys, sort=False)["score"]
@@ -151,70 +169,70 @@ def aggregate_mos(
     samples: SampleList | None = None,
     automatic: RatingTable | None = None,
 ) -> MosResult:
-    """Aggregate a study.
-
-    Args:
-        ratings: checked human ratings.
-        settings: dimensions, protocol, intervals, weights.
-        samples: the list of samples; it adds the videos that nobody rated to the progress.
-        automatic: checked scores of one calibrated judge
-            (:func:`longtake.evaluation.mos_merge.check_judge`); None merges nothing.
-    """
+    """Aggregate checked ratings; ``automatic`` are those of one calibrated judge."""
     table = ratings.table
     scores = video_scores(table)
     findings = Findings(ratings.findings)
+    rated = scores.groupby(["model", "prompt"], sort=False).size().unstack(fill_value=0)
     findings.add(
         "model without a rated video of a prompt",
         "differences use the prompts that both models have",
-        _unbalanced(scores),
+        [f"{m}: {p}" for m, row in rated.iterrows() for p in rated.columns[row == 0]],
     )
-    comparison = compare_models(scores, settings.dimensions, settings.comparison)
+    means, differences = compare_models(scores, settings.dimensions, settings.comparison)
     listed = samples.models if samples is not None else ()
-    rated = set(scores["model"])
-    models = tuple([m for m in listed if m in rated] + sorted(rated - set(listed)))
+    seen = set(scores["model"])
+    models = tuple([m for m in listed if m in seen] + sorted(seen - set(listed)))
     agreement: dict[str, Agreement] = {}
-    profiles: list[RaterProfile] = []
-    bias_free: dict[tuple[str, str], float] = {}
+    profiles, bias_free = [], {}
     for dimension in settings.dimensions:
         part = table[table["dimension"] == dimension]
         if part.empty:
             findings.add("dimension without a rating", "no result", [dimension])
             continue
-        numbers = _Numbers(part)
+        score = part["score"].to_numpy(dtype=np.float64)
+        (rater, raters), (sample, _), (cluster, _) = (
+            pd.factorize(part[name]) for name in ("rater", "sample", "cluster")
+        )
         agreement[dimension] = krippendorff_alpha(
-            numbers.score,
-            numbers.sample,
-            numbers.cluster,
+            score,
+            sample,
+            cluster,
             confidence=settings.comparison.confidence,
             seed=settings.comparison.seed,
         )
-        fit = alternating_projection(numbers.score, numbers.rater, numbers.sample)
+        fit = alternating_projection(score, rater, sample)
         if not fit.converged:
             findings.add("rater biases that did not settle", "shown as they are", [dimension])
-        profiles += numbers.profiles(dimension, fit)
-        bias_free |= {(dimension, m): q for m, q in numbers.quality_by_model(fit).items()}
-    merged: tuple[MergedScore, ...] = ()
+        rest = rest_correlations(score, rater, sample)
+        profiles.append(_profiles(dimension, part, raters, fit, rest))
+        model_of = part.drop_duplicates("sample")["model"].to_numpy()
+        for model, quality in pd.Series(fit.quality).groupby(model_of).mean().items():
+            bias_free[dimension, model] = quality
+    means["bias_free"] = [
+        bias_free.get(key, np.nan) for key in zip(means["dimension"], means["model"], strict=True)
+    ]
+    merged = pd.DataFrame(columns=list(MERGED_COLUMNS))
     if automatic is not None:
         merged, remarks = merge_scores(
-            scores, video_scores(automatic.table), models, settings.dimensions, settings.weights,
+            scores,
+            video_scores(automatic.table),
+            models,
+            settings.dimensions,
+            settings.weights,
             settings.comparison,
-        )  # fmt: skip
+        )
         findings = Findings((*findings.all(), *automatic.findings, *remarks))
-    units = protocol_units(table, settings, samples)
+    units = units_of(table, settings.dimensions, settings.protocol, samples)
     _report_protocol(units, settings.protocol, findings)
     return MosResult(
-        comparison=comparison,
-        bias_free=bias_free,
+        means=means,
+        differences=differences,
         agreement=agreement,
-        raters=tuple(profiles),
+        raters=pd.concat(profiles, ignore_index=True),
         protocol=protocol_status(units, settings.protocol),
         merged=merged,
         findings=findings.all(),
-        options=open_options(
-            settings.protocol,
-            human_weight=settings.weights.human,
-            automatic_weight=settings.weights.automatic,
-        ),
         settings=settings,
         models=models,
         n_ratings=len(table),
@@ -222,33 +240,21 @@ def aggregate_mos(
     )
 
 
-def _unbalanced(scores: pd.DataFrame) -> list[str]:
-    pairs = scores[["model", "prompt"]].drop_duplicates()
-    models, prompts = list(pairs["model"].unique()), list(pairs["prompt"].unique())
-    present = set(zip(pairs["model"], pairs["prompt"], strict=True))
-    return [f"{m}: {p}" for m in models for p in prompts if (m, p) not in present]
-
-
-def protocol_units(
-    ratings: pd.DataFrame, settings: MosSettings, samples: SampleList | None = None
-) -> tuple[Unit, ...]:
-    """The state machine of every video over a table of checked ratings."""
-    columns = (ratings[name].tolist() for name in ("sample", "rater", "dimension", "score"))
-    listed = (item.sample for item in samples.samples) if samples is not None else ()
-    return assess(zip(*columns, strict=True), settings.dimensions, settings.protocol, listed)
-
-
-def protocol_status(units: Sequence[Unit], config: ProtocolConfig) -> ProtocolStatus:
-    """Counts over the units."""
-    states = Counter(unit.state for unit in units)
-    escalated = states[State.ESCALATED] + states[State.RESOLVED]
-    decided = escalated + states[State.AGREED]
-    return ProtocolStatus(
-        states={state.value: states[state] for state in State},
-        decided=decided,
-        escalated=escalated,
-        still_needed=sum(unit.needed for unit in units),
-        budget_factor=budget_factor(escalated / decided, config) if decided else None,
+def _profiles(
+    dimension: str, part: pd.DataFrame, raters: Sequence[str], fit: SubjectBias, rest: FloatArray
+) -> pd.DataFrame:
+    """A row for each rater of one dimension, in the order of their first rating."""
+    own = part.groupby("rater", sort=False)["score"].agg(["size", "mean"])
+    return pd.DataFrame(
+        {
+            "rater": list(raters),
+            "dimension": dimension,
+            "n_ratings": own["size"].to_numpy(),
+            "mean": own["mean"].to_numpy(),
+            "bias": fit.bias,
+            "inconsistency": fit.inconsistency,
+            "rest_correlation": rest,
+        }
     )
 
 
@@ -272,37 +278,79 @@ def _report_protocol(units: Sequence[Unit], config: ProtocolConfig, findings: Fi
     )
 
 
-class _Numbers:
-    """The ratings of one dimension as numbers."""
-
-    def __init__(self, part: pd.DataFrame) -> None:
-        self.score: FloatArray = part["score"].to_numpy(dtype=np.float64)
-        self.rater, self.raters = pd.factorize(part["rater"])
-        self.sample, _ = pd.factorize(part["sample"])
-        self.cluster, _ = pd.factorize(part["cluster"])
-        first = part.drop_duplicates("sample")
-        self.sample_model = first["model"].to_numpy()
-
-    def profiles(self, dimension: str, fit: SubjectBias) -> list[RaterProfile]:
-        counts = np.bincount(self.rater)
-        means = np.bincount(self.rater, weights=self.score) / counts
-        rest = rest_correlations(self.score, self.rater, self.sample)
-        return [
-            RaterProfile(
-                rater=str(name),
-                dimension=dimension,
-                n_ratings=int(counts[i]),
-                mean=float(means[i]),
-                bias=float(fit.bias[i]),
-                inconsistency=float(fit.inconsistency[i]),
-                rest_correlation=float(rest[i]),
-            )
-            for i, name in enumerate(self.raters)
+def mos_tables(result: MosResult) -> tuple[Table, ...]:
+    """Every table of the study; the first one is the overview."""
+    tables = [
+        _overview(result),
+        Table(name="means", title="Means", frame=result.means),
+        _comparisons(result.differences),
+        Table(name="differences", title="Differences", frame=result.differences),
+        agreement_table(
+            result.agreement,
+            ("n_videos", "n_ratings"),
+            "ordinal; interval by bootstrap of prompts",
+        ),
+        Table(name="raters", title="Raters", frame=result.raters),
+        _protocol(result),
+    ]
+    if not result.merged.empty:
+        tables += [
+            merged_table(result.merged, result.settings.weights),
+            Table(name="merged", title="Merged", frame=result.merged),
         ]
+    return (*tables, findings_table(result.findings))
 
-    def quality_by_model(self, fit: SubjectBias) -> dict[str, float]:
-        """Mean P.910 quality of the videos of each model."""
-        return {
-            str(m): float(fit.quality[self.sample_model == m].mean())
-            for m in dict.fromkeys(self.sample_model)
-        }
+
+def _overview(result: MosResult) -> Table:
+    """Models by dimensions: mean, interval, and the number of videos."""
+    cells = result.means.set_index(["model", "dimension"])
+    rows = []
+    for model in result.models:
+        own = [cells.loc[(model, dimension)] for dimension in result.settings.dimensions]
+        sizes = sorted({int(cell["n_samples"]) for cell in own})
+        shown = "-".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
+        texts = [interval_text(cell["mean"], cell["ci_low"], cell["ci_high"]) for cell in own]
+        rows.append((model, *texts, shown))
+    return table_of_rows(
+        "overview",
+        "Mean opinion scores",
+        ("model", *map(title_of, result.settings.dimensions), "n"),
+        rows,
+        note=f"Mean and {100 * result.settings.comparison.confidence:g} % interval (bootstrap, "
+        "prompts drawn); n videos.",
+    )
+
+
+def _comparisons(differences: pd.DataFrame) -> Table:
+    """The differences, short enough for a terminal."""
+    rows = [
+        (
+            d.dimension,
+            f"{d.better} - {d.worse}",
+            interval_text(d.diff, d.ci_low, d.ci_high),
+            d.n_prompts,
+            d.p_holm,
+            f"{d.better} is better" if d.different else "not told apart",
+        )
+        for d in differences.itertuples()
+    ]
+    columns = ("dimension", "models", "difference", "prompts", "p Holm", "result")
+    note = "Sign flips of prompts; p corrected by Holm over all pairs and dimensions."
+    return table_of_rows("comparisons", "Differences, paired by prompt", columns, rows, note)
+
+
+def _protocol(result: MosResult) -> Table:
+    status, rule = result.protocol, result.settings.protocol
+    return table_of_rows(
+        "protocol",
+        "Protocol",
+        ("state", "count"),
+        (
+            *status.states.items(),
+            ("called for more raters", f"{status.escalated} of {status.decided}"),
+            ("complete ratings still to come", status.still_needed),
+            ("ratings over those of the first round", status.budget_factor),
+        ),
+        note=f"{rule.first_raters} raters, {rule.extra_raters} more when the range is >= "
+        f"{rule.threshold:g}; counted by {rule.scope}.",
+    )

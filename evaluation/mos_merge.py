@@ -8,69 +8,35 @@ merged score: falling back to the human score alone would change its weight sile
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
-from longtake.evaluation.findings import Finding, Findings
-from longtake.evaluation.model_comparison import ComparisonSettings, mean_draws
-from longtake.evaluation.records import Rating
-from longtake.runtime.errors import ConfigError, UserError
+from longtake.evaluation.comparison import ComparisonSettings, mean_draws
+from longtake.evaluation.ratings import Finding, Findings, Rating
+from longtake.evaluation.tables import Table, interval_text, table_of_rows
+from longtake.runtime.config import Config
+from longtake.runtime.errors import UserError
 from longtake.runtime.statistics import percentile_interval
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MergeWeights:
-    """Weights of the two sources."""
-
-    human: float = 2.0
-    """Weight of the raters, > 0 (report section 5.1: 2)."""
-    automatic: float = 1.0
-    """Weight of the judge, > 0 (report section 5.1: 1)."""
-
-    def __post_init__(self) -> None:
-        if not (0 < self.human < math.inf and 0 < self.automatic < math.inf):
-            raise ConfigError(
-                "the weights of the merge cannot be used",
-                received=f"{self.human:g}:{self.automatic:g}",
-                expected="two positive numbers, such as 2:1",
-            )
+MERGED_COLUMNS = (
+    *("dimension", "model", "human", "automatic", "merged", "ci_low", "ci_high", "n_human"),
+    *("n_automatic", "refused"),
+)
+"""``refused`` says why there is no merged score; empty otherwise."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MergedScore:
-    """One model in one dimension."""
+class MergeWeights(Config):
+    """Weights of the two sources (report section 5.1: 2:1)."""
 
-    dimension: str
-    """What was scored."""
-    model: str
-    """Which model."""
-    human: float
-    """Mean of the raters; NaN without any."""
-    automatic: float
-    """Mean of the judge; NaN without any."""
-    merged: float
-    """Weighted mean; NaN where refused."""
-    ci_low: float
-    """Lower end of the interval of ``merged``."""
-    ci_high: float
-    """Upper end."""
-    n_human: int
-    """Videos that raters scored."""
-    n_automatic: int
-    """Videos that the judge scored."""
-    refused: str = ""
-    """Why there is no merged score; empty otherwise."""
+    human: float = Field(2.0, gt=0)
+    automatic: float = Field(1.0, gt=0)
 
 
-def check_judge(ratings: Sequence[Rating]) -> str:
-    """Make sure that automatic ratings come from one calibrated judge; returns its name.
-
-    Raises:
-        UserError: a rating is not automatic, more than one judge, or a judge whose records do not
-            name the calibration that maps them to the raters' scale.
-    """
+def check_judge(ratings: Sequence[Rating]) -> None:
+    """Refuse automatic ratings that do not come from one judge calibrated to the raters' scale."""
     people = sorted({rating.rater for rating in ratings if rating.kind != "automatic"})
     if people:
         raise UserError(
@@ -94,7 +60,6 @@ def check_judge(ratings: Sequence[Rating]) -> str:
             expected="`calibration` in the provenance of every record",
             remedy="calibrate the judge on rated videos first, then score again",
         )
-    return judges[0]
 
 
 def merge_scores(
@@ -104,24 +69,50 @@ def merge_scores(
     dimensions: Sequence[str],
     weights: MergeWeights,
     settings: ComparisonSettings,
-) -> tuple[tuple[MergedScore, ...], tuple[Finding, ...]]:
-    """Merge for every model and dimension; refusals are rows with a reason.
+) -> tuple[pd.DataFrame, tuple[Finding, ...]]:
+    """The merged score of every model and dimension; refusals are rows with a reason.
 
-    The interval draws the prompts of raters and judge separately.
-
-    Args:
-        human: video scores, columns as in :func:`model_comparison.compare_models`.
-        automatic: the same for the judge, on the same scale.
-        models: in the order of the result.
-        dimensions: in the order of the result.
-        weights: 2:1 in the report.
-        settings: confidence and resampling.
+    Both tables are of :func:`longtake.evaluation.mos.video_scores`, on one scale. The interval
+    draws the prompts of raters and judge separately.
     """
-    merged = []
+    rows: list[dict[str, Any]] = []
+    total = weights.human + weights.automatic
     for dimension in dimensions:
-        rows_h = human[human["dimension"] == dimension]
-        rows_a = automatic[automatic["dimension"] == dimension]
-        merged += _dimension(dimension, rows_h, rows_a, models, weights, settings)
+        people = human[human["dimension"] == dimension]
+        judge = automatic[(automatic["dimension"] == dimension) & automatic["model"].isin(models)]
+        low, high = np.full((2, len(models)), np.nan)
+        if len(people) and len(judge):
+            draws_h = mean_draws(people, models, settings, seed=settings.seed)
+            # Another seed: the same draws would tie two independent sets of prompts together.
+            draws_a = mean_draws(judge, models, settings, seed=settings.seed + 1)
+            draws = (weights.human * draws_h + weights.automatic * draws_a) / total
+            low, high = percentile_interval(draws, settings.confidence)
+        for m, model in enumerate(models):
+            own_h, own_a = people[people["model"] == model], judge[judge["model"] == model]
+            refused = ""
+            if own_h.empty:
+                refused = "no human ratings"
+            elif own_a.empty:
+                refused = "the judge has not scored this model"
+                if judge.empty:
+                    refused = "no judge for this dimension"
+            mean_h, mean_a = own_h["score"].mean(), own_a["score"].mean()  # NaN when empty
+            merged = (weights.human * mean_h + weights.automatic * mean_a) / total
+            spread = min(own_h["cluster"].nunique(), own_a["cluster"].nunique()) >= 2
+            rows.append(
+                {
+                    "dimension": dimension,
+                    "model": model,
+                    "human": float(mean_h),
+                    "automatic": float(mean_a),
+                    "merged": math.nan if refused else float(merged),
+                    "ci_low": low[m] if spread else math.nan,
+                    "ci_high": high[m] if spread else math.nan,
+                    "n_human": len(own_h),
+                    "n_automatic": len(own_a),
+                    "refused": refused,
+                }
+            )
     findings = Findings()
     findings.add(
         "model that only the judge scored",
@@ -133,53 +124,28 @@ def merge_scores(
         "the interval of the merged score takes the two sets for independent",
         sorted(set(human["prompt"]) & set(automatic["prompt"])),
     )
-    return tuple(merged), findings.all()
+    return pd.DataFrame(rows, columns=list(MERGED_COLUMNS)), findings.all()
 
 
-def _dimension(
-    dimension: str,
-    human: pd.DataFrame,
-    automatic: pd.DataFrame,
-    models: Sequence[str],
-    weights: MergeWeights,
-    settings: ComparisonSettings,
-) -> list[MergedScore]:
-    automatic = automatic[automatic["model"].isin(models)]
-    low, high = np.full((2, len(models)), np.nan)
-    total = weights.human + weights.automatic
-    if len(human) and len(automatic):
-        draws_h = mean_draws(human, models, settings, seed=settings.seed)
-        # Another seed: the same draws would tie two independent sets of prompts together.
-        draws_a = mean_draws(automatic, models, settings, seed=settings.seed + 1)
-        draws = (weights.human * draws_h + weights.automatic * draws_a) / total
-        low, high = percentile_interval(draws, settings.confidence)
-    rows = []
-    for m, model in enumerate(models):
-        own_h = human[human["model"] == model]
-        own_a = automatic[automatic["model"] == model]
-        refused = ""
-        if own_h.empty:
-            refused = "no human ratings"
-        elif automatic.empty:
-            refused = "no judge for this dimension"
-        elif own_a.empty:
-            refused = "the judge has not scored this model"
-        mean_h = float(own_h["score"].mean()) if len(own_h) else math.nan
-        mean_a = float(own_a["score"].mean()) if len(own_a) else math.nan
-        value = (weights.human * mean_h + weights.automatic * mean_a) / total
-        spread = min(own_h["cluster"].nunique(), own_a["cluster"].nunique()) >= 2
-        rows.append(
-            MergedScore(
-                dimension=dimension,
-                model=model,
-                human=mean_h,
-                automatic=mean_a,
-                merged=math.nan if refused else value,
-                ci_low=float(low[m]) if spread and not refused else math.nan,
-                ci_high=float(high[m]) if spread and not refused else math.nan,
-                n_human=len(own_h),
-                n_automatic=len(own_a),
-                refused=refused,
-            )
+def merged_table(merged: pd.DataFrame, weights: MergeWeights) -> Table:
+    """The merged scores, short enough for a terminal."""
+    rows = [
+        (
+            m.dimension,
+            m.model,
+            f"{m.human:.2f}",
+            m.n_human,
+            "-" if math.isnan(m.automatic) else f"{m.automatic:.2f}",
+            m.n_automatic,
+            interval_text(m.merged, m.ci_low, m.ci_high),
+            m.refused,
         )
-    return rows
+        for m in merged.itertuples()
+    ]
+    return table_of_rows(
+        "merged_overview",
+        f"Human and automatic, {weights.human:g}:{weights.automatic:g}",
+        ("dimension", "model", "human", "n", "automatic", "n auto", "merged", "remark"),
+        rows,
+        note="Report section 5.1. No merged score where there is no judge.",
+    )

@@ -1,6 +1,7 @@
 """How many prompts a study needs, or what a study of given size can see.
 
-Normal approximations of the two-sided test, as used for planning.
+Normal approximations of one two-sided test, as used for planning: Holm's correction over several
+models and dimensions needs more.
 """
 
 import math
@@ -12,72 +13,35 @@ from longtake.runtime.errors import UserError
 
 
 def _quantiles(power: float, confidence: float) -> tuple[float, float]:
-    if not (0.5 < power < 1 and 0 < confidence < 1):
-        raise UserError(
-            "power or confidence cannot be used",
-            received=f"power {power:g}, confidence {confidence:g}",
-            expected="power in (0.5, 1), confidence in (0, 1)",
-        )
     return float(norm.ppf(0.5 + confidence / 2)), float(norm.ppf(power))
-
-
-def _positive(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(f"{name} cannot be used", received=value, expected="a number > 0")
-    return value
 
 
 def prompts_for_difference(
     diff: float, sd: float, *, power: float = 0.8, confidence: float = 0.95
 ) -> int:
-    """Prompts for a paired difference of means to be found.
+    """Prompts for a paired difference of means to be found with the chance ``power``.
 
-    Args:
-        diff: true difference of two models, points.
-        sd: standard deviation over prompts of the difference of two videos, points.
-        power: chance to find it, in (0.5, 1).
-        confidence: 1 - error rate of the test, in (0, 1).
-
-    Raises:
-        UserError: a value out of range.
+    ``sd`` is the standard deviation over prompts of the difference of two videos; both in points.
     """
-    z, z_power = _quantiles(power, confidence)
-    return math.ceil(((z + z_power) * _positive("sd", sd) / _positive("difference", diff)) ** 2)
+    return math.ceil((sum(_quantiles(power, confidence)) * sd / diff) ** 2)
 
 
 def detectable_difference(
     prompts: int, sd: float, *, power: float = 0.8, confidence: float = 0.95
 ) -> float:
-    """The smallest difference of means that ``prompts`` prompts find with the given power.
-
-    Raises:
-        UserError: a value out of range.
-    """
-    z, z_power = _quantiles(power, confidence)
-    return (z + z_power) * _positive("sd", sd) / math.sqrt(_positive("prompts", prompts))
+    """The smallest difference of means that ``prompts`` prompts find with the given power."""
+    return sum(_quantiles(power, confidence)) * sd / math.sqrt(prompts)
 
 
 def pairs_for_win_share(share: float, *, power: float = 0.8, confidence: float = 0.95) -> int:
-    """Non-tied pairs for a win share G / (G + B) to be told from one half.
-
-    Raises:
-        UserError: a share outside (0.5, 1), or another value out of range.
-    """
+    """Non-tied pairs for a win share G / (G + B) in (0.5, 1) to be told from one half."""
     z, z_power = _quantiles(power, confidence)
-    if not 0.5 < share < 1:
-        raise UserError("win share cannot be used", received=share, expected="in (0.5, 1)")
     return math.ceil(((z / 2 + z_power * math.sqrt(share * (1 - share))) / (share - 0.5)) ** 2)
 
 
 def detectable_win_share(pairs: int, *, power: float = 0.8, confidence: float = 0.95) -> float:
-    """The smallest win share above one half that ``pairs`` non-tied pairs find.
-
-    Raises:
-        UserError: fewer than 10 pairs, or a value out of range.
-    """
+    """The smallest win share above one half that ``pairs`` non-tied pairs find; NaN if none."""
     z, z_power = _quantiles(power, confidence)
-    if pairs < 10:
-        raise UserError("too few pairs", received=pairs, expected=">= 10")
 
     def excess(share: float) -> float:
         return math.sqrt(pairs) * (share - 0.5) - z / 2 - z_power * math.sqrt(share * (1 - share))
@@ -90,28 +54,12 @@ def half_width(n: int, sd: float, *, confidence: float = 0.95) -> float:
 
     With the three raters of one video and sd 0.7 it is 1.7 points, which is why no single video
     gets an interval; with 500 prompts and sd 0.8 it is 0.07.
-
-    Raises:
-        UserError: fewer than two values, or a value out of range.
     """
-    if n < 2:
-        raise UserError("an interval needs two values", received=n, expected=">= 2")
-    quantile = float(t.ppf(0.5 + confidence / 2, n - 1))
-    return quantile * _positive("sd", sd) / math.sqrt(n)
+    return float(t.ppf(0.5 + confidence / 2, n - 1)) * sd / math.sqrt(n)
 
 
 def correlation_interval(r: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a Pearson correlation of ``n`` independent pairs (Fisher's transformation).
-
-    Raises:
-        UserError: fewer than four pairs, or a correlation outside (-1, 1).
-    """
-    if n < 4 or not -1 < r < 1:
-        raise UserError(
-            "no interval for this correlation",
-            received=f"r = {r:g}, n = {n}",
-            expected="-1 < r < 1 and at least 4 pairs",
-        )
+    """Interval of a Pearson correlation of ``n`` independent pairs (Fisher's transformation)."""
     reach = float(norm.ppf(0.5 + confidence / 2)) / math.sqrt(n - 3)
     return math.tanh(math.atanh(r) - reach), math.tanh(math.atanh(r) + reach)
 
@@ -133,47 +81,54 @@ def power_statement(
         n: prompts (mos) or pairs (gsb, correlation).
         effect: difference in points (mos), win share (gsb), correlation.
         sd: standard deviation of paired differences (mos).
-        tie_rate: share of pairs called the same (gsb), in [0, 1).
+        tie_rate: share of pairs called the same (gsb).
         power: chance to find the effect.
         confidence: 1 - error rate of the test.
-
-    Raises:
-        UserError: an unknown kind, the wrong number of values, or a value out of range.
     """
-    wanted = 2 if kind == "correlation" else 1
-    if kind not in ("mos", "gsb", "correlation") or (n is None) + (effect is None) != 2 - wanted:
+    fewest = {"mos": 2, "gsb": 10, "correlation": 4}[kind]
+    low, high = {"mos": (0.0, math.inf), "gsb": (0.5, 1.0), "correlation": (-1.0, 1.0)}[kind]
+    both = kind == "correlation"
+    if (n is None) + (effect is None) != (0 if both else 1):
         raise UserError(
-            f"{kind}: {'both' if wanted == 2 else 'one'} of size and effect must be given",
+            f"{kind}: {'both' if both else 'one'} of size and effect must be given",
             received=f"n {n}, effect {effect}",
             expected="mos or gsb with -n or --effect, or correlation with both",
         )
-    if not 0 <= tie_rate < 1:
-        raise UserError("tie rate cannot be used", received=tie_rate, expected="in [0, 1)")
+    for name, value, fits, expected in (
+        ("-n", n, n is None or n >= fewest, f">= {fewest}"),
+        ("--effect", effect, effect is None or low < effect < high, f"in ({low:g}, {high:g})"),
+        ("--sd", sd, 0 < sd < math.inf, "> 0"),
+        ("--tie-rate", tie_rate, 0 <= tie_rate < 1, "in [0, 1)"),
+        ("--power", power, 0.5 < power < 1, "in (0.5, 1)"),
+        ("--confidence", confidence, 0 < confidence < 1, "in (0, 1)"),
+    ):
+        if not fits:
+            raise UserError(f"{name} cannot be used", received=value, expected=expected)
+    level = {"power": power, "confidence": confidence}
     chance = f"with {power:.0%} power at {confidence:.0%} confidence"
     if kind == "correlation":
         assert n is not None and effect is not None
         low, high = correlation_interval(effect, n, confidence=confidence)
         return f"r = {effect:g} from {n} pairs: {confidence:.0%} interval [{low:.3f}, {high:.3f}]"
+    if kind == "mos" and effect is not None:
+        size = prompts_for_difference(effect, sd, **level)
+        return f"{size} prompts find a difference of {effect:g} points (SD {sd:g}) {chance}"
     if kind == "mos":
-        if effect is not None:
-            size = prompts_for_difference(effect, sd, power=power, confidence=confidence)
-            return f"{size} prompts find a difference of {effect:g} points (SD {sd:g}) {chance}"
         assert n is not None
-        found = detectable_difference(n, sd, power=power, confidence=confidence)
-        width = half_width(n, sd, confidence=confidence)
         return (
-            f"{n} prompts find a difference of {found:.3f} points (SD {sd:g}) {chance}; "
-            f"the interval is +-{width:.3f}"
+            f"{n} prompts find a difference of {detectable_difference(n, sd, **level):.3f} points "
+            f"(SD {sd:g}) {chance}; the interval is "
+            f"+-{half_width(n, sd, confidence=confidence):.3f}"
         )
     if effect is not None:
-        pairs = pairs_for_win_share(effect, power=power, confidence=confidence)
+        pairs = pairs_for_win_share(effect, **level)
         total = math.ceil(pairs / (1 - tie_rate))
         return (
             f"{pairs} pairs with a preference ({total} in all at {tie_rate:.0%} ties) tell a win "
             f"share of {effect:.1%} from one half {chance}"
         )
     assert n is not None
-    share = detectable_win_share(int(n * (1 - tie_rate)), power=power, confidence=confidence)
+    share = detectable_win_share(int(n * (1 - tie_rate)), **level)
     return (
         f"{n} pairs at {tie_rate:.0%} ties tell a win share of {share:.1%} from one half {chance}"
     )

@@ -1,74 +1,83 @@
-"""A table as plain data: shown in a terminal, written as CSV, or set in a report."""
+"""A result on the screen and on disk: what a person reads first, CSV tables, and one JSON file."""
 
-import csv
-import io
+import datetime
+import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longtake.evaluation.findings import Finding
-from longtake.runtime.progress import format_value
+import pandas as pd
+
+from longtake import __version__
+from longtake.evaluation.agreement import Agreement
+from longtake.evaluation.ratings import Finding
+from longtake.runtime.files import digest, explained, to_plain, write_csv, write_json
+from longtake.runtime.progress import result_table
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-Cell = str | float | int | None
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Rows under named columns."""
+    """Named columns under a heading; None and NaN are missing values."""
 
     name: str
     """File name without suffix, such as ``mos``."""
     title: str
-    """Heading."""
-    columns: tuple[str, ...]
-    """Names of the columns; the first column is text."""
-    rows: tuple[tuple[Cell, ...], ...]
-    """One cell for each column; None and NaN are missing values."""
+    frame: pd.DataFrame
     note: str = ""
     """What a reader must know to read the numbers."""
 
-    def as_csv(self) -> str:
-        """Comma-separated values with full precision; a missing value is an empty cell."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.columns)
-        for row in self.rows:
-            writer.writerow("" if _missing(cell) else cell for cell in row)
-        return text.getvalue()
-
     def as_rich(self) -> "RichTable":
-        """For a terminal: numbers to the right with four significant digits, ``-`` for missing."""
-        from rich.table import Table as RichTable
-        from rich.text import Text
-
-        table = RichTable(title=self.title, title_justify="left")
-        for index, name in enumerate(self.columns):
-            cells = [row[index] for row in self.rows]
-            is_text = all(isinstance(cell, str) or cell is None for cell in cells)
-            table.add_column(
-                name,
-                justify="left" if is_text else "right",
-                # A cut number would be a wrong number; text may go on in the next line.
-                no_wrap=not any(isinstance(cell, str) for cell in cells),
-                overflow="fold",
-            )
-        for row in self.rows:
-            table.add_row(*(Text(_shown(cell)) for cell in row))
-        return table
+        """For a terminal: numbers with four significant digits, ``-`` for missing."""
+        rows = list(self.frame.itertuples(index=False))
+        return result_table(self.title, list(self.frame), rows)
 
 
-def _shown(cell: Cell) -> str:
-    if isinstance(cell, str):
-        return cell
-    return str(cell) if isinstance(cell, int) else format_value(cell)
+def table_of_rows(
+    name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = ""
+) -> Table:
+    """A table of rows of cells, which keep their types."""
+    frame = pd.DataFrame(list(rows), columns=list(columns), dtype="object")
+    return Table(name=name, title=title, frame=frame, note=note)
 
 
-def _missing(cell: Cell) -> bool:
-    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+def table_of(name: str, title: str, items: Sequence[Any], note: str = "") -> Table:
+    """Dataclass instances as rows, their fields as columns."""
+    columns = [field.name for field in fields(items[0])] if items else []
+    rows = [[_plain(getattr(item, column)) for column in columns] for item in items]
+    return table_of_rows(name, title, columns, rows, note)
+
+
+def _plain(cell: object) -> object:
+    return ("yes" if cell else "no") if isinstance(cell, bool) else cell
+
+
+def agreement_table(agreement: Mapping[str, Agreement], counts: tuple[str, str], how: str) -> Table:
+    """Krippendorff's alpha by dimension; ``counts`` names the columns of samples and ratings."""
+    rows = [
+        (name, a.alpha, a.ci_low, a.ci_high, a.n_samples, a.n_ratings, a.reason)
+        for name, a in agreement.items()
+    ]
+    columns = ("dimension", "alpha", "ci_low", "ci_high", *counts, "remark")
+    note = f"Krippendorff's alpha, {how}."
+    return table_of_rows("agreement", "Agreement of the raters", columns, rows, note)
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """One row for each case of each finding."""
+    rows = [(finding.kind, finding.effect, item) for finding in findings for item in finding.items]
+    columns = ("kind", "effect", "case")
+    return table_of_rows("findings", "Irregularities of the input", columns, rows)
+
+
+def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as records of a JSON result."""
+    return [dict(zip(frame, row, strict=True)) for row in frame.itertuples(index=False)]
 
 
 def interval_text(value: float, low: float, high: float, digits: int = 2) -> str:
@@ -80,26 +89,84 @@ def interval_text(value: float, low: float, high: float, digits: int = 2) -> str
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def table_of(name: str, title: str, items: Sequence[Any], note: str = "") -> Table:
-    """Dataclass instances as rows, their fields as columns; bool is written yes or no."""
-    columns = tuple(field.name for field in fields(items[0])) if items else ()
-    rows = (tuple(getattr(item, column) for column in columns) for item in items)
-    return Table(
-        name=name,
-        title=title,
-        columns=columns,
-        rows=tuple(
-            tuple(("yes" if c else "no") if isinstance(c, bool) else c for c in row) for row in rows
-        ),
-        note=note,
-    )
+def with_provenance(record: Mapping[str, object], inputs: Sequence[Path]) -> dict[str, object]:
+    """The record with the version, the time and the SHA-256 of every input."""
+    digests = {}
+    for path in inputs:
+        with explained("read an input", path):
+            digests[str(path)] = digest(path)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"longtake": __version__, "created": now, "inputs": digests, **record}
 
 
-def findings_table(findings: Sequence[Finding]) -> Table:
-    """One row for each case of each finding."""
-    return Table(
-        name="findings",
-        title="Irregularities of the input",
-        columns=("kind", "effect", "case"),
-        rows=tuple((f.kind, f.effect, item) for f in findings for item in f.items),
-    )
+def write_result(
+    folder: Path, name: str, record: Mapping[str, object], tables: Sequence[Table]
+) -> list[Path]:
+    """Write ``NAME.json`` and ``NAME_TABLE.csv`` for each table with rows, each atomically."""
+    written = [write_json(folder / f"{name}.json", record)]
+    words = {True: "yes", False: "no"}
+    for table in tables:
+        path = folder / f"{name}_{table.name}.csv"
+        if table.frame.empty:  # a table of an earlier run must not stay beside a result without it
+            path.unlink(missing_ok=True)
+        else:
+            flags = table.frame.select_dtypes("bool").apply(lambda column: column.map(words))
+            written.append(write_csv(path, table.frame.assign(**flags)))
+    return written
+
+
+def print_result(
+    tables: Sequence[Table], findings: Sequence[Finding], *, shown: Sequence[str]
+) -> None:
+    """Print the tables named in ``shown`` and one line for each finding to standard output."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for table in tables:
+        if table.name in shown and not table.frame.empty:
+            console.print(table.as_rich())
+            if table.note:
+                console.print(Text(table.note, style="dim"))
+            console.print()
+    print_findings(findings)
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Print one line for each finding to standard output."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for finding in findings:
+        console.print(Text(f"! {finding}", style="yellow"), soft_wrap=True)
+
+
+def print_json(record: Mapping[str, object]) -> None:
+    """Print a record as JSON; a missing number is null."""
+    sys.stdout.write(json.dumps(to_plain(record), indent=2, allow_nan=False) + "\n")
+
+
+def present(
+    name: str,
+    record: Mapping[str, object],
+    tables: Sequence[Table],
+    findings: Sequence[Finding],
+    *,
+    inputs: Sequence[Path],
+    folder: Path | None,
+    draw: Callable[[Path], object],
+    as_json: bool,
+    shown: Sequence[str],
+) -> None:
+    """Write ``NAME.json``, ``NAME_TABLE.csv`` and ``NAME.png`` if there is a folder, and print."""
+    complete = with_provenance(record, inputs)
+    if folder is not None:
+        written = write_result(folder, name, complete, tables)
+        draw(folder / f"{name}.png")
+    if as_json:
+        print_json(complete)
+        return
+    print_result(tables, findings, shown=shown)
+    if folder is not None:
+        sys.stdout.write(f"{len(written) + 1} files in {folder}\n")

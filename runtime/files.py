@@ -8,14 +8,17 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from longtake.runtime.errors import RunDirectoryError, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TEMPORARY = ".tmp-"
 """Prefix of what a kill may leave behind; a run directory sweeps it when it is next opened."""
@@ -238,3 +241,58 @@ def digest(path: Path) -> str:
         if not any(part.startswith(".") for part in name.parts):
             total.update(f"{name.as_posix()}\0{digest(file)}\n".encode())
     return total.hexdigest()
+
+
+def read_csv(path: Path, required: Sequence[str]) -> "pd.DataFrame":
+    """A CSV with a header that people edit: stripped texts, rows indexed by their line.
+
+    A byte order mark is fine and empty rows are skipped.
+
+    Raises:
+        UserError: unreadable, a column is missing or named twice, or a row has too many cells.
+    """
+    import pandas as pd
+
+    try:
+        # The header is read as a row: pandas would rename a repeated column, and take a first row
+        # with one cell too many for a sign that the rows are named.
+        cells = pd.read_csv(
+            path,
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            skip_blank_lines=False,
+            encoding="utf-8-sig",
+        )
+    except (OSError, ValueError) as error:  # of pandas' own errors all are ValueError
+        raise UserError(
+            f"cannot read the CSV: {str(error).strip()}",
+            received=str(path),
+            expected="comma-separated values in UTF-8 with a header",
+            remedy="put texts with commas in quotes",
+        ) from error
+    cells = cells.fillna("").apply(lambda column: column.str.strip())
+    columns = cells.iloc[0].tolist()
+    missing = [name for name in required if name not in columns]
+    if missing or len(set(columns)) < len(columns):
+        raise UserError(
+            f"the CSV lacks {', '.join(missing)}" if missing else "the CSV names a column twice",
+            received=f"columns {', '.join(columns)} in {path}",
+            expected=f"a header with {', '.join(required)}",
+        )
+    rows = cells.iloc[1:].set_axis(columns, axis=1).set_axis(cells.index[1:] + 1, axis=0)
+    return rows[(rows != "").any(axis=1)]
+
+
+def write_csv(path: Path, table: "pd.DataFrame") -> Path:
+    """Write a header and rows, atomically and with full precision; NaN is an empty cell."""
+    with explained(f"write {path.name}", path), replacing(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a UTF-8 text, atomically."""
+    with explained(f"write {path.name}", path), replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path

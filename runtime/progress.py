@@ -101,7 +101,7 @@ _MIN_TEXT = 8
 def result_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str | float | int | None]]
 ) -> Table:
-    """A table whose first column is text and whose others are right-aligned numbers.
+    """A table of texts and, to the right, numbers; its first column is text.
 
     Raises:
         ValueError: a row with another number of cells than there are columns.
@@ -117,7 +117,7 @@ def result_table(
         widest = max((len(cell) for cell in cells), default=1)
         table.add_column(
             name,
-            justify="left" if index == 0 else "right",
+            justify="left" if all(isinstance(row[index], str) for row in rows) else "right",
             min_width=widest if numbers else min(widest, _MIN_TEXT),
             overflow="fold",
         )

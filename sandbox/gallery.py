@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from longtake.core.video import read_video, to_uint8, write_mp4
-from longtake.evaluation.samples import Sample, write_samples
+from longtake.evaluation.ratings import Sample, write_samples
 from longtake.runtime.errors import UserError
 from longtake.runtime.files import explained, replacing, write_jsonl
 from longtake.runtime.rng import derive_key, generator

@@ -1,7 +1,7 @@
 """The page of one rater: items as JSON, and a small script that shows them and keeps answers.
 
 The page knows opaque ids and file names only. What it saves is a log of ratings that
-:func:`longtake.evaluation.records.read_log` reads. The provenance of each: ``study``, ``page``,
+:func:`longtake.evaluation.ratings.read_ratings` reads. The provenance of each: ``study``, ``page``,
 ``format`` and ``longtake`` (what was answered), ``asked`` (answers that the whole page asks for),
 ``position`` (place of the item, from 1), ``seconds`` (time on the item), ``plays`` (to the end),
 ``revision`` (how often the answer was changed), ``viewport``, ``comment`` (of the item) and, for
@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from markupsafe import Markup
+
 from longtake import __version__
-from longtake.evaluation.blind_files import opaque_name
-from longtake.evaluation.csv_rows import write_text
 from longtake.evaluation.dimensions import DIMENSIONS, TIER_WORDS, title_of
-from longtake.runtime import html_page
+from longtake.evaluation.ratings import opaque_name
 from longtake.runtime.errors import UserError
-from longtake.runtime.html import MEDIA, data_uri, uri_length
+from longtake.runtime.files import explained, write_text
+from longtake.runtime.html import MEDIA, data_uri, render_page, uri_length
 
 Kind = Literal["mos", "gsb"]
 
@@ -70,34 +71,11 @@ def write_page(
         rater: who; empty: the page asks for the name.
         items: in the order of showing; at least one.
         embed_bytes: characters that embedded files may take; if they need more, all are linked.
-
-    Raises:
-        UserError: another page is there already, or a file cannot be read or written.
     """
-    text, is_whole = _document(path, kind, study, rater, items, embed_bytes)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise UserError(
-            "another page is there already and may be in use",
-            received=str(path),
-            remedy="bring in what was saved from it; then delete it or choose another --output-dir",
-        )
-    write_text(path, text)
-    return is_whole
-
-
-def _document(
-    path: Path, kind: Kind, study: str, rater: str, items: Sequence[PageItem], embed_bytes: int
-) -> tuple[str, bool]:
-    files = [
-        file for item in items for file in (*item.videos, *([item.image] if item.image else []))
-    ]
-    try:
-        addresses, is_whole = _addresses(path.parent, dict.fromkeys(files), embed_bytes)
-    except OSError as error:
-        raise UserError(
-            f"cannot read a file for the page: {error.strerror or error}",
-            received=str(error.filename),
-        ) from error
+    images = [item.image for item in items if item.image is not None]
+    files = dict.fromkeys([*(video for item in items for video in item.videos), *images])
+    with explained("read a file for the page", path):
+        addresses, is_whole = _addresses(path.parent, list(files), embed_bytes)
     names = dict.fromkeys(name for item in items for name in item.dimensions)
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -119,15 +97,22 @@ def _document(
         ],
     }
     content["page"] = opaque_name(json.dumps(content))
-    reasons = "".join(f'<option value="{html_page.text(reason)}">' for reason in REASONS)
-    body = (
-        f'<div id="annotate"></div><datalist id="reasons">{reasons}</datalist>'
-        "<noscript><p>This page needs JavaScript; nothing is loaded from a network.</p></noscript>"
-        f'<script type="application/json" id="study">{script_json(content)}</script>'
+    text = render_page(
+        "evaluation/annotation/page.html.j2",
+        title="Rating of clips",
+        style=Markup((_PARTS / "page.css").read_text("utf-8")),
+        reasons=REASONS,
+        study=Markup(script_json(content)),
+        script=Markup("\n".join((_PARTS / name).read_text("utf-8") for name in _SCRIPTS)),
     )
-    script = "\n".join((_PARTS / name).read_text(encoding="utf-8") for name in _SCRIPTS)
-    style = (_PARTS / "page.css").read_text(encoding="utf-8")
-    return html_page.page("Rating of clips", body, style, script), is_whole
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise UserError(
+            "another page is there already and may be in use",
+            received=str(path),
+            remedy="bring in what was saved from it; then delete it or choose another --output-dir",
+        )
+    write_text(path, text)
+    return is_whole
 
 
 def script_json(content: object) -> str:
@@ -136,7 +121,7 @@ def script_json(content: object) -> str:
 
 
 def _addresses(
-    folder: Path, files: dict[Path, None], embed_bytes: int
+    folder: Path, files: Sequence[Path], embed_bytes: int
 ) -> tuple[dict[Path, str], bool]:
     """All files as data URIs if they fit (and True), else all as links: easy to tell raters."""
     has_types = all(file.suffix.lower() in MEDIA for file in files)
@@ -148,11 +133,11 @@ def _addresses(
 
 def _dimension(name: str) -> dict[str, object]:
     """A question as the page shows it; your own dimensions have only the words of the scale."""
-    known = DIMENSIONS.get(name)
+    listed = DIMENSIONS.get(name)
     return {
         "name": name,
         "title": title_of(name),
-        "question": known.question if known else "",
-        "aspects": known.aspects if known else (),
-        "tiers": known.tiers if known else (),
+        "question": listed.question if listed else "",
+        "aspects": listed.aspects if listed else (),
+        "tiers": listed.tiers if listed else (),
     }

@@ -2,19 +2,22 @@
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
+
 from longtake.evaluation.annotation.page import EMBED_BYTES, Kind, PageItem, write_page
-from longtake.evaluation.annotation.video_facts import video_facts
-from longtake.evaluation.blind_files import opaque_name, place_file
-from longtake.evaluation.findings import Finding, Findings
 from longtake.evaluation.gsb_plan import Pair, blind_videos, plan_study
-from longtake.evaluation.mos_protocol import Assignment
-from longtake.evaluation.samples import SampleList
+from longtake.evaluation.protocol import Assignment
+from longtake.evaluation.ratings import Finding, Findings, SampleList, opaque_name, place_file
 
 IMAGE_FOLDER = "images"
+CODECS = frozenset(("av1", "h264", "libdav1d", "vp8", "vp9"))
+"""Decoders of what Chromium and Firefox both play; they lack HEVC and MPEG-4 part 2."""
+ENDINGS = frozenset((".mp4", ".webm"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ def write_mos_pages(
 ) -> PagesReport:
     """Write ``page-RATER.html`` for each rater of a round.
 
-    Items have opaque ids (:func:`longtake.evaluation.blind_files.opaque_name`), which the checks
+    Items have opaque ids (:func:`longtake.evaluation.ratings.opaque_name`), which the checks
     of ratings turn back into samples of the list.
 
     Args:
@@ -47,9 +50,6 @@ def write_mos_pages(
         assignments: who rates what, in the order of showing.
         files: blind name of the video of each sample, relative to ``folder``.
         embed_bytes: see :func:`longtake.evaluation.annotation.page.write_page`.
-
-    Raises:
-        UserError: another page is there already, or a file cannot be read or written.
     """
     by_id = samples.by_id
     asked = list(dict.fromkeys(item.sample for item in assignments))
@@ -101,9 +101,6 @@ def write_gsb_pages(
         dimensions: what is asked about every pair.
         raters: who; may be empty.
         embed_bytes: see :func:`longtake.evaluation.annotation.page.write_page`.
-
-    Raises:
-        UserError: another page is there already, or a file cannot be read or written.
     """
     findings = Findings()
     by_id = samples.by_id
@@ -152,6 +149,41 @@ def _write_all(
             if not write_page(path, kind, study, rater, items, embed_bytes):
                 linking.append(path)
     return PagesReport(pages=tuple(pages), linking=tuple(linking), findings=findings.all())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoFacts:
+    """What a file says."""
+
+    problem: str = ""
+    """Why browsers may not play it; empty when they do."""
+    tags: tuple[str, ...] = ()
+    """Texts in the container, such as title, comment and encoder."""
+
+    def names(self, models: Iterable[str]) -> list[str]:
+        """Models that a tag names as a word of its own."""
+        text = "\n".join(self.tags)
+        words = {model: rf"(?<!\w){re.escape(model)}(?!\w)" for model in models}
+        return [model for model, word in words.items() if re.search(word, text, re.IGNORECASE)]
+
+
+def video_facts(path: Path) -> VideoFacts:
+    """Read the head of a video."""
+    try:
+        with av.open(str(path)) as container:
+            videos = [stream.codec_context.name for stream in container.streams.video]
+            tables = (container.metadata, *(stream.metadata for stream in container.streams))
+            tags = tuple(str(value) for table in tables for value in table.values())
+    except (av.FFmpegError, OSError, ValueError) as error:
+        return VideoFacts(problem=f"cannot be read: {type(error).__name__}")
+    problem = ""
+    if not videos:
+        problem = "holds no video"
+    elif path.suffix.lower() not in ENDINGS:
+        problem = f"ending {path.suffix or 'missing'}"
+    elif videos[0] not in CODECS:
+        problem = f"codec {videos[0]}"
+    return VideoFacts(problem=problem, tags=tags)
 
 
 def _look_at(videos: Mapping[str, Path], models: Sequence[str], findings: Findings) -> None:

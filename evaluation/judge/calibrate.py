@@ -17,7 +17,7 @@ from longtake.evaluation.judge.judge_directory import JudgeDirectory, set_calibr
 from longtake.evaluation.judge.rated_clips import RatedClips
 from longtake.evaluation.judge.score_log import latest_scores
 from longtake.evaluation.judge.scorer import score_samples
-from longtake.evaluation.records import read_log
+from longtake.evaluation.ratings import read_ratings
 from longtake.rewards.template import prompt_key
 from longtake.runtime.errors import UserError
 from longtake.runtime.statistics import FloatArray
@@ -120,7 +120,7 @@ def raw_scores(
         calibrated=False,
         on_progress=lambda _, done: on_progress(done),
     )
-    found, _ = read_log(folder / "scores.jsonl")
+    found, _ = read_ratings([folder / "scores.jsonl"])
     known = latest_scores(found, judge.name)
     return np.array(
         [

@@ -23,12 +23,12 @@ from pydantic import Field, model_validator
 from scipy.optimize import OptimizeWarning, curve_fit, isotonic_regression
 from scipy.special import expit
 
-from longtake.evaluation.csv_rows import write_text
 from longtake.evaluation.dimensions import SCALE
 from longtake.evaluation.judge.coefficients import pearson, rmse
 from longtake.rewards.template import text_digest
 from longtake.runtime.config import Config
 from longtake.runtime.errors import CheckpointError, ConfigError, UserError
+from longtake.runtime.files import write_text
 from longtake.runtime.statistics import FloatArray, IntArray
 
 Method = Literal["isotonic", "logistic"]

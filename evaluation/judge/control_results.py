@@ -10,7 +10,7 @@ from longtake.evaluation.judge.answer import PARSE_FAILURE
 from longtake.evaluation.judge.coefficients import pearson
 from longtake.evaluation.judge.controls import CONTROLS, expected_change
 from longtake.evaluation.judge.score_log import CONTROL_MARK, latest_scores
-from longtake.evaluation.records import Rating
+from longtake.evaluation.ratings import Rating
 from longtake.runtime.statistics import FloatArray, IntArray, percentile_interval
 
 SAME_WITHIN = 0.05

@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from longtake.evaluation.samples import Sample, SampleList
+from longtake.evaluation.ratings import Sample, SampleList
 from longtake.rewards.template import prompt_key
 from longtake.runtime.errors import UserError
 

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from longtake.evaluation.internal_benchmark.near_duplicates import trigrams
-from longtake.evaluation.samples import Sample
+from longtake.evaluation.benchmark import trigrams
+from longtake.evaluation.ratings import Sample
 from longtake.rewards.template import prompt_key
 
 NEAR = 0.6

@@ -12,15 +12,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from longtake.evaluation.csv_rows import read_csv_rows
+from longtake.evaluation.checks import CheckSettings, check_ratings
 from longtake.evaluation.dimensions import DIMENSIONS
-from longtake.evaluation.findings import Finding, Findings
-from longtake.evaluation.rating_checks import CheckSettings, check_ratings
-from longtake.evaluation.records import Rating, rating_from_record, read_score
-from longtake.evaluation.samples import Sample, SampleList, read_samples
-from longtake.evaluation.study_files import read_all
+from longtake.evaluation.ratings import (
+    Finding,
+    Findings,
+    Rating,
+    Sample,
+    SampleList,
+    rating_from_record,
+    read_ratings,
+    read_samples,
+)
 from longtake.rewards.template import prompt_key
 from longtake.runtime.errors import UserError
+from longtake.runtime.files import read_csv
 from longtake.runtime.statistics import FloatArray
 
 JUDGED = tuple(name for name, item in DIMENSIONS.items() if item.judged)
@@ -90,7 +96,7 @@ def read_rated_clips(
         listed, given, earlier = _read_clip_csv(ratings[0])
     else:
         listed = read_samples(samples)
-        given, read = read_all(ratings, dimensions)
+        given, read = read_ratings(ratings, dimensions)
         given, others = _of_list(given, listed, dimensions)
         earlier = [*listed.findings, *read, *others]
     table = check_ratings(
@@ -164,22 +170,20 @@ def _average(
 
 def _read_clip_csv(path: Path) -> tuple[SampleList, list[Rating], list[Finding]]:
     """The clips and ratings of a CSV of clips."""
-    _, rows, long = read_csv_rows(path, ("path", "prompt", "dimension", "rating"))
+    rows = read_csv(path, ("path", "prompt", "dimension", "rating")).to_dict("index")
     findings, unusable, mixed = Findings(), [], []
-    findings.add("row with too many cells", "not used", long)
     samples: dict[str, Sample] = {}
     ratings: list[Rating] = []
     nameless: dict[tuple[str, str], int] = {}
-    for line, row in rows:
+    for line, row in rows.items():
         try:
-            score, reason = read_score(row["rating"])
             rater = row.get("rater", "")
             if not rater:  # each nameless rating of a clip is another person's
                 key = (row["path"], row["dimension"])
                 nameless[key] = nameless.get(key, 0) + 1
                 rater = f"rater {nameless[key]}"
             record = {"sample": row["path"], "dimension": row["dimension"], "rater": rater}
-            rating = rating_from_record({**record, "score": score, "reason": reason})
+            rating = rating_from_record({**record, "score": row["rating"]})
         except ValueError as error:
             unusable.append(f"{path.name}:{line}: {error}")
             continue

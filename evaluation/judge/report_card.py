@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from longtake.evaluation.findings import Finding, Findings
 from longtake.evaluation.judge.control_results import ControlResult, control_results, reasons
 from longtake.evaluation.judge.human_ceiling import HumanCeiling, human_ceiling
 from longtake.evaluation.judge.leakage import Leakage, TrainingRecord, check_leakage
 from longtake.evaluation.judge.levels import Judged, LevelSettings, Measurement, measure_levels
 from longtake.evaluation.judge.rated_clips import RatedClips
 from longtake.evaluation.judge.score_log import find_judge, latest_scores
-from longtake.evaluation.records import Rating
+from longtake.evaluation.ratings import Finding, Findings, Rating
 from longtake.runtime.errors import UserError
 from longtake.runtime.statistics import FloatArray, IntArray, check_resampling, resampled
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from longtake.evaluation.judge.levels import LEVELS, LevelSettings
 from longtake.evaluation.judge.rated_clips import JUDGED, read_rated_clips
 from longtake.evaluation.judge.report_card import ReportCard, make_report_card
-from longtake.evaluation.records import read_log
-from longtake.evaluation.tables import Cell, Table, findings_table, interval_text, table_of
+from longtake.evaluation.ratings import read_ratings
+from longtake.evaluation.tables import Table, findings_table, interval_text, table_of, table_of_rows
 
 _TITLES = {
     "plcc": "PLCC",
@@ -54,8 +54,8 @@ def report_card_from_files(
 
         training = read_judge(judge).training
     clips = read_rated_clips(ratings, samples, dimensions)
-    found, irregular = read_log(scores)
-    others, more = read_log(controls) if controls is not None else ([], ())
+    found, irregular = read_ratings([scores])
+    others, more = read_ratings([controls]) if controls is not None else ([], ())
     return make_report_card(
         clips,
         found,
@@ -87,7 +87,7 @@ def report_tables(card: ReportCard) -> tuple[Table, ...]:
 
 def _agreement(card: ReportCard) -> Table:
     ceilings = {item.dimension: item for item in card.ceilings}
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[object, ...]] = []
     for item in card.coverage:
         for level in LEVELS:
             found = {
@@ -104,7 +104,7 @@ def _agreement(card: ReportCard) -> Table:
                 human = interval_text(ceiling.value, ceiling.ci_low, ceiling.ci_high)
             rows.append((item.dimension, _LEVEL_TITLES[level], found["plcc"].n, *cells, human))
     level = f"{card.settings.confidence * 100:g} %"
-    return Table(
+    return table_of_rows(
         name="agreement",
         title=f"Agreement of {card.judge} with the raters",
         columns=("dimension", "over", "n", *_TITLES.values(), "one rater (PLCC)"),
@@ -131,7 +131,7 @@ def _coverage(card: ReportCard) -> Table:
         )
         for item in card.coverage
     )
-    return Table(
+    return table_of_rows(
         name="coverage",
         title="Rated videos that the judge scored",
         columns=("dimension", "rated", "scored", "unscored", "no record", "reasons"),
@@ -157,7 +157,7 @@ def _controls(card: ReportCard) -> Table:
         )
         for c in card.controls
     )
-    return Table(
+    return table_of_rows(
         name="controls",
         title="Controls: inputs made wrong on purpose",
         columns=(
@@ -178,11 +178,11 @@ def _controls(card: ReportCard) -> Table:
 
 
 def _leakage(card: ReportCard) -> Table:
-    rows: list[tuple[Cell, ...]] = [("result", card.leakage.verdict)]
+    rows: list[tuple[object, ...]] = [("result", card.leakage.verdict)]
     if card.leakage.checked:
         shared = ", ".join(card.leakage.shared_models) or "none"
         rows.append(("models of the training among those judged", shared))
-    return Table(
+    return table_of_rows(
         name="leakage",
         title="Training of the judge against the rated videos",
         columns=("check", "found"),
@@ -193,4 +193,6 @@ def _leakage(card: ReportCard) -> Table:
 def _settings(card: ReportCard) -> Table:
     rows = [(name, str(value)) for name, value in dataclasses.asdict(card.settings).items()]
     rows.append(("calibrated", "yes" if card.calibrated else "no"))
-    return Table(name="settings", title="Settings", columns=("setting", "value"), rows=tuple(rows))
+    return table_of_rows(
+        name="settings", title="Settings", columns=("setting", "value"), rows=tuple(rows)
+    )

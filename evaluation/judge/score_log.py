@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from longtake.evaluation.records import Rating
+from longtake.evaluation.ratings import Rating
 from longtake.runtime.errors import UserError
 
 Answer = tuple[float, str]

@@ -13,8 +13,8 @@ from longtake.evaluation.judge.contract import JudgeClip, JudgeModel, Verdict
 from longtake.evaluation.judge.controls import CONTROLS, VIDEO_CONTROLS, shuffle_captions
 from longtake.evaluation.judge.judge_directory import JudgeDirectory
 from longtake.evaluation.judge.score_log import CONTROL_MARK
-from longtake.evaluation.rescore import Found, RescoreReport, rescore
-from longtake.evaluation.samples import SampleList
+from longtake.evaluation.ratings import SampleList
+from longtake.evaluation.score import RescoreReport, VideoScores, rescore
 from longtake.runtime.errors import UserError
 
 MAX_FRAMES = 1000
@@ -54,7 +54,7 @@ class Videos:
 
 
 class JudgeScorer:
-    """Implements :class:`longtake.evaluation.rescore.Scorer`.
+    """Implements :class:`longtake.evaluation.score.Scorer`.
 
     Args:
         judge: the directory.
@@ -103,9 +103,9 @@ class JudgeScorer:
         if control:
             self.name += f"{CONTROL_MARK}{control}"
 
-    def score(self, clips: Sequence[tuple[Path, str]]) -> list[Found]:
+    def score(self, clips: Sequence[tuple[Path, str]]) -> list[VideoScores]:
         """What is found of each video with its caption."""
-        found: list[Found | None] = []
+        found: list[VideoScores | None] = []
         shown: list[JudgeClip] = []
         places: list[int] = []
 
@@ -141,7 +141,7 @@ class JudgeScorer:
             frames = self._change(frames)
         return JudgeClip(frames=frames, fps=fps, caption=caption)
 
-    def _points(self, verdict: Verdict) -> Found:
+    def _points(self, verdict: Verdict) -> VideoScores:
         found: dict[str, tuple[float | None, str]] = {}
         for name, score in zip(self.dimensions, verdict.scores, strict=True):
             if score is None or not math.isfinite(score):

@@ -11,7 +11,7 @@ into three parts by their text; clips of a held-out model are never trained on:
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from longtake.evaluation.samples import Sample
+from longtake.evaluation.ratings import Sample
 from longtake.rewards.template import prompt_key
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import derive_key

@@ -14,7 +14,7 @@ from longtake.evaluation.judge.leakage import TrainingRecord
 from longtake.evaluation.judge.rated_clips import RatedClips, read_rated_clips, with_paths_from
 from longtake.evaluation.judge.split import PARTS, Part, split_clips
 from longtake.evaluation.judge.train_config import JudgeDataConfig
-from longtake.evaluation.samples import write_samples
+from longtake.evaluation.ratings import write_samples
 from longtake.rewards.template import prompt_key
 from longtake.runtime.errors import ConfigError, UserError
 from longtake.runtime.progress import result_table

@@ -31,9 +31,9 @@ from longtake.evaluation.judge.report_tables import report_card_from_files, repo
 from longtake.evaluation.judge.scorer import score_samples
 from longtake.evaluation.judge.train import JUDGE_FOLDER, train_judge
 from longtake.evaluation.judge.train_config import JudgeDataConfig, JudgeTrainingConfig
-from longtake.evaluation.result_files import write_result
-from longtake.evaluation.samples import SampleList, read_samples
-from longtake.evaluation.simulated_raters import SimulatedRater
+from longtake.evaluation.ratings import SampleList, read_samples
+from longtake.evaluation.simulate import SimulatedRater
+from longtake.evaluation.tables import write_result
 from longtake.rewards.reward_directory import read_reward_directory, write_in_bfloat16
 from longtake.rewards.template import PromptTemplate
 from longtake.rewards.train_config import Precision

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from longtake.core.video import write_mp4
-from longtake.evaluation.csv_rows import write_text
 from longtake.evaluation.dimensions import SCALE
-from longtake.evaluation.mos_protocol import ProtocolConfig
-from longtake.evaluation.records import Rating, append_ratings
-from longtake.evaluation.samples import Sample, write_samples
-from longtake.evaluation.simulated_raters import SimulatedRater
+from longtake.evaluation.protocol import ProtocolConfig
+from longtake.evaluation.ratings import Rating, Sample, append_ratings, write_samples
+from longtake.evaluation.simulate import SimulatedRater
+from longtake.runtime.files import write_text
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.rng import derive_key
 from longtake.sandbox.facts import FPS, Split

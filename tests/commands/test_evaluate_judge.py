@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from longtake.commands.evaluate_judge import judge
 from longtake.evaluation.judge.rated_clips import JUDGED
-from longtake.evaluation.records import Rating, append_ratings
+from longtake.evaluation.ratings import Rating, append_ratings
 from longtake.runtime.errors import UserError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from longtake.evaluation.gsb_plan import plan_pairs, read_key, write_plan
-from longtake.evaluation.samples import Sample, SampleList, read_samples, write_samples
+from longtake.evaluation.ratings import Sample, SampleList, read_samples, write_samples
 from longtake.runtime.errors import UserError
 
 
@@ -60,7 +60,7 @@ def test_videos_without_partner_and_missing_files_are_reported(tmp_path):
     samples[1] = Sample(sample="A-1", model="A", prompt="p1", video="gone.mp4")
     pairs, findings = plan_pairs(SampleList(samples=tuple(samples), folder=tmp_path))
     assert [pair.prompt for pair in pairs] == ["p0"]
-    assert {f.kind: f.count for f in findings} == {
+    assert {f.kind: len(f.items) for f in findings} == {
         "missing video": 1, "video without a partner": 3,
     }  # fmt: skip
 
@@ -126,7 +126,7 @@ def test_the_key_round_trips_and_damage_is_refused(tmp_path, study):
     whole = key.read_text()
     for damaged in (whole[:-20], whole.replace('"left_model"', '"lm"', 1), ""):
         key.write_text(damaged)
-        with pytest.raises(UserError, match="key of the plan is damaged"):
+        with pytest.raises(UserError, match="missing or damaged"):
             read_key(tmp_path / "plan")
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="missing or damaged"):
         read_key(tmp_path / "elsewhere")

@@ -1,22 +1,24 @@
-"""Aggregation of ratings: plain means, protocol, raters, findings, JSON."""
+"""Aggregation of ratings: plain means, protocol, raters, findings, JSON; the merge with a judge."""
 
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from longtake.evaluation.model_comparison import ComparisonSettings
+from longtake.evaluation.checks import CheckSettings, check_ratings
+from longtake.evaluation.comparison import ComparisonSettings
 from longtake.evaluation.mos import MosSettings, aggregate_mos, video_scores
-from longtake.evaluation.rating_checks import CheckSettings, check_ratings
-from longtake.evaluation.records import Rating
-from longtake.evaluation.samples import SampleList
-from longtake.evaluation.simulated_raters import (
+from longtake.evaluation.mos_merge import MergeWeights, check_judge, merge_scores
+from longtake.evaluation.ratings import Rating, SampleList
+from longtake.evaluation.simulate import (
     SimulatedRater,
     SimulatedStudy,
     rater_pool,
     simulate_ratings,
     simulated_samples,
 )
+from longtake.runtime.errors import ConfigError, UserError
 from longtake.runtime.files import to_plain
 
 DIMENSIONS = ("overall", "motion_quality")
@@ -46,6 +48,10 @@ def rating(sample, rater, score, dimension="overall", model="A", prompt="p"):
     )
 
 
+def cell(result, dimension, model):
+    return result.means.set_index(["dimension", "model"]).loc[dimension, model]
+
+
 def test_a_video_is_the_mean_of_all_involved_ratings_and_a_model_of_its_videos():
     # Video 1: five ratings after a dispute. Video 2: three. Videos weigh the same.
     ratings = [rating("v1", f"r{i}", s, prompt="p1") for i, s in enumerate((1.0, 5, 3, 4, 5))]
@@ -55,41 +61,28 @@ def test_a_video_is_the_mean_of_all_involved_ratings_and_a_model_of_its_videos()
     assert scores["score"].to_dict() == {"v1": pytest.approx(3.6), "v2": pytest.approx(7 / 3)}
     assert scores["n_ratings"].to_dict() == {"v1": 5, "v2": 3}
     result = aggregate_mos(table, settings())
-    assert result.comparison.mean_of("overall", "A").mean == pytest.approx((3.6 + 7 / 3) / 2)
+    assert cell(result, "overall", "A")["mean"] == pytest.approx((3.6 + 7 / 3) / 2)
 
 
 def test_simulated_raters_are_recovered():
     study = make_study(raters=(*rater_pool(7), SimulatedRater(name="harsh", bias=-1.0)))
     result = aggregate_mos(checked(simulate_ratings(study, seed=1)), settings())
     for dimension in DIMENSIONS:
-        (found,) = (d for d in result.comparison.differences if d.dimension == dimension)
-        assert found.different and (found.better, found.worse) == ("A", "B")
-        assert result.comparison.tie_groups[dimension] == (("A",), ("B",))
+        rows = result.differences[result.differences["dimension"] == dimension]
+        (row,) = rows.itertuples()
+        assert row.different and (row.better, row.worse) == ("A", "B")
         assert 0.3 < result.agreement[dimension].alpha < 0.9
-        profiles = {r.rater: r for r in result.raters if r.dimension == dimension}
-        assert min(profiles, key=lambda name: profiles[name].bias) == "harsh"
-        assert profiles["harsh"].bias < -0.6
+        own = result.raters[result.raters["dimension"] == dimension].set_index("rater")
+        assert own["bias"].idxmin() == "harsh" and own["bias"].min() < -0.6
         # Free of rater bias, the difference of the models is the same.
-        free = result.bias_free["motion_quality", "A"] - result.bias_free["motion_quality", "B"]
-        assert free == pytest.approx(0.8, abs=0.3)
+        free = [cell(result, dimension, model)["bias_free"] for model in ("A", "B")]
+        assert free[0] - free[1] == pytest.approx(0.8, abs=0.3)
     status = result.protocol
     assert status.states["waiting"] == status.states["escalated"] == status.still_needed == 0
     assert status.decided == 80
     assert status.budget_factor == pytest.approx(1 + 2 / 3 * status.escalated / 80)
     per_video = result.n_ratings / 2 / 80
     assert per_video == pytest.approx(3 * status.budget_factor)
-
-
-def test_a_rater_who_always_answers_three_is_reported_and_harmless():
-    lazy = SimulatedRater(name="lazy", constant=3)
-    study = make_study(raters=(*rater_pool(6), lazy))
-    result = aggregate_mos(checked(simulate_ratings(study)), settings())
-    (finding,) = [f for f in result.findings if f.kind == "rater with one answer only"]
-    assert finding.count == 2 and all(item.startswith("lazy: 3") for item in finding.items)
-    profile = next(r for r in result.raters if r.rater == "lazy")
-    assert np.isnan(profile.rest_correlation)
-    assert profile.inconsistency > np.median([r.inconsistency for r in result.raters])
-    assert result.comparison.differences[0].better == "A"
 
 
 def test_unfinished_videos_and_surplus_raters_are_reported():
@@ -115,8 +108,8 @@ def test_a_dimension_without_ratings_is_reported():
     assert {f.kind: f.items for f in result.findings}["dimension without a rating"] == (
         "motion_quality",
     )
-    cell = result.comparison.mean_of("motion_quality", "A")
-    assert np.isnan(cell.mean) and cell.n_samples == 0
+    empty = cell(result, "motion_quality", "A")
+    assert np.isnan(empty["mean"]) and empty["n_samples"] == 0
 
 
 def test_an_unbalanced_design_is_reported():
@@ -129,11 +122,9 @@ def test_an_unbalanced_design_is_reported():
     assert found["model without a rated video of a prompt"] == ("B: p2",)
 
 
-def test_the_record_is_json_and_names_every_option():
+def test_the_record_is_json():
     result = aggregate_mos(checked(simulate_ratings(make_study())), settings())
     record = json.loads(json.dumps(to_plain(result.as_record()), allow_nan=False))
-    assert [option["key"] for option in record["options"]] == list("abcdefg")
-    assert record["options"][0]["value"] == "range of the first 3 scores >= 2"
     assert {"mean", "ci_low", "n_samples", "bias_free"} <= record["means"][0].keys()
     assert record["settings"]["protocol"]["threshold"] == 2.0
     assert record["protocol"]["states"].keys() == {"waiting", "agreed", "escalated", "resolved"}
@@ -142,6 +133,119 @@ def test_the_record_is_json_and_names_every_option():
 def test_the_same_ratings_in_another_order_give_the_same_means():
     ratings = simulate_ratings(make_study())
     again = list(reversed(ratings))
-    first, second = (aggregate_mos(checked(r), settings()).comparison for r in (ratings, again))
-    for cell in first.means:
-        assert second.mean_of(cell.dimension, cell.model).mean == pytest.approx(cell.mean)
+    first, second = (
+        aggregate_mos(checked(r), settings()).means.set_index(["dimension", "model"])["mean"]
+        for r in (ratings, again)
+    )
+    assert second[first.index].to_numpy() == pytest.approx(first.to_numpy())
+
+
+def video_means(model, dimension, mean, sd, n, prefix, seed=0):
+    noise = np.random.default_rng(seed).normal(size=n)
+    noise = (noise - noise.mean()) / noise.std()
+    prompts = [f"{prefix}{i}" for i in range(n)]
+    return pd.DataFrame(
+        {
+            "model": model, "dimension": dimension, "prompt": prompts, "cluster": prompts,
+            "sample": prompts, "score": mean + sd * noise,
+        }
+    )  # fmt: skip
+
+
+def merge(human, automatic, models=("A",), dimensions=("ta",), weights=None):
+    return merge_scores(
+        human,
+        automatic,
+        models,
+        dimensions,
+        weights or MergeWeights(),
+        ComparisonSettings(resamples=4000),
+    )
+
+
+def test_formula_and_interval():
+    human, automatic = (
+        video_means("A", "ta", 3.6, 0.8, 500, "h"),
+        video_means("A", "ta", 3.0, 0.6, 728, "a", 1),
+    )
+    merged, findings = merge(human, automatic)
+    (row,) = merged.itertuples()
+    assert row.merged == pytest.approx((2 * 3.6 + 3.0) / 3)
+    # Independent prompts: the variances of the weighted means add up.
+    error = np.sqrt((2 / 3) ** 2 * 0.8**2 / 500 + (1 / 3) ** 2 * 0.6**2 / 728)
+    assert row.ci_high - row.ci_low == pytest.approx(2 * 1.96 * error, rel=0.06)
+    assert (row.n_human, row.n_automatic, row.refused, findings) == (500, 728, "", ())
+
+
+def test_the_same_size_and_seed_do_not_tie_the_two_sources_together():
+    # Identical noise in both: with shared draws the errors would add up linearly.
+    human, automatic = (
+        video_means("A", "ta", 3.6, 0.8, 400, "h"),
+        video_means("A", "ta", 3.0, 0.8, 400, "a"),
+    )
+    (row,) = merge(human, automatic)[0].itertuples()
+    error = np.sqrt((2 / 3) ** 2 + (1 / 3) ** 2) * 0.8 / 20
+    assert row.ci_high - row.ci_low == pytest.approx(2 * 1.96 * error, rel=0.07)
+
+
+def test_other_weights():
+    human, automatic = (
+        video_means("A", "ta", 4.0, 0.5, 30, "h"),
+        video_means("A", "ta", 2.0, 0.5, 30, "a"),
+    )
+    (row,) = merge(human, automatic, weights=MergeWeights(human=1, automatic=3))[0].itertuples()
+    assert row.merged == pytest.approx(2.5)
+    for wrong in ({"human": 0}, {"automatic": -1}, {"human": float("nan")}):
+        with pytest.raises(ConfigError):
+            MergeWeights(**wrong)
+
+
+def test_refusals_have_reasons_and_no_number():
+    human = pd.concat(
+        [video_means(m, d, 3.5, 0.5, 20, "h") for m in "AB" for d in ("ta", "overall")]
+    )
+    automatic = pd.concat(
+        [video_means("A", "ta", 3.0, 0.5, 20, "a"), video_means("C", "ta", 3.0, 0.5, 20, "a")]
+    )
+    cells, findings = merge(human, automatic, ("A", "B", "D"), ("ta", "overall"))
+    reasons = {(c.dimension, c.model): c.refused for c in cells.itertuples()}
+    assert reasons == {
+        ("ta", "A"): "",
+        ("ta", "B"): "the judge has not scored this model",
+        ("ta", "D"): "no human ratings",
+        ("overall", "A"): "no judge for this dimension",
+        ("overall", "B"): "no judge for this dimension",
+        ("overall", "D"): "no human ratings",
+    }
+    for row in cells.itertuples():
+        assert np.isnan([row.merged, row.ci_low, row.ci_high]).any() == bool(row.refused)
+    assert {f.kind: f.items for f in findings} == {"model that only the judge scored": ("C",)}
+
+
+def test_common_prompts_are_reported():
+    human, automatic = (
+        video_means("A", "ta", 3.6, 0.8, 4, "p"),
+        video_means("A", "ta", 3.0, 0.6, 3, "p"),
+    )
+    _, (finding,) = merge(human, automatic)
+    assert finding.items == ("p0", "p1", "p2")
+
+
+def judged(**fields):
+    named = {"rater": "judge@1", "kind": "automatic", "provenance": {"calibration": "iso"}}
+    return Rating(sample="s", dimension="ta", score=3.2, **(named | fields))
+
+
+@pytest.mark.parametrize(
+    ("ratings", "message"),
+    [
+        ([judged(), judged(provenance={})], "not calibrated"),
+        ([judged(), judged(rater="judge@2")], "one judge"),
+        ([judged(), judged(kind="human", rater="ann")], "human ratings"),
+        ([], "one judge"),
+    ],
+)
+def test_only_one_calibrated_judge_is_accepted(ratings, message):
+    check_judge([judged(), judged()])
+    with pytest.raises(UserError, match=message):
+        check_judge(ratings)

@@ -66,27 +66,22 @@ def test_the_promised_power_is_kept_in_simulation():
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("kind", "question"),
     [
-        lambda: pairs_for_win_share(0.5),
-        lambda: pairs_for_win_share(1.0),
-        lambda: pairs_for_win_share(0.6, power=0.4),
-        lambda: detectable_win_share(3),
-        lambda: prompts_for_difference(0.0, 0.8),
-        lambda: prompts_for_difference(0.1, -1.0),
-        lambda: detectable_difference(100, float("nan")),
-        lambda: half_width(1, 0.8),
-        lambda: correlation_interval(0.9, 3),
-        lambda: correlation_interval(1.0, 30),
-        lambda: power_statement("mos"),
-        lambda: power_statement("mos", n=3, effect=0.1),
-        lambda: power_statement("correlation", n=30),
-        lambda: power_statement("gsb", n=100, tie_rate=1.0),
+        ("mos", {}),
+        ("mos", {"n": 3, "effect": 0.1}),
+        ("correlation", {"n": 30}),
+        ("correlation", {"n": 3, "effect": 0.9}),
+        ("gsb", {"effect": 0.5}),
+        ("gsb", {"n": 3}),
+        ("gsb", {"n": 100, "tie_rate": 1.0}),
+        ("mos", {"effect": 0.1, "sd": -1.0}),
+        ("mos", {"effect": 0.1, "power": 0.4}),
     ],
 )
-def test_questions_without_an_answer_are_refused(call):
+def test_questions_without_an_answer_are_refused(kind, question):
     with pytest.raises(UserError):
-        call()
+        power_statement(kind, **question)
 
 
 def test_statements():

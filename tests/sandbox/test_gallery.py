@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from longtake.core.video import read_video
-from longtake.evaluation.samples import read_samples
+from longtake.evaluation.ratings import read_samples
 from longtake.runtime.errors import UserError
 from longtake.sandbox.captions import parse_caption
 from longtake.sandbox.gallery import render_to_directory

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from longtake.evaluation.internal_benchmark.suite import read_images
+from longtake.evaluation.benchmark import IMAGES_FILE, INTERNAL_SUITE, ReferenceImage, read_records
 from longtake.sandbox.facts import BACKGROUNDS, COLOURS
 from longtake.sandbox.render import render
 from longtake.sandbox.scene import Scene, Sprite, sample_scene, sample_scenes
@@ -108,7 +108,10 @@ def test_coarse_stills_are_enlarged_small_ones(style: str) -> None:
 @pytest.mark.parametrize("index", [0, 1, 2, 27, 28, 29])
 def test_the_listed_images_are_drawn_on_every_machine(index: int) -> None:
     """Against the drawing in float64: a digest of rounded floats would belong to one processor."""
-    image, scene = read_images()[index], sample_scene(2025, index)
+    image, scene = (
+        read_records(INTERNAL_SUITE / IMAGES_FILE, ReferenceImage)[index],
+        sample_scene(2025, index),
+    )
     coarse = image.quality == "standard"
     assert coarse == (index >= 27)
     pixels = draw_still(scene, *image.size(), image.style, coarse)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from longtake.core.video import write_mp4, write_png
-from longtake.evaluation.samples import Sample, SampleList, read_samples, write_samples
+from longtake.evaluation.ratings import Sample, SampleList, read_samples, write_samples
 
 EVIL = '</script><script>window.owned = 1</script><!-- & "quoted" \u2028 caf\u00e9'
 MODELS = ("wan", "veo")

@@ -13,9 +13,8 @@ import pytest
 
 from longtake.evaluation.annotation.study_pages import write_gsb_pages, write_mos_pages
 from longtake.evaluation.gsb_plan import plan_pairs, write_plan
-from longtake.evaluation.mos import MosSettings
-from longtake.evaluation.mos_assign import write_assignments
-from longtake.evaluation.samples import SampleList
+from longtake.evaluation.protocol import ProtocolConfig, write_assignments
+from longtake.evaluation.ratings import SampleList
 
 DATA = Path(__file__).parents[2] / "data"
 DIMENSIONS = ("text_alignment", "overall")
@@ -26,8 +25,8 @@ pytestmark = pytest.mark.slow
 
 
 def mos_page(listed: SampleList, folder: Path, embed_bytes: int = 0) -> Path:
-    settings = MosSettings(dimensions=DIMENSIONS)
-    made = write_assignments(listed, [], settings, ["ann", "bob", "cy"], folder)
+    raters = ["ann", "bob", "cy"]
+    made = write_assignments(listed, [], DIMENSIONS, ProtocolConfig(), raters, folder)
     report = write_mos_pages(folder, listed, made.assignments, made.files, embed_bytes)
     assert report.findings == () and bool(report.linking) == (embed_bytes == 0)
     return report.pages[0]

@@ -4,23 +4,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import typer
 from typer.testing import CliRunner
 
-from longtake.commands import evaluate_gsb, evaluate_mos
-from longtake.commands.options import Commands
-from longtake.evaluation.samples import SampleList
+from longtake.commands.evaluate import evaluate
+from longtake.evaluation.ratings import SampleList
 
 DATA = Path(__file__).parents[2] / "data"
 DIMENSIONS = ("--dimension", "text_alignment", "--dimension", "overall")
 
-app = typer.Typer(cls=Commands)
-app.add_typer(evaluate_mos.mos, name="mos")
-app.add_typer(evaluate_gsb.gsb, name="gsb")
-
 
 def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "250"})
+    result = CliRunner().invoke(evaluate, [str(a) for a in arguments], env={"COLUMNS": "250"})
     assert result.exit_code == 0, result.output
     return result.output
 

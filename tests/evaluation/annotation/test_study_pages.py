@@ -8,13 +8,15 @@ from typing import Any
 import av
 import pytest
 
-from longtake.evaluation.annotation.study_pages import write_gsb_pages, write_mos_pages
-from longtake.evaluation.blind_files import opaque_name
+from longtake.evaluation.annotation.study_pages import (
+    VideoFacts,
+    video_facts,
+    write_gsb_pages,
+    write_mos_pages,
+)
 from longtake.evaluation.gsb_plan import plan_pairs, plan_study, write_plan
-from longtake.evaluation.mos import MosSettings
-from longtake.evaluation.mos_assign import AssignReport, write_assignments
-from longtake.evaluation.mos_protocol import ProtocolConfig
-from longtake.evaluation.samples import SampleList, read_samples
+from longtake.evaluation.protocol import AssignReport, ProtocolConfig, write_assignments
+from longtake.evaluation.ratings import SampleList, opaque_name, read_samples
 
 RATERS = ["ann", "bob", "cy"]
 DIMENSIONS = ("text_alignment", "overall")
@@ -26,9 +28,8 @@ def study_of(page: Path) -> Any:
 
 
 def assigned(listed: SampleList, folder: Path, scope: str = "video") -> AssignReport:
-    protocol = ProtocolConfig(scope=scope)  # type: ignore[arg-type]
-    settings = MosSettings(dimensions=DIMENSIONS, protocol=protocol)
-    return write_assignments(listed, [], settings, RATERS, folder)
+    rule = ProtocolConfig(scope=scope)  # type: ignore[arg-type]
+    return write_assignments(listed, [], DIMENSIONS, rule, RATERS, folder)
 
 
 @pytest.mark.parametrize("embed_bytes", [0, 20_000_000])
@@ -151,3 +152,36 @@ def test_what_cannot_be_shown_is_reported(
     report = write_gsb_pages(tmp_path / "plan", listed, pairs, DIMENSIONS)
     assert "pair without videos" in {f.kind for f in report.findings}
     assert [len(study_of(page)["items"]) for page in report.pages] == [1]
+
+
+def encode(path: Path, codec: str, kind: str = "mp4") -> Path:
+    with av.open(str(path), "w", format=kind) as container:
+        stream = container.add_stream(codec, rate=8)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "problem"),
+    [("a.mp4", "libx264", ""), ("a.MP4", "libx264", ""), ("a.mp4", "mpeg4", "codec mpeg4"),
+     ("a.mov", "libx264", "ending .mov"), ("a", "libx264", "ending missing")],
+)  # fmt: skip
+def test_codecs_and_endings_that_browsers_lack(
+    tmp_path: Path, name: str, codec: str, problem: str
+) -> None:
+    assert video_facts(encode(tmp_path / name, codec)).problem == problem
+
+
+def test_files_that_are_no_video(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    for path in (tmp_path / "a.mp4", tmp_path / "gone.mp4"):
+        assert video_facts(path).problem.startswith("cannot be read")
+
+
+def test_models_are_found_as_words() -> None:
+    facts = VideoFacts(tags=("Lavf61", "by Wan2.2-T2V, seed 3"))
+    assert facts.names(["wan2.2", "wan", "veo", "av", "seed"]) == ["wan2.2", "seed"]
+    assert VideoFacts().names(["wan"]) == []

@@ -10,8 +10,7 @@ import torch
 from longtake.core.video import write_mp4
 from longtake.evaluation.judge.answer import judge_prompt
 from longtake.evaluation.judge.rated_clips import JUDGED
-from longtake.evaluation.records import Rating, append_ratings
-from longtake.evaluation.samples import Sample, write_samples
+from longtake.evaluation.ratings import Rating, Sample, append_ratings, write_samples
 from longtake.runtime.rng import normal
 from longtake.sandbox.recipes.tiny_vlm import TinySize, write_tiny_base
 from longtake.sandbox.recipes.tokenizer import byte_tokenizer

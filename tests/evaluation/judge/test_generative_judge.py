@@ -34,7 +34,7 @@ from longtake.evaluation.judge.sft_examples import (
 )
 from longtake.evaluation.judge.train_config import JudgeDataConfig
 from longtake.evaluation.judge.vlm_checkpoint import load_processor, load_vlm
-from longtake.evaluation.samples import read_samples
+from longtake.evaluation.ratings import read_samples
 from longtake.rewards.frames import FrameSampler
 from longtake.runtime.errors import CheckpointError, ConfigError, UserError
 

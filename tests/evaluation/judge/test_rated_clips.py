@@ -7,8 +7,7 @@ import pytest
 
 from longtake.evaluation.judge.rated_clips import JUDGED, read_rated_clips, with_paths_from
 from longtake.evaluation.judge.split import PARTS, split_clips
-from longtake.evaluation.records import Rating, append_ratings
-from longtake.evaluation.samples import Sample
+from longtake.evaluation.ratings import Rating, Sample, append_ratings
 from longtake.rewards.template import prompt_key
 from longtake.runtime.errors import UserError
 

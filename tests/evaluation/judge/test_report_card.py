@@ -13,9 +13,8 @@ from longtake.evaluation.judge.levels import LevelSettings
 from longtake.evaluation.judge.rated_clips import JUDGED, read_rated_clips
 from longtake.evaluation.judge.report_card import make_report_card
 from longtake.evaluation.judge.report_tables import report_tables
-from longtake.evaluation.records import Rating, append_ratings
-from longtake.evaluation.result_files import with_provenance, write_result
-from longtake.evaluation.samples import Sample, write_samples
+from longtake.evaluation.ratings import Rating, Sample, append_ratings, write_samples
+from longtake.evaluation.tables import with_provenance, write_result
 from longtake.runtime.errors import UserError
 
 SETTINGS = LevelSettings(resamples=200)

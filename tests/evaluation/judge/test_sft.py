@@ -28,8 +28,7 @@ from longtake.evaluation.judge.sft_examples import AnswerCollator, RatingDraws, 
 from longtake.evaluation.judge.train_config import JudgeDataConfig
 from longtake.evaluation.judge.training_parts import training_parts
 from longtake.evaluation.judge.vlm_checkpoint import load_processor, load_vlm
-from longtake.evaluation.records import read_log
-from longtake.evaluation.samples import read_samples
+from longtake.evaluation.ratings import read_ratings, read_samples
 from longtake.rewards.frames import FrameSampler
 from longtake.rewards.train_config import LoraSettings
 from longtake.runtime.errors import CheckpointError, RunDirectoryError, UserError
@@ -136,7 +135,7 @@ def test_a_judge_that_never_learned_is_counted_in_the_report_card(study, tiny_vl
         report_card_from_files(
             [study.ratings], tmp_path / "run/test.csv", tmp_path / "s/scores.jsonl", dimensions=ONE
         )
-    found, _ = read_log(tmp_path / "s/scores.jsonl")
+    found, _ = read_ratings([tmp_path / "s/scores.jsonl"])
     assert {item.score for item in found} == {None}
     assert all(item.reason.startswith(PARSE_FAILURE) for item in found)
 

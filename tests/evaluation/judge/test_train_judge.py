@@ -21,8 +21,7 @@ from longtake.evaluation.judge.train_config import (
     JudgeTrainingConfig,
 )
 from longtake.evaluation.mos_merge import check_judge
-from longtake.evaluation.records import read_log
-from longtake.evaluation.samples import read_samples
+from longtake.evaluation.ratings import read_ratings, read_samples
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
 from longtake.runtime.files import digest
 
@@ -97,9 +96,9 @@ def test_scores_controls_and_report_card(run, study, tmp_path):
         assert found[control, "motion_quality"].spread == 0
     assert found["frozen", "motion_quality"].verdict == "not as expected"
     # The log is what the merge with human scores asks for; the controls stay out of it.
-    assert check_judge(read_log(tmp_path / "scores.jsonl")[0]) == card.judge
+    assert check_judge(read_ratings([tmp_path / "scores.jsonl"])[0]) == card.judge
     # The caption says nothing of the brightness: another one changes little.
-    raters = {item.rater for item in read_log(tmp_path / "controls.jsonl")[0]}
+    raters = {item.rater for item in read_ratings([tmp_path / "controls.jsonl"])[0]}
     assert {name.partition("+")[2] for name in raters} == set(CONTROLS)
     assert found["shuffled_prompt", "text_alignment"].spread < 0.5
 

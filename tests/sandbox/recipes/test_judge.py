@@ -11,9 +11,8 @@ from longtake.core.weights import read_tensors
 from longtake.evaluation.judge.calibration import Calibration, Curve
 from longtake.evaluation.judge.judge_directory import read_judge, set_calibration, write_judge
 from longtake.evaluation.judge.leakage import TrainingRecord
-from longtake.evaluation.records import read_log
-from longtake.evaluation.samples import read_samples
-from longtake.evaluation.simulated_raters import SimulatedRater
+from longtake.evaluation.ratings import read_ratings, read_samples
+from longtake.evaluation.simulate import SimulatedRater
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
 from longtake.sandbox.preferences import Candidate
 from longtake.sandbox.recipes import judge as judge_recipe
@@ -114,7 +113,7 @@ def test_pipeline(tmp_path, monkeypatch):
     card = json.loads((out / "report/test/judge_report.json").read_text())
     assert {c["control"] for c in card["controls"]} == {"shuffled_prompt"}
     assert card["leakage"]["checked"] and not card["leakage"]["same_prompts"]
-    ratings, damage = read_log(out / "data" / "ratings.jsonl")
+    ratings, damage = read_ratings([out / "data" / "ratings.jsonl"])
     assert not damage and {r.rater for r in ratings} <= {f"rater{i}" for i in range(1, 13)}
     with pytest.raises(RunDirectoryError):
         train_tiny_judge(out, SMALL, device="cpu")

@@ -1,1 +1,0 @@
-"""The open replica of the report's internal benchmark: prompts, reference images, their rules."""
