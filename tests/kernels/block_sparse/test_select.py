@@ -1,6 +1,7 @@
-"""Selection against rankings done one row at a time."""
+"""Means, selection against rankings done one row at a time, and masks block by block."""
 
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,10 +13,15 @@ from longtake.kernels.block_sparse import reference
 from longtake.kernels.block_sparse.index import BlockIndex, pack_bits
 from longtake.kernels.block_sparse.layout import BlockLayout
 from longtake.kernels.block_sparse.select import (
+    block_means,
     count_from_rule,
+    first_frames,
+    local_window,
+    pool_blocks,
     select_blocks,
     select_from_pooled,
     select_key_blocks,
+    space_and_time,
 )
 from longtake.runtime.errors import UserError
 
@@ -205,23 +211,6 @@ def test_tokens_are_pooled_first_in_float32_and_without_gradient() -> None:
     assert index.indices.shape == (1, 4, layout_q.num_blocks, 4)
 
 
-def test_rounded_means_are_scored_in_float32() -> None:
-    q, k = (x.bfloat16() for x in pooled(9))
-    index = select_from_pooled(q, k, topk=4)
-    for row, scores in rows(q.double(), k.double()):
-        assert chosen(index, row) == sorted(ranking(scores)[:4])
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_recall_of_float32_scores(seed: int) -> None:
-    g = torch.Generator().manual_seed(seed)
-    layout = BlockLayout((8, 24, 24))
-    q, k = (torch.randn(1, 2, layout.num_tokens, 64, generator=g).bfloat16() for _ in range(2))
-    ours = select_blocks(q, k, layout, layout, sparsity=0.75).to_dense_mask()
-    exact = select_blocks(q.double(), k.double(), layout, layout, sparsity=0.75).to_dense_mask()
-    assert (ours & exact).sum() / exact.sum() >= 0.999
-
-
 @pytest.mark.parametrize(
     ("num_keys", "sparsity", "count"),
     [
@@ -237,7 +226,96 @@ def test_count_from_sparsity(num_keys: int, sparsity: float, count: int) -> None
     assert count_from_rule(num_keys, topk=3) == 3 and count_from_rule(num_keys) is None
 
 
-def test_the_op_is_registered_properly() -> None:
+LAYOUTS = [
+    BlockLayout((4, 8, 8), (4, 4, 4)),
+    BlockLayout((6, 9, 11), (4, 4, 4)),
+    BlockLayout((3, 2, 5), (4, 4, 4)),
+    BlockLayout((5, 4, 7), (2, 4, 3)),
+    BlockLayout((7, 5, 3), (4, 2, 2), segments=(3, 4)),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("heads_first", [True, False])
+def test_means_of_every_block(layout: BlockLayout, heads_first: bool) -> None:
+    n = layout.num_tokens
+    shape = (2, 3, n, 4) if heads_first else (2, n, 3, 4)
+    x = torch.randn(shape, dtype=torch.float64)
+    x = x if heads_first else x.transpose(1, 2)
+    ends = layout.offsets().tolist()
+    for i, mean in enumerate(pool_blocks(x, layout).unbind(2)):
+        expected = x[:, :, ends[i] : ends[i + 1]].sum(2) / (ends[i + 1] - ends[i])
+        assert torch.allclose(mean, expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_half_precision_is_summed_in_float32(layout: BlockLayout) -> None:
+    x = (torch.randn(1, 2, layout.num_tokens, 8) + 30).bfloat16()
+    pooled = pool_blocks(x, layout)
+    assert pooled.dtype == torch.float32
+    # In bfloat16 the sum of 64 values near 30 would be off by several units.
+    assert (pooled.double() - pool_blocks(x.double(), layout)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_block_never_sees_its_neighbours(layout: BlockLayout) -> None:
+    x = torch.randn(1, 1, layout.num_tokens, 2)
+    clean = pool_blocks(x, layout)
+    ends = layout.offsets().tolist()
+    poisoned = layout.num_blocks - 2
+    x[:, :, ends[poisoned] : ends[poisoned + 1]] = torch.nan
+    found = pool_blocks(x, layout)
+    rest = torch.arange(layout.num_blocks) != poisoned
+    assert found[:, :, poisoned].isnan().all()
+    assert torch.equal(found[:, :, rest], clean[:, :, rest])
+
+
+MASK_QUERIES = BlockLayout((4, 9, 10), (2, 4, 4))  # 2 x 3 x 3 blocks
+MASK_KEYS = BlockLayout((7, 11, 12), (2, 4, 4))  # 4 x 3 x 3 blocks
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_patterns_block_by_block(start: int) -> None:
+    window = local_window(MASK_QUERIES, MASK_KEYS, (1, 0, 2), start)
+    cross = space_and_time(MASK_QUERIES, MASK_KEYS, start)
+    sink = first_frames(MASK_QUERIES, MASK_KEYS, 3)
+    assert window.dtype == cross.dtype == sink.dtype == torch.bool
+    places_q = list(product(range(2), range(3), range(3)))
+    places_k = list(product(range(4), range(3), range(3)))
+    for i, (t, y, x) in enumerate(places_q):
+        for j, (u, b, a) in enumerate(places_k):
+            near = abs(u - t - start) <= 1 and b == y and abs(a - x) <= 2
+            assert window[i, j] == near
+            assert cross[i, j] == (u == t + start or (b, a) == (y, x))
+            assert sink[i, j] == (u < 3)
+
+
+def test_segments_count_as_time_blocks() -> None:
+    keys = BlockLayout((7, 4, 4), (4, 4, 4), segments=(1, 6))
+    assert (
+        first_frames(MASK_QUERIES, keys).tolist()
+        == [[True, False, False]] * MASK_QUERIES.num_blocks
+    )
+
+
+def test_a_window_of_everything_is_dense() -> None:
+    assert local_window(MASK_QUERIES, MASK_KEYS, (9, 9, 9)).all()
+    assert torch.equal(
+        local_window(MASK_KEYS, MASK_KEYS, (0, 0, 0)), torch.eye(36, dtype=torch.bool)
+    )
+
+
+def test_wrong_patterns_are_explained() -> None:
+    other = BlockLayout((4, 9, 13), (2, 4, 4))
+    for pattern in (space_and_time, lambda q, k: local_window(q, k, (1, 1, 1))):
+        with pytest.raises(UserError, match="one grid"):
+            pattern(MASK_QUERIES, other)
+
+
+def test_the_ops_are_registered_properly() -> None:
+    for layout in LAYOUTS[1], LAYOUTS[4]:
+        x = torch.randn(2, layout.num_tokens, 3, 4).bfloat16().transpose(1, 2)
+        torch.library.opcheck(block_means, (x, layout.offsets(), layout.max_block_size, "auto"))
     q, k = pooled(0, dtype=torch.float32)
     kept = pack_bits(torch.eye(9, 13, dtype=torch.bool)[None, None])
     torch.library.opcheck(select_key_blocks, (q, k, kept, 3, 0.5, 8, 0.3, "auto"))

@@ -280,13 +280,16 @@ def test_wrong_calls_are_explained(
         attend(**named, **{"topk": 3, **options})
 
 
-def test_an_index_of_other_layouts_is_refused() -> None:
+def test_an_index_that_does_not_fit_is_refused() -> None:
     layout, other = BlockLayout(GRID, BLOCK), BlockLayout(GRID, (4, 4, 4))
     q, k, v = tensors()
     index = BlockIndex.from_dense_mask(torch.ones(other.num_blocks, other.num_blocks).bool())
-    with pytest.raises(UserError, match="does not fit the layouts"):
-        attention_from_index(q, k, v, index, layout, layout)
-    with pytest.raises(UserError, match="does not fit the layouts"):
-        attention_from_index(q, k, v, index.to("meta"), other, other)
-    with pytest.raises(UserError, match="other batch entries"):
-        attention_from_index(q, k, v, index.expand(2, 3), other, other)
+    backwards = BlockIndex(index.indices.flip(-1), index.counts, index.num_key_blocks)
+    for wrong, of, word in (
+        (index, layout, "does not fit the layouts"),
+        (index.to("meta"), other, "does not fit the layouts"),
+        (index.expand(2, 3), other, "other batch entries"),
+        (backwards, other, "breaks its contract"),
+    ):
+        with pytest.raises(UserError, match=word):
+            attention_from_index(q, k, v, wrong, of, of)
