@@ -19,9 +19,16 @@ Names = Annotated[
         "--reward",
         metavar="NAME[=SOURCE]",
         help="A reward, or a column name with its source: a reward directory, an open_clip folder "
-        "or http://host:port of a server. Repeatable. Default: the sandbox's four.",
+        "or http://host:port of a server. Repeatable. Default: the four learned ones of "
+        "checkpoints/tiny.",
     ),
 ]
+
+
+def _tiny() -> list[str]:
+    from longtake.rewards.registry import TINY_REWARDS
+
+    return [f"{name}={folder}" for name, folder in TINY_REWARDS.items()]
 
 
 @rewards.command("train")
@@ -70,7 +77,12 @@ def score(
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option("--input", metavar="PATH", help="A folder of videos, or a CSV: path, prompt."),
+        typer.Option(
+            "--input",
+            metavar="PATH",
+            help="A CSV (path, prompt), or a folder of videos. Their captions are in its "
+            "captions.csv, in clip.txt beside clip.mp4, given by --prompt, or the files' names.",
+        ),
     ] = None,
     prompt: Annotated[str, typer.Option(help="Caption of videos that have none.")] = "",
     reward: Names = None,
@@ -81,32 +93,36 @@ def score(
         Path | None,
         typer.Option(metavar="FILE", help="Write .csv or .jsonl; continued if it exists."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines, no table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
     device: Device = "auto",
 ) -> None:
     """Score videos by reward models; exit 1 when a score is missing.
 
     Example: python cli.py rewards score --video clip.mp4 --prompt "a red circle moves left"
     """
-    from longtake.rewards.registry import TINY_REWARDS
-    from longtake.rewards.score_files import print_report, score_files
-    from longtake.rewards.score_inputs import one_source
+    from longtake.rewards.score_files import TINY_NOTE, print_report, score_clips
+    from longtake.rewards.score_table import find_inputs
+    from longtake.runtime.errors import UserError
 
-    report = score_files(
-        one_source(video, source),
-        reward or [f"{name}={folder}" for name, folder in TINY_REWARDS.items()],
-        prompt=prompt,
-        fps=fps,
-        output=output,
-        device=device,
+    if video is not None and source is not None:
+        raise UserError("--video and --input name two things to score", expected="one of them")
+    place = video or source
+    if place is None:
+        raise UserError(
+            "nothing to score", expected="--video FILE, or --input with a folder or a CSV"
+        )
+    report = score_clips(
+        find_inputs(place, prompt, fps), reward or _tiny(), output=output, device=device
     )
-    print_report(report, as_json=as_json)
+    print_report(report, as_json=as_json, note="" if reward else TINY_NOTE)
     raise typer.Exit(1 if any(report.unscored().values()) else 0)
 
 
 @rewards.command("evaluate")
 def evaluate(
-    pairs: Annotated[Path, typer.Option(metavar="FILE", help="Pairs in VideoAlign's CSV.")],
+    pairs: Annotated[
+        Path, typer.Option(metavar="FILE", help="Preference pairs: VideoAlign's CSV.")
+    ],
     reward: Names = None,
     root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Of its paths. Default: the file's folder.")
@@ -122,26 +138,22 @@ def evaluate(
 ) -> None:
     """Compare rewards with preference pairs: accuracy without and with ties, by dimension.
 
-    Example: python cli.py rewards evaluate --pairs runs/pairs/held_out.csv --reward text_alignment
+    Example: python cli.py rewards evaluate --pairs runs/pairs/held_out.csv
     """
     import dataclasses
     import json
 
-    from longtake.evaluation.pair_accuracy import evaluate_pairs
-    from longtake.rewards.registry import REWARDS
-    from longtake.runtime.files import to_plain
+    from rich.console import Console
 
-    agreements = evaluate_pairs(
-        pairs, reward or list(REWARDS), root=root, output=output, device=device
-    )
+    from longtake.evaluation.pair_accuracy import evaluate_pairs
+    from longtake.runtime.files import to_plain
+    from longtake.runtime.progress import result_table
+
+    agreements = evaluate_pairs(pairs, reward or _tiny(), root=root, output=output, device=device)
     if as_json:
         for row in agreements:
             typer.echo(json.dumps(to_plain(dataclasses.asdict(row))))
         return
-    from rich.console import Console
-
-    from longtake.runtime.progress import result_table
-
     columns = ["reward", "labels", "accuracy", "95 % interval", "n", "with ties", "unscored"]
     rows: list[list[str | float | int | None]] = [
         [
@@ -173,17 +185,16 @@ def serve_rewards(
     max_request_mib: Annotated[int, typer.Option(min=1, help="Largest request, MiB.")] = 512,
     device: Device = "auto",
 ) -> None:
-    """Score clips of other processes over HTTP, until Ctrl-C.
+    """Score clips of other processes over HTTP, until Ctrl-C; needs the extra `serve`.
 
     Example: python cli.py rewards serve --reward motion_quality --port 8763
     """
-    from longtake.rewards.registry import REWARDS
-    from longtake.rewards.remote_server import ServerConfig, serve
+    from longtake.rewards.serve import ServerConfig, serve
 
     config = ServerConfig(
         host=host, port=port, queue_size=queue_size, max_request_bytes=max_request_mib * 2**20
     )
-    serve(reward or list(REWARDS), config, token_file=token_file, device=device)
+    serve(reward or _tiny(), config, token_file=token_file, device=device)
 
 
 @rewards.command("import")

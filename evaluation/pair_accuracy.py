@@ -20,7 +20,7 @@ from longtake.rewards.losses import (
 )
 from longtake.rewards.pairs import LABELS, UNLABELLED, PreferencePair, read_pairs
 from longtake.rewards.score_files import score_clips
-from longtake.rewards.score_inputs import ScoreInput
+from longtake.rewards.score_table import ScoreInput
 from longtake.runtime.statistics import paired_bootstrap
 
 Clip = tuple[str, float | None, str]

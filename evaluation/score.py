@@ -64,8 +64,8 @@ class RewardScorer:
     def __init__(
         self, rewards: Sequence[str], *, device: str = "auto", max_frames: int = 1000
     ) -> None:
+        from longtake.rewards.contract import fingerprint_digest
         from longtake.rewards.registry import load_rewards, split_sources
-        from longtake.rewards.remote_protocol import fingerprint_digest
         from longtake.runtime.device import pick_device
         from longtake.runtime.files import to_plain
 
@@ -84,7 +84,7 @@ class RewardScorer:
 
     def _score(self, video: Path, caption: str) -> VideoScores:
         from longtake.rewards.score_files import score_clip
-        from longtake.rewards.score_inputs import ScoreInput
+        from longtake.rewards.score_table import ScoreInput
 
         item = ScoreInput(name=str(video), path=video, prompt=caption)
         row = score_clip(item, self._rewards, self._settings, self._device, self._max_frames)

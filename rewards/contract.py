@@ -8,8 +8,9 @@ it would enter the group mean and the standard deviation of the advantages.
 
 import hashlib
 import inspect
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self, runtime_checkable
@@ -194,3 +195,9 @@ class Reward(Protocol):
             "class": type(self).__qualname__,
             "source_sha256": hashlib.sha256(source).hexdigest(),
         }
+
+
+def fingerprint_digest(fingerprint: Mapping[str, object]) -> str:
+    """SHA-256 of a fingerprint in canonical JSON."""
+    text = json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

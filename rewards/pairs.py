@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field
 
 from longtake.rewards.reward_spec import DIMENSIONS
 from longtake.rewards.template import prompt_key
 from longtake.runtime.errors import UserError
 from longtake.runtime.files import replacing
 from longtake.runtime.rng import derive_key
+from longtake.runtime.tables import checked_rows, read_csv
 
 A_WINS, TIE, B_WINS = 1, 0, -1
 UNLABELLED = -100
@@ -36,7 +37,6 @@ MIN_CONFIDENCE = 0.95
 
 _FILES = ("path_A", "path_B", "prompt")
 _TIMING = ("fps_A", "num_frames_A", "fps_B", "num_frames_B")
-_MAX_LISTED = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,27 +126,21 @@ def read_pairs(path: Path, min_confidence: float = MIN_CONFIDENCE) -> list[Prefe
             received=str(path),
             expected="a .csv in VideoAlign's columns or a .json in HPSv3's form",
         )
-    try:
-        table = _csv_table(path) if path.suffix == ".csv" else _json_table(path)
-    except (OSError, ValueError) as error:  # pandas' and JSON's errors are ValueErrors
-        raise UserError(
-            f"cannot read {path.name}: {error}",
-            received=str(path),
-            expected="a CSV file with a header, or a JSON list of objects, in UTF-8",
-        ) from error
-    needed = [*_FILES, *(_TIMING if path.suffix == ".csv" else ("confidence",))]
+    if path.suffix == ".csv":
+        table = read_csv(path)
+        needed = _TIMING
+    else:
+        table = _json_table(path)
+        needed = ("confidence",)
     missing = [name for name in needed if name not in table]
-    twice = sorted(set(table.columns[table.columns.duplicated()]))
-    if missing or twice or not any(name in table for name in LABELS):
+    if missing or not any(name in table for name in LABELS):
         raise UserError(
-            "the columns of the preference data cannot be used",
+            "columns of the preference data are missing",
             received=f"{path} with {', '.join(map(str, table.columns))}",
-            expected=f"{', '.join(needed)} and one or more of {', '.join(LABELS)}, each once",
-            remedy=f"remove {', '.join(twice)}"
-            if twice
-            else "add " + (", ".join(missing) or "a column of labels"),
+            expected=f"{', '.join(_FILES + needed)} and one or more of {', '.join(LABELS)}",
+            remedy="add " + (", ".join(missing) or "a column of labels"),
         )
-    rows = _checked(table, path)
+    rows = checked_rows(table, _Row, path)
     kept = [row.pair() for row in rows if row.confidence >= min_confidence]
     if not kept:
         raise UserError(
@@ -171,49 +165,20 @@ def write_pairs(pairs: Sequence[PreferencePair], path: Path) -> Path:
     return path
 
 
-def _csv_table(path: Path) -> pd.DataFrame:
-    """Cells as text; the index counts rows, the header being row 1."""
-    # With header=0 pandas would rename columns that are there twice, and shift longer rows.
-    table = pd.read_csv(
-        path,
-        dtype=str,
-        header=None,
-        keep_default_na=False,
-        skip_blank_lines=False,
-        encoding="utf-8-sig",
-    )
-    table.columns = table.iloc[0].str.strip()
-    table.index += 1
-    return table.iloc[1:].dropna(how="all")
-
-
 def _json_table(path: Path) -> pd.DataFrame:
-    entries = json.loads(path.read_text(encoding="utf-8"))
-    table = pd.DataFrame(entries, dtype=object).rename(
-        columns={"path1": "path_A", "path2": "path_B"}
-    )
-    table.index += 1
-    return table.assign(**{OVERALL: WORD_OF_LABEL[A_WINS]})
-
-
-def _checked(table: pd.DataFrame, path: Path) -> list[_Row]:
-    """Rows of the right types and ranges; all problems are told at once."""
-    columns = [name for name in _Row.model_fields if name in table]
+    """The CSV's columns of a JSON list; its first entry is row 1."""
     try:
-        return TypeAdapter(list[_Row]).validate_python(table[columns].to_dict("records"))
-    except ValidationError as error:
-        problems = [
-            f"row {table.index[row]}: {name} is {problem['input']!r}, {problem['msg']}"
-            for problem in error.errors()
-            for row, name in [problem["loc"][:2]]
-        ]
-        more = len(problems) - _MAX_LISTED
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        table = pd.DataFrame(entries, dtype=object)
+    except (OSError, ValueError) as error:
         raise UserError(
-            "values of the preference data cannot be used",
-            received=f"{path}: "
-            + "; ".join(problems[:_MAX_LISTED] + ([f"{more} more"] if more > 0 else [])),
-            remedy="correct or remove these rows",
+            f"cannot read {path.name}: {error}",
+            received=str(path),
+            expected="a JSON list of objects with prompt, path1, path2 and confidence, in UTF-8",
         ) from error
+    table.index += 1
+    table = table.rename(columns={"path1": "path_A", "path2": "path_B"})
+    return table.assign(**{OVERALL: WORD_OF_LABEL[A_WINS]})
 
 
 def split_by_prompt(

@@ -102,10 +102,9 @@ def load_rewards(
     for name in names:
         source = _source(name, sources)
         if _is_address(source):
-            from longtake.rewards.remote_client import RemoteReward
-            from longtake.rewards.remote_protocol import read_token
+            from longtake.rewards.remote import RemoteReward
 
-            loaded[name] = RemoteReward(source, name, token=read_token())
+            loaded[name] = RemoteReward(source, name)
         elif _is_class(source):
             loaded[name] = _load_class(source).to(device)
         elif (Path(source) / _CLIP_FILE).is_file():

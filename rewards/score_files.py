@@ -1,6 +1,6 @@
-"""Scoring of video files by registered rewards: the engine of ``rewards score``.
+"""Scoring of video files by rewards: the engine of ``rewards score``.
 
-Every clip is decoded once, handed to all rewards in memory, and recorded as soon as it is scored;
+Every clip is decoded once, handed to all rewards in memory, and recorded soon after it is scored;
 small clips of one size are scored several at a time. A clip that cannot be scored is a row with the
 reason, and the rest goes on.
 """
@@ -8,6 +8,8 @@ reason, and the rest goes on.
 import json
 import math
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +20,15 @@ from rich.text import Text
 from torch import Tensor
 
 from longtake.core.video import read_video
-from longtake.rewards.contract import Reward, VideoBatch
-from longtake.rewards.registry import load_suite, split_sources
-from longtake.rewards.remote_protocol import fingerprint_digest
-from longtake.rewards.score_inputs import ScoreInput, find_inputs
-from longtake.rewards.score_table import ScoreRow, append_row, read_table, write_table
+from longtake.rewards.contract import Reward, VideoBatch, fingerprint_digest
+from longtake.rewards.registry import load_rewards, split_sources
+from longtake.rewards.score_table import (
+    ScoreInput,
+    ScoreRow,
+    check_table,
+    read_table,
+    write_table,
+)
 from longtake.rewards.suite import RewardSuite
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import UserError
@@ -31,30 +37,34 @@ from longtake.runtime.progress import progress_bar, result_table
 
 MAX_FRAMES = 1000
 """Longest clip by default: 93 frames of 480x832 take 106 MiB, 1000 frames of 1080p take 6 GiB."""
+TINY_NOTE = (
+    "These rewards learned from lossless 64x64 sandbox clips. Lossy H.264 moves them: clean renders"
+    " score hpsv3_general 1.33 lossless, -0.60 as H.264 at 64 px, 0.46 at 256 px. Compare clips"
+    " that were encoded alike."
+)
 
 BATCH_CLIPS = 16
 BATCH_BYTES = 2**25
 """Clips of one size are scored together up to here: small ones keep a GPU busy only in numbers, and
 one of 93 frames of 480x832 is a batch by itself."""
+SAVE_EVERY_S = 5.0
+"""The table is written whole, so that a kill tears no row, and costs the rows of so many seconds at
+most."""
 
 _SHOWN_ROWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreReport:
-    """What :func:`score_files` did.
-
-    Args:
-        names: the rewards.
-        rows: one row per clip, in the order of the input.
-        resumed: how many rows were in the output already.
-        fingerprint: fingerprints of the rewards.
-    """
+    """What :func:`score_clips` did: one row per clip, in the order of the input."""
 
     names: tuple[str, ...]
+    """The rewards."""
     rows: Sequence[ScoreRow]
     resumed: int
+    """How many rows were in the output already."""
     fingerprint: Mapping[str, object]
+    """Fingerprints of the rewards."""
 
     def column(self, name: str) -> list[float]:
         """The scores of one reward that exist."""
@@ -70,43 +80,6 @@ class ScoreReport:
         return {name: sum(c) / len(c) if c else math.nan for name, c in columns.items()}
 
 
-def score_files(
-    source: Path,
-    reward_names: Sequence[str],
-    *,
-    prompt: str = "",
-    fps: float | None = None,
-    output: Path | None = None,
-    device: str = "auto",
-    max_frames: int = MAX_FRAMES,
-) -> ScoreReport:
-    """Score a video, the videos of a folder, or the rows of a CSV.
-
-    With ``output``, a row is written as soon as its clip is scored. Run again, rows that are
-    completely scored from the same file, caption, rate and rewards are kept; the others are
-    scored again.
-
-    Args:
-        source: see :func:`longtake.rewards.score_inputs.find_inputs`.
-        reward_names: ``NAME`` or ``NAME=SOURCE`` (:mod:`longtake.rewards.registry`).
-        prompt: caption of the clips that have none of their own.
-        fps: playback rate of the clips that have none of their own; None takes the file's.
-        output: ``.csv`` or ``.jsonl`` to write and to resume from; None keeps nothing.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        max_frames: longer clips are unscored instead of filling the memory.
-
-    Raises:
-        UserError: an input, a reward, a device or an output file that cannot be used.
-    """
-    return score_clips(
-        find_inputs(source, prompt, fps),
-        reward_names,
-        output=output,
-        device=device,
-        max_frames=max_frames,
-    )
-
-
 def score_clips(
     inputs: Sequence[ScoreInput],
     reward_names: Sequence[str],
@@ -115,27 +88,45 @@ def score_clips(
     device: str = "auto",
     max_frames: int = MAX_FRAMES,
 ) -> ScoreReport:
-    """Score clips that are known one by one; arguments and errors as :func:`score_files`."""
+    """Score clips by rewards ``NAME`` or ``NAME=SOURCE`` (``rewards/registry.py``).
+
+    With ``output``, a ``.csv`` or ``.jsonl``, rows that are there and completely scored from the
+    same file, caption, rate and rewards are kept, the others are scored again. Clips of more than
+    ``max_frames`` are unscored instead of filling the memory.
+    """
     target = pick_device(device)
-    plain, sources = split_sources(reward_names)
-    suite = load_suite(dict.fromkeys(plain, 1.0), sources, device=str(target))
-    fingerprint = to_plain({name: reward.fingerprint() for name, reward in suite.rewards.items()})
-    settings = fingerprint_digest(fingerprint)
-    names = suite.names
-    rows: dict[int, ScoreRow] = {}
     if output is not None:
-        rows = _resume(output, names, settings, inputs)
+        check_table(output)
+    rewards = load_rewards(*split_sources(reward_names), device=str(target))
+    fingerprint = to_plain({name: reward.fingerprint() for name, reward in rewards.items()})
+    settings = fingerprint_digest(fingerprint)
+    names = tuple(rewards)
+    rows: dict[int, ScoreRow] = {}
+    others: list[ScoreRow] = []
+    if output is not None:
+        rows, others = _resumed(output, names, settings, inputs)
+
+    def save() -> None:
+        if output is not None:
+            write_table(output, names, [*others, *(rows[index] for index in sorted(rows))])
+
     resumed = len(rows)
+    save()  # tells at once when the file cannot be written
+    saved = time.monotonic()
     with progress_bar("scoring", len(inputs), completed=resumed) as bar:
         missing = [index for index in range(len(inputs)) if index not in rows]
-        decoded = (_decode(inputs[index], suite.rewards, max_frames) for index in missing)
+        decoded = (_decode(inputs[index], rewards, max_frames) for index in missing)
         indices = iter(missing)
-        for batch in _batches(decoded):
-            for row in _score(batch, suite.rewards, settings, target):
-                rows[next(indices)] = row
-                if output is not None:
-                    append_row(output, names, row)
-            bar.update(len(rows), **row.scores)
+        try:
+            for batch in _batches(decoded):
+                for row in _score(batch, rewards, settings, target):
+                    rows[next(indices)] = row
+                bar.update(len(rows), **row.scores)
+                if time.monotonic() - saved > SAVE_EVERY_S:
+                    save()
+                    saved = time.monotonic()
+        finally:
+            save()
     return ScoreReport(
         names=names,
         rows=[rows[index] for index in range(len(inputs))],
@@ -144,12 +135,26 @@ def score_clips(
     )
 
 
-def _resume(
+def score_clip(
+    item: ScoreInput,
+    rewards: Mapping[str, Reward],
+    settings: str,
+    device: torch.device,
+    max_frames: int = MAX_FRAMES,
+) -> ScoreRow:
+    """Decode and score one clip; whatever goes wrong becomes its reason.
+
+    ``settings`` is the digest of the rewards' fingerprints, which the row records.
+    """
+    return _score([_decode(item, rewards, max_frames)], rewards, settings, device)[0]
+
+
+def _resumed(
     output: Path, names: Sequence[str], settings: str, inputs: Sequence[ScoreInput]
-) -> dict[int, ScoreRow]:
-    """Rows of the inputs that are done, by index; drops from the file what is scored again."""
-    found = read_table(output, names)
-    if other := {row.settings for row in found} - {settings}:
+) -> tuple[dict[int, ScoreRow], list[ScoreRow]]:
+    """Rows of the inputs that are done, by index, and rows of other clips, which stay."""
+    table = read_table(output, names)
+    if other := {row.settings for row in table} - {settings}:
         raise UserError(
             "the output file was written by other versions or settings of the rewards",
             received=f"{output} with settings {sorted(other)[0][:12]}",
@@ -157,7 +162,7 @@ def _resume(
             remedy="choose another --output; scores of the two are not comparable",
         )
     by_clip: dict[tuple[str, str], dict[str, ScoreRow]] = {}
-    for row in found:
+    for row in table:
         by_clip.setdefault((row.path, row.prompt), {})[row.digest] = row
     done: dict[int, ScoreRow] = {}
     for index, item in enumerate(inputs):
@@ -167,17 +172,7 @@ def _resume(
         if match is not None and match.digest and not match.unscored:
             done[index] = match
     asked = {(item.name, item.prompt) for item in inputs}
-    finished = {(row.path, row.digest) for row in done.values()}
-    write_table(
-        output,
-        names,
-        [
-            row
-            for row in found
-            if (row.path, row.prompt) not in asked or (row.path, row.digest) in finished
-        ],
-    )
-    return done
+    return done, [row for row in table if (row.path, row.prompt) not in asked]
 
 
 def _digest(item: ScoreInput, settings: str) -> str:
@@ -193,19 +188,15 @@ def _digest(item: ScoreInput, settings: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Clip:
-    """A decoded clip, or why there is none.
-
-    Args:
-        item: what was asked for.
-        video: uint8 [T, 3, H, W]; None when it cannot be used.
-        fps: playback rate, None when nothing states it.
-        reasons: why rewards cannot score it, by reward.
-    """
+    """A decoded clip, or why there is none."""
 
     item: ScoreInput
     video: Tensor | None
+    """uint8 [T, 3, H, W]."""
     fps: float | None
+    """None when nothing states it."""
     reasons: Mapping[str, str]
+    """Why rewards cannot score it, by reward."""
 
     def fits(self, other: "_Clip") -> bool:
         """Whether both can be scored in one batch."""
@@ -220,8 +211,6 @@ class _Clip:
 
 def _decode(item: ScoreInput, rewards: Mapping[str, Reward], max_frames: int) -> _Clip:
     try:
-        if item.problem is not None:
-            raise UserError(item.problem)
         video, rate = read_video(item.path, max_frames + 1)
         if len(video) > max_frames:
             raise UserError(f"the clip has more than {max_frames} frames")
@@ -229,7 +218,13 @@ def _decode(item: ScoreInput, rewards: Mapping[str, Reward], max_frames: int) ->
         reasons = dict.fromkeys(rewards, error.what)
         return _Clip(item=item, video=None, fps=item.fps, reasons=reasons)
     fps = rate if item.fps is None and math.isfinite(rate) else item.fps
-    return _Clip(item=item, video=video, fps=fps, reasons=_missing(rewards, item.prompt, fps))
+    reasons = {}
+    for name, reward in rewards.items():
+        if reward.needs_prompt and not item.prompt:
+            reasons[name] = "the clip has no caption"
+        elif reward.needs_time and fps is None:
+            reasons[name] = "the file states no frame rate; give the fps"
+    return _Clip(item=item, video=video, fps=fps, reasons=reasons)
 
 
 def _batches(clips: Iterable[_Clip]) -> Iterator[list[_Clip]]:
@@ -246,32 +241,13 @@ def _batches(clips: Iterable[_Clip]) -> Iterator[list[_Clip]]:
         yield batch
 
 
-def score_clip(
-    item: ScoreInput,
-    rewards: Mapping[str, Reward],
-    settings: str,
-    device: torch.device,
-    max_frames: int,
-) -> ScoreRow:
-    """Decode and score one clip; whatever goes wrong becomes its reason.
-
-    Args:
-        item: the clip.
-        rewards: by name.
-        settings: digest of their fingerprints, recorded in the row.
-        device: where the rewards are.
-        max_frames: a longer clip is unscored.
-    """
-    return _score([_decode(item, rewards, max_frames)], rewards, settings, device)[0]
-
-
 def _score(
     clips: Sequence[_Clip], rewards: Mapping[str, Reward], settings: str, device: torch.device
 ) -> list[ScoreRow]:
     """Rows of clips that fit into one batch."""
     scores: list[dict[str, float | None]] = [dict.fromkeys(rewards) for _ in clips]
     reasons = [dict(clip.reasons) for clip in clips]
-    notes: list[list[str]] = [[] for _ in clips]
+    notes = [list(clip.item.notes) for clip in clips]
     ready = {name: (reward, 1.0) for name, reward in rewards.items() if name not in reasons[0]}
     videos = [clip.video for clip in clips if clip.video is not None]
     if videos and ready:
@@ -281,53 +257,38 @@ def _score(
             # Without a rate, only rewards are left that do not depend on it.
             fps=torch.tensor([clip.fps or 1.0 for clip in clips], dtype=torch.float64),
         )
-        result = RewardSuite(ready).score(batch)
-        for name, row in result.rows.items():
-            for place, score in enumerate(row):
-                scores[place][name] = score.value
+        for name, column in RewardSuite(ready).score(batch).rows.items():
+            for index, score in enumerate(column):
+                scores[index][name] = score.value
                 if score.reason is not None:
-                    reasons[place][name] = score.reason
+                    reasons[index][name] = score.reason
                 if score.note:
-                    notes[place].append(f"{name}: {score.note}")
+                    notes[index].append(f"{name}: {score.note}")
     return [
         ScoreRow(
             path=clip.item.name,
             prompt=clip.item.prompt,
             fps=clip.fps,
             frames=None if clip.video is None else len(clip.video),
-            scores=scores[place],
-            unscored=reasons[place],
-            notes=notes[place],
+            scores=scores[index],
+            unscored=reasons[index],
+            notes=notes[index],
             settings=settings,
             digest=_digest(clip.item, settings),
         )
-        for place, clip in enumerate(clips)
+        for index, clip in enumerate(clips)
     ]
 
 
-def _missing(rewards: Mapping[str, Reward], prompt: str, fps: float | None) -> dict[str, str]:
-    """Reason by reward, for the rewards that need what the clip does not have."""
-    reasons = {}
-    for name, reward in rewards.items():
-        if reward.needs_prompt and not prompt:
-            reasons[name] = "the clip has no caption"
-        elif reward.needs_time and fps is None:
-            reasons[name] = "the file states no frame rate; give the fps"
-    return reasons
-
-
-def print_report(report: ScoreReport, *, as_json: bool) -> None:
-    """Print to standard output: JSON for machines, or a table for people.
-
-    The table shows the first rows, the means, and the reasons of unscored clips.
-    """
+def print_report(report: ScoreReport, *, as_json: bool, note: str = "") -> None:
+    """Print JSON for machines, or for people the first rows, the means and what is missing."""
     if as_json:
         content = {
             "rewards": report.fingerprint,
             "mean": report.means(),
             "unscored": report.unscored(),
             "resumed": report.resumed,
-            "rows": [vars(row) for row in report.rows],
+            "rows": [row.model_dump() for row in report.rows],
         }
         sys.stdout.write(json.dumps(to_plain(content), indent=2, allow_nan=False) + "\n")
         return
@@ -340,20 +301,19 @@ def print_report(report: ScoreReport, *, as_json: bool) -> None:
         cells.append([f"mean of {len(report.rows)}", None, *(means[name] for name in report.names)])
     console = Console()
     console.print(result_table("scores", ["clip", "frames", *report.names], cells))
-    if len(report.rows) > _SHOWN_ROWS:
-        console.print(Text(f"{len(report.rows) - _SHOWN_ROWS} more rows are not shown"))
-    for line in _remarks(report):
+    more = len(report.rows) - _SHOWN_ROWS
+    lines = [f"{more} more rows are not shown"] if more > 0 else []
+    for line in (*lines, *_remarks(report), *([note] if note else [])):
         console.print(Text(line), soft_wrap=True)
 
 
 def _remarks(report: ScoreReport) -> list[str]:
     """Reasons and notes, each once with the number of clips."""
-    tally: dict[str, int] = {}
+    tally: Counter[str] = Counter()
     for row in report.rows:
         by_reason: dict[str, list[str]] = {}
         for name, reason in row.unscored.items():
             by_reason.setdefault(reason, []).append(name)
-        texts = [f"unscored by {', '.join(names)}: {why}" for why, names in by_reason.items()]
-        for text in (*texts, *row.notes):
-            tally[text] = tally.get(text, 0) + 1
+        tally.update(f"unscored by {', '.join(names)}: {why}" for why, names in by_reason.items())
+        tally.update(row.notes)
     return [f"{text} ({count})" for text, count in tally.items()]

@@ -17,9 +17,9 @@ from longtake.evaluation.judge.clip_inputs import (
     vision_tokens,
 )
 from longtake.evaluation.judge.contract import JudgeClip, Verdict
+from longtake.rewards.contract import fingerprint_digest
 from longtake.rewards.prompt_batches import token_batches
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
-from longtake.rewards.remote_protocol import fingerprint_digest
 from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
 from longtake.rewards.reward_spec import DIMENSIONS
 from longtake.rewards.videoalign import TOKENS_PER_PASS

@@ -12,7 +12,8 @@ from longtake import cli
 from longtake.core.video import write_mp4
 from longtake.evaluation.pair_accuracy import evaluate_pairs
 from longtake.rewards.pairs import A_WINS, B_WINS, TIE, PreferencePair, write_pairs
-from longtake.rewards.score_files import score_files
+from longtake.rewards.score_files import score_clips
+from longtake.rewards.score_table import find_inputs
 from longtake.runtime.errors import UserError
 
 REWARD = "general"
@@ -41,7 +42,7 @@ def pair(a: int, b: int, label: int | None, prompt: str) -> PreferencePair:
 
 
 def test_accuracies_follow_from_the_scores_of_the_clips(folder):
-    scores = score_files(folder, [REWARD], prompt="a red square").column(REWARD)
+    scores = score_clips(find_inputs(folder, "a red square"), [REWARD]).column(REWARD)
     order = sorted(range(7), key=lambda number: scores[number])
     worst, best = order[0], order[-1]
     pairs = [

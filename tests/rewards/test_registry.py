@@ -11,7 +11,7 @@ import torch
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.registry import REWARDS, check_sources, load_rewards, load_suite
 from longtake.rewards.registry import split_sources as split
-from longtake.rewards.remote_server import RewardServer, ServerConfig
+from longtake.rewards.serve import ServerConfig, serving
 from longtake.runtime.errors import UserError
 from longtake.sandbox.recipes.tiny_vlm import tiny_spec, write_tiny_reward
 
@@ -68,8 +68,8 @@ def test_every_registered_name_loads() -> None:
 
 def test_a_server_is_a_source() -> None:
     local = load_rewards(["general"])
-    with RewardServer(local, ServerConfig(port=0)) as server:
-        remote = load_rewards(["general"], {"general": server.url})["general"]
+    with serving(local, ServerConfig(port=0)) as url:
+        remote = load_rewards(["general"], {"general": url})["general"]
         assert remote.score(batch()) == local["general"].score(batch())
 
 

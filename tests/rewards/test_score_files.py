@@ -1,9 +1,9 @@
 """Files in, table out: inputs, per-row failures, resume after a kill, and what is printed."""
 
 import csv
+import dataclasses
 import json
 import math
-from dataclasses import replace
 
 import av
 import pandas as pd
@@ -13,13 +13,18 @@ import torch
 from longtake.core import video as video_files
 from longtake.core.video import read_video, write_gif, write_mp4
 from longtake.rewards import score_files as engine
-from longtake.rewards.contract import Score, VideoBatch
+from longtake.rewards.contract import Reward, Score, VideoBatch
 from longtake.rewards.registry import load_suite
-from longtake.rewards.score_files import print_report, score_files
-from longtake.rewards.score_inputs import find_inputs, one_source
-from longtake.rewards.score_table import ScoreRow, append_row, read_table, write_table
+from longtake.rewards.score_files import print_report, score_clips
+from longtake.rewards.score_table import (
+    NAMED_NOTE,
+    ScoreRow,
+    find_inputs,
+    read_table,
+    write_table,
+)
 from longtake.rewards.suite import RewardSuite
-from longtake.runtime.errors import UserError
+from longtake.runtime.errors import RunDirectoryError, UserError
 
 NAMES = ("general", "motion_quality", "text_alignment")
 CAPTION = "a red circle moves left"
@@ -50,8 +55,8 @@ def local(path, prompt, names=NAMES, fps=None):
     return {name: row[0].value for name, row in scores.rows.items()}
 
 
-def run(source, names=NAMES, **options):
-    return score_files(source, names, device="cpu", **options)
+def run(source, names=NAMES, *, prompt="", fps=None, **options):
+    return score_clips(find_inputs(source, prompt, fps), names, device="cpu", **options)
 
 
 def test_a_single_video_scores_as_in_memory(folder):
@@ -103,7 +108,7 @@ def test_the_rate_can_be_overridden(folder):
     assert row.scores["motion_quality"] != local(path, CAPTION)["motion_quality"]
 
 
-def test_a_folder_takes_captions_from_files_beside_the_videos(folder):
+def test_captions_of_a_folder(folder):
     report = run(folder)
     assert [row.path for row in report.rows] == ["a.mp4", "c.gif", "deep/b.mp4"]
     assert [row.prompt for row in report.rows] == [CAPTION, 'two "blue" squares,\na star', ""]
@@ -111,9 +116,24 @@ def test_a_folder_takes_captions_from_files_beside_the_videos(folder):
     assert bare.unscored == {"text_alignment": "the clip has no caption"}
     assert bare.scores["text_alignment"] is None and bare.scores["general"] is not None
     assert report.unscored() == {"general": 0, "motion_quality": 0, "text_alignment": 1}
-    with_default = run(folder, prompt="a green star")
-    assert [row.prompt for row in with_default.rows][1:] == [report.rows[1].prompt, "a green star"]
-    assert with_default.unscored()["text_alignment"] == 0
+    assert [item.prompt for item in find_inputs(folder, "x")] == [
+        CAPTION,
+        report.rows[1].prompt,
+        "x",
+    ]
+    # A name of several words is a caption where there is no other one, and the row says so.
+    (folder / "deep" / "b.mp4").rename(folder / "two_green_stars-12.mp4")
+    named = find_inputs(folder)[2]
+    assert (named.prompt, named.notes) == ("two green stars", (NAMED_NOTE,))
+    assert find_inputs(folder, "x")[2].prompt == "x"
+    (folder / "a.txt").rename(folder / "train_000001.txt")
+    (folder / "a.mp4").rename(folder / "train_000001.mp4")
+    write_csv(folder / "captions.csv", [("train_000001.mp4", "from the list", "24")])
+    listed = find_inputs(folder)[1]
+    assert (listed.prompt, listed.fps, listed.notes) == ("from the list", 24, ())
+    write_csv(folder / "captions.csv", [("gone.mp4", "", "")])
+    with pytest.raises(UserError, match=r"gone\.mp4"):
+        find_inputs(folder)
 
 
 def write_csv(path, rows, columns=("path", "prompt", "fps")):
@@ -148,10 +168,6 @@ def test_every_failure_is_a_row_and_the_rest_goes_on(folder):
             ("text.mp4", CAPTION, ""),
             ("sound.mp4", CAPTION, ""),
             ("absent.mp4", CAPTION, ""),
-            ("", CAPTION, ""),
-            ("a.mp4", CAPTION, "fast"),
-            ("a.mp4", CAPTION, "-3"),
-            ("a.mp4", "a red circle", "8", "moves left"),
             ("deep", CAPTION, ""),
             ("deep/b.mp4", CAPTION, "24"),
         ],
@@ -160,16 +176,15 @@ def test_every_failure_is_a_row_and_the_rest_goes_on(folder):
     reasons = [row.unscored.get("general", "") for row in report.rows]
     for index, words in {
         1: "cannot decode cut.mp4", 2: "cannot decode empty.mp4", 3: "cannot decode text.mp4",
-        4: "no video frames", 5: "video file not found", 6: "no path", 7: "'fast'", 8: "'-3'",
-        9: "more fields than the header", 10: "video file not found",
+        4: "no video frames", 5: "video file not found", 6: "video file not found",
     }.items():  # fmt: skip
         row = report.rows[index]
         assert words in reasons[index], reasons[index]
         assert row.unscored.keys() == set(NAMES) and set(row.scores.values()) == {None}
         assert row.frames is None
     assert report.rows[0].scores == local(folder / "a.mp4", CAPTION)
-    assert report.rows[11].scores == local(folder / "deep" / "b.mp4", CAPTION, fps=24.0)
-    assert report.unscored() == dict.fromkeys(NAMES, 10)
+    assert report.rows[7].scores == local(folder / "deep" / "b.mp4", CAPTION, fps=24.0)
+    assert report.unscored() == dict.fromkeys(NAMES, 6)
     assert all(math.isfinite(mean) for mean in report.means().values())
 
 
@@ -208,27 +223,19 @@ def test_every_clip_is_decoded_once_and_nothing_temporary_is_written(folder, mon
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_raising_reward_is_a_reason(folder, monkeypatch):
-    class Odd:
-        name, needs_prompt, needs_time = "odd", False, False
+def test_reasons_and_notes_of_rewards_are_those_of_the_rows(folder, monkeypatch):
+    class Odd(Reward):
+        needs_prompt = needs_time = False
 
         def score(self, batch):
             if batch.num_frames == 7:
                 raise RuntimeError("seven frames")
             return [Score(1.0, note="the text context is short") for _ in batch.prompts]
 
-        def to(self, device):
-            return self
-
-        def fingerprint(self):
-            return {"kind": "odd"}
-
-    suite = RewardSuite({"odd": (Odd(), 1.0)})
-    monkeypatch.setattr(engine, "load_suite", lambda *args, **options: suite)
+    monkeypatch.setattr(engine, "load_rewards", lambda *args, **options: {"odd": Odd()})
     report = run(folder, ["odd"])
     assert report.rows[2].unscored == {"odd": "RuntimeError: seven frames"}
-    assert [len(row.notes) for row in report.rows] == [1, 1, 0]
-    assert "text context" in report.rows[0].notes[0]
+    assert [row.notes for row in report.rows] == [["odd: the text context is short"]] * 2 + [[]]
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
@@ -236,7 +243,7 @@ def test_output_round_trip(folder, tmp_path, ending):
     broken_files(folder)
     output = tmp_path / "out" / f"scores.{ending}"
     report = run(folder, output=output)
-    assert read_table(output, NAMES) == [replace(row, notes=list(row.notes)) for row in report.rows]
+    assert read_table(output, NAMES) == report.rows
     if ending == "csv":
         frame = pd.read_csv(output)
         assert frame["general"].tolist()[0] == report.rows[0].scores["general"]
@@ -277,21 +284,21 @@ def test_resume_scores_only_what_is_missing(folder, tmp_path, ending, monkeypatc
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
-def test_a_torn_last_row_is_repaired_at_every_byte(folder, tmp_path, ending):
+def test_an_interrupted_run_keeps_its_rows(folder, tmp_path, ending, monkeypatch):
     output = tmp_path / f"scores.{ending}"
-    whole = run(folder, output=output)
-    rows, content = read_table(output, NAMES), output.read_bytes()
-    starts = [content.find(row.path.encode()) for row in rows]
-    for length in range(len(content)):
-        output.write_bytes(content[:length])
-        found = read_table(output, NAMES)
-        assert found == rows[: len(found)]
-        assert len(found) >= sum(start < length for start in starts) - 1
-    for length in (0, 5, starts[1] + 30, len(content) - 1):
-        output.write_bytes(content[:length])
-        report = run(folder, output=output)
-        assert [row.scores for row in report.rows] == [row.scores for row in whole.rows]
-        assert sorted(read_table(output, NAMES), key=lambda row: row.path) == rows
+
+    def interrupted(path, *rest):
+        if path.name == "b.mp4":
+            raise KeyboardInterrupt
+        return read_video(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "read_video", interrupted)
+        patch.setattr(engine, "BATCH_CLIPS", 1)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, output=output, prompt="x")
+    assert [row.path for row in read_table(output, NAMES)] == ["a.mp4"]
+    assert run(folder, output=output, prompt="x").resumed == 1
 
 
 def test_unscored_rows_are_tried_again(folder, tmp_path):
@@ -352,16 +359,14 @@ def test_a_foreign_output_is_refused_and_kept(folder, tmp_path, name, content):
     assert path.read_bytes() == content
 
 
-def test_unusable_outputs_are_refused(folder, tmp_path):
+def test_unusable_outputs_are_refused_before_anything_is_scored(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "read_video", None)
     with pytest.raises(UserError, match="output format"):
         run(folder, output=tmp_path / "scores.txt")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write the scores"):
-        run(folder, output=tmp_path / "file" / "scores.csv")
-    row = ScoreRow(path="a", prompt="", fps=None, frames=1, scores={"general": 1.0}, settings="s",
-                   digest="d")  # fmt: skip
-    with pytest.raises(UserError, match="cannot write the scores"):
-        append_row(tmp_path / "absent" / "scores.csv", ["general"], row)
+    for ending in ("csv", "jsonl"):
+        with pytest.raises((UserError, RunDirectoryError), match="cannot write"):
+            run(folder, output=tmp_path / "file" / f"scores.{ending}")
 
 
 def test_tables_keep_odd_text_and_exact_numbers(tmp_path):
@@ -373,28 +378,33 @@ def test_tables_keep_odd_text_and_exact_numbers(tmp_path):
     for ending in ("csv", "jsonl"):
         path = tmp_path / f"t.{ending}"
         write_table(path, ["general", "clip"], [row, row])
-        append_row(path, ["general", "clip"], row)
-        assert read_table(path, ["general", "clip"]) == [row] * 3
+        assert read_table(path, ["general", "clip"]) == [row, row]
 
 
-def test_unusable_inputs_are_refused(folder, tmp_path):
-    for source, words in (
-        (tmp_path / "absent.mp4", "nothing to score"),
-        (tmp_path / "absent.csv", "cannot read the CSV"),
-        (write_csv(tmp_path / "a.csv", [], ("video", "prompt")), "no column path"),
-    ):
-        with pytest.raises(UserError, match=words):
-            find_inputs(source)
+INPUTS = {
+    "absent": (None, "nothing to score"),
+    "no column": ("video,prompt\na.mp4,x\n", "columns are missing"),
+    "no rows": ("path,prompt\n", "has no rows"),
+    "no path": ("path,prompt\n,x\n", "row 2: path"),
+    "rate": ("path,fps\na.mp4,fast\nb.mp4,-3\n", "row 2: fps is 'fast'.*row 3: fps is '-3'"),
+    "comma": ("path,prompt\na.mp4,x,y\n", "cells with commas in quotes"),
+    "latin": ("path,prompt\na.mp4,caf\udce9\n", "cannot read"),
+}
+
+
+@pytest.mark.parametrize("case", INPUTS)
+def test_unusable_inputs_are_refused(tmp_path, case):
+    text, words = INPUTS[case]
+    path = tmp_path / ("in.csv" if text else "absent.mp4")
+    if text:
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=f"(?s){words}"):
+        find_inputs(path)
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="no videos"):
         find_inputs(tmp_path / "none")
-    (tmp_path / "latin.csv").write_bytes("path,prompt\na.mp4,caf\xe9\n".encode("latin-1"))
-    with pytest.raises(UserError, match="cannot read the CSV"):
-        find_inputs(tmp_path / "latin.csv")
     with pytest.raises(UserError, match="fps"):
-        find_inputs(folder, fps=0.0)
-    with pytest.raises(UserError, match="reward has no source"):
-        run(folder, ["hps"])
+        find_inputs(tmp_path, fps=0.0)
 
 
 def test_spreadsheet_csv_files_are_read(folder):
@@ -402,13 +412,6 @@ def test_spreadsheet_csv_files_are_read(folder):
     (item,) = find_inputs(folder / "in.csv")
     assert (item.name, item.prompt, item.fps) == ("a.mp4", "ünïcode", None)
     assert item.path == folder / "a.mp4"
-
-
-def test_one_source(tmp_path):
-    assert one_source(tmp_path, None) == one_source(None, tmp_path) == tmp_path
-    for pair in ((None, None), (tmp_path, tmp_path)):
-        with pytest.raises(UserError, match="one thing to score"):
-            one_source(*pair)
 
 
 def test_json_for_machines(folder, capsys):
@@ -423,24 +426,14 @@ def test_json_for_machines(folder, capsys):
 def test_a_table_for_people(folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     report = run(folder)
-    print_report(report, as_json=False)
+    captured = capsys.readouterr()
+    assert "scoring 3/3" in captured.err and captured.out == ""
+    print_report(report, as_json=False, note="a note")
     printed = capsys.readouterr().out
-    for word in ("a.mp4", "deep/b.mp4", "mean of 3", "motion_quality", "-",
+    for word in ("a.mp4", "a note", "deep/b.mp4", "mean of 3", "motion_quality", "-",
                  "unscored by text_alignment: the clip has no caption (1)"):  # fmt: skip
         assert word in printed
-    many = replace(report, rows=list(report.rows) * 10)
+    many = dataclasses.replace(report, rows=list(report.rows) * 10)
     print_report(many, as_json=False)
     printed = capsys.readouterr().out
     assert "10 more rows are not shown" in printed and "mean of 30" in printed
-
-
-def test_progress_is_shown_on_standard_error(folder, capsys):
-    run(folder)
-    captured = capsys.readouterr()
-    assert "scoring 3/3" in captured.err and captured.out == ""
-
-
-def test_a_csv_without_rows_is_an_error(tmp_path):
-    (tmp_path / "list.csv").write_text("path,prompt\n")
-    with pytest.raises(UserError, match="has no rows"):
-        run(tmp_path / "list.csv")

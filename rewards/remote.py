@@ -1,0 +1,321 @@
+"""A reward that another process computes (``rewards serve``), with other pins or on other hardware.
+
+    GET  /v1/health    -> {"status": "ok"}
+    GET  /v1/rewards   -> {"rewards": {NAME: {needs_prompt, needs_time, fingerprint, digest}},
+                           "max_request_bytes": N}
+    POST /v1/score     request:  safetensors, never pickle: ``video`` [B, T, 3, H, W], ``fps`` [B];
+                                 metadata ``reward`` and ``prompts`` (a JSON list)
+                       response: JSON, ``scores`` = B times [value, reason, note], ``digest``
+
+Errors are {"error": REASON}. With a token, all but the health check want the header
+``Authorization: Bearer TOKEN``.
+
+A clip that could not be scored, for whatever reason, is unscored with that reason. Failures that
+may pass (no connection, time out, a full queue) are tried again with exponential backoff.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
+from safetensors.torch import save
+
+from longtake.rewards.contract import Reward, Score, VideoBatch
+from longtake.runtime.config import Config
+from longtake.runtime.errors import LongtakeError, UserError
+
+try:
+    import httpx
+    import tenacity
+except ModuleNotFoundError as error:
+    raise UserError(
+        f"remote rewards need the package {error.name}",
+        received="not installed",
+        remedy="pip install 'longtake[serve]'",
+    ) from error
+
+log = logging.getLogger(__name__)
+
+HEALTH_PATH, REWARDS_PATH, SCORE_PATH = "/v1/health", "/v1/rewards", "/v1/score"
+MEDIA_TYPE = "application/octet-stream"
+TOKEN_VARIABLE = "LONGTAKE_REWARD_TOKEN"
+MIN_TOKEN_LENGTH = 16
+
+_RETRY_STATUS = frozenset({408, 429, 502, 503, 504})
+_MAX_RETRY_AFTER_S = 60.0
+_HEADER_BYTES = 1 << 16  # room for names, shapes and reasons beside pixels and captions
+
+
+class ClientConfig(Config):
+    """How a remote reward is asked."""
+
+    timeout_s: PositiveFloat = 300.0
+    """Longest wait for an answer, scoring included, in one attempt."""
+    connect_timeout_s: PositiveFloat = 10.0
+    """Longest wait for the connection."""
+    attempts: PositiveInt = 5
+    """Attempts per request."""
+    backoff_s: PositiveFloat = 0.5
+    """Mean wait before the second attempt is half of this; it doubles with every further one."""
+    max_backoff_s: PositiveFloat = 30.0
+    """Upper bound of one wait, unless the server asks for more."""
+    max_request_bytes: PositiveInt = 128 * 2**20
+    """A batch is split into requests of at most this size (or the server's limit, if lower); a
+    single clip may use the server's limit."""
+
+
+class RemoteFailure(LongtakeError):
+    """An attempt that failed; ``may_pass`` says whether another one can succeed."""
+
+    def __init__(self, reason: str, *, may_pass: bool, retry_after_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.may_pass, self.retry_after_s = may_pass, retry_after_s
+
+
+class _Scorer(BaseModel):
+    """A reward of a server."""
+
+    needs_prompt: bool
+    needs_time: bool
+    fingerprint: dict[str, object]
+    digest: str
+
+
+class _Description(BaseModel):
+    """What a server says about itself."""
+
+    rewards: dict[str, _Scorer]
+    max_request_bytes: int
+
+
+class _Answer(BaseModel):
+    """Scores of a request, and the digest of the reward that made them."""
+
+    scores: list[tuple[float | None, str | None, str]]
+    digest: str
+
+
+class RemoteReward(Reward):
+    """One reward of a server. Making one asks the server for its rewards.
+
+    Args:
+        url: address of the server, http:// or https://.
+        reward: name of the reward on the server.
+        token: shared secret; by default the one in the environment.
+        config: time limits, attempts, sizes.
+    """
+
+    def __init__(
+        self, url: str, reward: str, *, token: str | None = None, config: ClientConfig | None = None
+    ) -> None:
+        self.name, self.config = reward, config or ClientConfig()
+        self._url = _checked(url)
+        token = token or read_token()
+        self._headers = {"Content-Type": MEDIA_TYPE}
+        self._headers |= {"Authorization": f"Bearer {token}"} if token else {}
+        self._scorer, self._limit = self._describe()
+        self.needs_prompt, self.needs_time = self._scorer.needs_prompt, self._scorer.needs_time
+
+    def score(self, batch: VideoBatch) -> list[Score]:
+        """Scores of the server, in as many requests as the size of the clips asks for.
+
+        Clips are sent in their dtype: as uint8 they take a quarter of the time of float32. When a
+        request has used up its attempts, the clips after it are not sent: each of them would wait
+        as long again.
+        """
+        scores: list[Score] = []
+        given_up: str | None = None
+        for size in self._request_sizes(batch):
+            if given_up is not None:
+                scores += [Score.unscored(f"not sent after {given_up}")] * size
+                continue
+            try:
+                scores += self._request(batch.select(range(len(scores), len(scores) + size)))
+            except RemoteFailure as failure:
+                reason = f"{self._url}: {failure}"
+                scores += [Score.unscored(reason)] * size
+                given_up = reason if failure.may_pass else None
+        return scores
+
+    def _request_sizes(self, batch: VideoBatch) -> list[int]:
+        """Numbers of clips of the requests; at least one clip each."""
+        room = max(1, min(self.config.max_request_bytes, self._limit) - _HEADER_BYTES)
+        clip_bytes = batch.video[0].numel() * batch.video.element_size()
+        sizes: list[int] = []
+        used = room
+        for prompt in batch.prompts:
+            needed = clip_bytes + len(json.dumps(prompt)) + 8
+            if used + needed > room:
+                sizes.append(0)
+                used = 0
+            sizes[-1] += 1
+            used += needed
+        return sizes
+
+    def _request(self, batch: VideoBatch) -> list[Score]:
+        body = encode_request(self.name, batch)
+        if len(body) > self._limit:
+            raise RemoteFailure(
+                f"a clip of {len(body)} bytes is over the server's limit of {self._limit}; send "
+                "uint8 or raise the limit of the server",
+                may_pass=False,
+            )
+        try:
+            answer = _Answer.model_validate_json(self._ask("POST", SCORE_PATH, body))
+        except ValidationError as error:
+            reason = f"unreadable answer: {error.errors()[0]['msg']}"
+            raise RemoteFailure(reason, may_pass=False) from error
+        if len(answer.scores) != batch.num_samples:
+            reason = f"{len(answer.scores)} scores for {batch.num_samples} clips"
+            raise RemoteFailure(f"unreadable answer: {reason}", may_pass=False)
+        if answer.digest != self._scorer.digest:
+            raise RemoteFailure(
+                f"the scorer changed during the run (fingerprint {self._scorer.digest[:12]}, now "
+                f"{answer.digest[:12]}); scores before and after are not comparable",
+                may_pass=False,
+            )
+        return [
+            Score.unscored(reason or "") if value is None else Score.of(value, note)
+            for value, reason, note in answer.scores
+        ]
+
+    def _describe(self) -> tuple[_Scorer, int]:
+        """The server's reward of this name, and the largest request in bytes."""
+        try:
+            description = _Description.model_validate_json(self._ask("GET", REWARDS_PATH))
+        except RemoteFailure as failure:
+            raise UserError(
+                "the reward server cannot be used",
+                received=f"{self._url}: {failure}",
+                expected="a running `rewards serve`, and its token",
+            ) from failure
+        except ValidationError as error:
+            raise UserError(
+                "the address does not answer as a reward server",
+                received=str(self._url),
+                expected="the address of a running `rewards serve`",
+            ) from error
+        if self.name not in description.rewards:
+            raise UserError(
+                "the server does not have the reward",
+                received=self.name,
+                expected=", ".join(sorted(description.rewards)),
+                remedy="use one of the names above, or start the server with this one",
+            )
+        return description.rewards[self.name], description.max_request_bytes
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        """Body of the answer; RemoteFailure when refused, or still failing at the last attempt."""
+        config = self.config
+        # The jitter spreads clients that failed at the same moment.
+        backoff = tenacity.wait_random_exponential(config.backoff_s, config.max_backoff_s)
+
+        def wait(state: tenacity.RetryCallState) -> float:
+            failure = state.outcome and state.outcome.exception()
+            assert isinstance(failure, RemoteFailure)
+            return backoff(state) + min(failure.retry_after_s, _MAX_RETRY_AFTER_S)
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, RemoteFailure) and error.may_pass
+            ),
+            stop=tenacity.stop_after_attempt(config.attempts),
+            wait=wait,
+            before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
+            reraise=True,
+        )
+        return retrying(self._attempt, method, path, body)
+
+    def _attempt(self, method: str, path: str, body: bytes | None) -> bytes:
+        config = self.config
+        try:
+            # The environment's proxies are for other hosts than a reward server.
+            with httpx.Client(
+                headers=self._headers,
+                timeout=httpx.Timeout(config.timeout_s, connect=config.connect_timeout_s),
+                trust_env=False,
+            ) as client:
+                response = client.request(method, f"{self._url}{path}", content=body)
+        except httpx.TimeoutException as error:
+            raise RemoteFailure("no answer in time", may_pass=True) from error
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+            raise RemoteFailure(f"connection failed: {reason}", may_pass=True) from error
+        if response.status_code == 200:
+            return response.content
+        try:
+            reason = str(response.json()["error"]).split("\n", 1)[0]
+        except (ValueError, LookupError, TypeError):
+            reason = response.reason_phrase
+        wait = response.headers.get("Retry-After", "")
+        raise RemoteFailure(
+            f"status {response.status_code}: {reason}",
+            may_pass=response.status_code in _RETRY_STATUS,
+            retry_after_s=float(wait) if wait.isdecimal() else 0.0,
+        )
+
+    def to(self, device: torch.device | str) -> "RemoteReward":
+        """Nothing: the server keeps the model where it is."""
+        return self
+
+    def fingerprint(self) -> dict[str, object]:
+        """Fingerprint of the server's reward; its address does not move a score."""
+        return {"kind": "remote", "name": self.name, "scorer": self._scorer.fingerprint}
+
+
+def encode_request(reward: str, batch: VideoBatch) -> bytes:
+    """Body of a request that ``reward`` scores the clips; their dtype is kept."""
+    tensors = {"video": batch.video, "fps": batch.fps_per_sample()}
+    return bytes(
+        save(
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+            metadata={"reward": reward, "prompts": json.dumps(list(batch.prompts))},
+        )
+    )
+
+
+def read_token(file: Path | None = None) -> str | None:
+    """The shared secret from ``file``, or else from the environment; None without either.
+
+    A token on the command line would be visible to every user of the machine, so there is no such
+    option.
+    """
+    source = f"the variable {TOKEN_VARIABLE}"
+    token = os.environ.get(TOKEN_VARIABLE)
+    if file is not None:
+        source = str(file)
+        try:
+            token = file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                "the token cannot be read", received=source, expected="a readable text file"
+            ) from error
+    if token is None:
+        return None
+    if len(token) < MIN_TOKEN_LENGTH or not all("!" <= letter <= "~" for letter in token):
+        raise UserError(
+            "the token cannot be used",
+            received=f"{len(token)} characters in {source}",  # never the token itself
+            expected=f"at least {MIN_TOKEN_LENGTH} printable ASCII characters without spaces",
+            remedy="make one with: openssl rand -hex 32",
+        )
+    return token
+
+
+def _checked(address: str) -> str:
+    """The address without a slash at its end."""
+    try:
+        url = httpx.URL(address)
+    except httpx.InvalidURL:
+        url = httpx.URL("")
+    if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query:
+        raise UserError(
+            "the address of the reward server cannot be used",
+            received=address.rsplit("@", 1)[-1],  # never a password
+            expected="http://HOST:PORT or https://HOST:PORT, without user, password or query",
+            remedy="pass the token through the environment",
+        )
+    return str(url).rstrip("/")
