@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from longtake.commands.evaluate_judge import judge
+from longtake.commands.evaluate_report import compare_command, report_command
 from longtake.commands.evaluate_vbench import vbench
 from longtake.commands.options import Confidence, Device, Resamples, Seed, group
 
@@ -586,3 +587,5 @@ for name, commands in (
     ("mos", mos), ("gsb", gsb), ("judge", judge), ("vbench", vbench), ("bench", bench),
 ):  # fmt: skip
     evaluate.add_typer(commands, name=name)
+evaluate.command("report")(report_command)
+evaluate.command("compare")(compare_command)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longtake.evaluation.vbench.suites import NOT_APPLICABLE, Dimension, Suite
+from longtake.evaluation.vbench.suites import NOT_APPLICABLE, SCORED_SUITES, Dimension, Suite
 from longtake.runtime.errors import UserError
 from longtake.runtime.files import write_json
 
@@ -176,6 +176,17 @@ def read_results(suite: Suite, source: Path) -> ResultSet:
             results.ignored.append(name)
     for dimension, record in records.items():
         _add_record(results, dimension, record)
+    return results
+
+
+def read_any_suite(source: Path) -> ResultSet:
+    """Results of the suite to which most of their dimensions belong."""
+    read = [read_results(suite, source) for suite in SCORED_SUITES.values()]
+    results = max(read, key=lambda found: len(found.dimensions))
+    if not results.dimensions:
+        raise UserError(
+            "no VBench results here", received=str(source), expected="dimensions of a suite"
+        )
     return results
 
 

@@ -1,0 +1,395 @@
+"""Two models on one page: which scores higher, how sure, on what.
+
+A *score log* has one row for each video and dimension: model, dimension, prompt, sample, score. All
+of these are one, and two of the same kind can be compared:
+
+- a run of `grpo run`: its held-out samples after training, by metric and reward;
+- a table of `rewards score`, or the `scores.jsonl` of `eval judge score`;
+- VBench results, one score for each video;
+- ratings of people, with the list of samples that says which model made which video.
+"""
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from longtake.evaluation.checks import CheckSettings, check_ratings
+from longtake.evaluation.comparison import ComparisonSettings, compare_models
+from longtake.evaluation.dimensions import title_of
+from longtake.evaluation.mos import video_scores
+from longtake.evaluation.ratings import Finding, Findings, SampleList, read_ratings, read_samples
+from longtake.evaluation.vbench.results import read_any_suite
+from longtake.evaluation.vbench.scores import prompt_of
+from longtake.runtime.errors import UserError
+from longtake.runtime.files import explained, read_csv, read_jsonl, replacing
+from longtake.runtime.html import MEDIA, Embedder, render_page
+
+FEWEST_PROMPTS = 10
+"""With fewer shared prompts nothing is called higher: 2 ** -9 is the first p that says much."""
+HELD_OUT = "held_out_after"
+_LOG = ("dimension", "model", "prompt", "cluster", "sample", "score")
+_REWARD_TABLE = ("path", "prompt", "fps", "frames", "unscored", "notes", "settings", "digest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreLog:
+    """Scores of videos."""
+
+    table: pd.DataFrame
+    """Columns dimension, model, prompt, cluster, sample, score (finite)."""
+    captions: Mapping[str, str]
+    """Text of a prompt, where the log knows it."""
+    clips: Mapping[tuple[str, str], Path]
+    """A video of (model, prompt)."""
+    findings: tuple[Finding, ...] = ()
+
+
+def read_score_log(paths: Sequence[Path]) -> ScoreLog:
+    """The scores that files and folders hold together.
+
+    A folder is a run of `grpo run`, VBench results, or holds ratings or judge scores with their
+    list of samples (`samples.csv`).
+    """
+    tables: list[pd.DataFrame] = []
+    captions: dict[str, str] = {}
+    clips: dict[tuple[str, str], Path] = {}
+    ratings: list[Path] = []
+    listed: SampleList | None = None
+    findings = Findings()
+    for path in [part for given in paths for part in _parts(given)]:
+        if path.is_dir():
+            tables.append(_vbench_scores(path))
+            continue
+        rows = _rows(path)
+        columns = set(rows[0]) if rows else set()
+        if path.stem == HELD_OUT:
+            tables.append(_long(rows, path.parent.name, ("metrics", "rewards")))
+            shown = [row["prompt"] for row in rows if row["sample"] == 0]  # in the order of clips
+            for number, prompt in enumerate(shown):
+                clips[path.parent.name, prompt] = path.with_suffix(".safetensors") / str(number)
+        elif {"path", "settings"} <= columns:
+            tables.append(_long(rows, path.stem, ("scores",)))
+            for row in rows:
+                clips[path.stem, row["prompt"] or row["path"]] = path.parent / row["path"]
+        elif {"sample", "model", "prompt"} <= columns and "dimension" not in columns:
+            listed = read_samples(path)
+        elif "sample" in columns:
+            ratings.append(path)
+        else:
+            raise UserError(
+                "this is no score log",
+                received=f"{path}: {', '.join(sorted(columns)) or 'empty'}",
+                expected="a run of grpo, a table of `rewards score`, scores.jsonl of `eval judge "
+                "score`, VBench results, or ratings with their list of samples",
+            )
+    if ratings:
+        table, remarks = _rated(ratings, listed)
+        tables.append(table)
+        findings = Findings(remarks)
+    for item in listed.samples if listed is not None else ():
+        captions[item.prompt] = item.caption
+        video = listed.video_path(item) if listed is not None else None
+        if video is not None:
+            clips.setdefault((item.model, item.prompt), video)
+    if not tables:
+        raise UserError("no scores here", received=", ".join(map(str, paths)))
+    table = pd.concat(tables, ignore_index=True)
+    unscored = table["score"].isna()
+    cases = table[unscored].value_counts(["model", "dimension"], sort=False)
+    findings.add("unscored", "left out", [f"{n} of {m}, {d}" for (m, d), n in cases.items()])
+    return ScoreLog(table=table[~unscored], captions=captions, clips=clips, findings=findings.all())
+
+
+def two_logs(
+    first: str, second: str, inputs: Sequence[Path] = ()
+) -> tuple[tuple[ScoreLog, ScoreLog], tuple[str, str]]:
+    """The logs of two models, and their names.
+
+    Args:
+        first: a path with the scores of one model, or the name of a model of ``inputs``.
+        second: the same.
+        inputs: files and folders that hold both models.
+    """
+    common = read_score_log(inputs) if inputs else None
+    known = () if common is None else tuple(common.table["model"].unique())
+    logs, names = [], []
+    for name in (first, second):
+        if common is not None and name in known:
+            own = common.table[common.table["model"] == name]
+            logs.append(replace(common, table=own, clips=_of_model(common, name)))
+            names.append(name)
+            continue
+        if not Path(name).exists():
+            raise UserError(
+                "no such model",
+                received=name,
+                expected=f"a file or folder of scores, or a model of --inputs: {', '.join(known)}",
+            )
+        log = read_score_log([Path(name)])
+        models = list(log.table["model"].unique())
+        if len(models) != 1:
+            raise UserError(
+                "this holds the scores of several models",
+                received=f"{name}: {', '.join(models)}",
+                expected="the scores of one model",
+                remedy=f"name two of them: eval compare {models[0]} {models[1]} --inputs {name}",
+            )
+        logs.append(log)
+        names.append(models[0])
+    if names[0] == names[1]:
+        names = [first, second]
+    return (logs[0], logs[1]), (names[0], names[1])
+
+
+def _of_model(log: ScoreLog, model: str) -> dict[tuple[str, str], Path]:
+    return {key: path for key, path in log.clips.items() if key[0] == model}
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files of a folder that hold scores; VBench results stay a folder."""
+    if not path.exists():
+        raise UserError("no such score log", received=str(path))
+    if path.is_file():
+        return [path]
+    if (path / f"{HELD_OUT}.jsonl").is_file():
+        return [path / f"{HELD_OUT}.jsonl"]
+    names = ("samples.csv", "samples.jsonl", "ratings.jsonl", "scores.jsonl", "scores.csv")
+    return [path / name for name in names if (path / name).is_file()] or [path]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a table; the score columns of a reward table are gathered under ``scores``."""
+    if path.suffix.lower() == ".jsonl":
+        return read_jsonl(path)
+    rows = read_csv(path, ()).to_dict("records")
+    if rows and {"path", "settings"} <= set(rows[0]):
+        names = [name for name in rows[0] if name not in _REWARD_TABLE]
+        return [row | {"scores": {n: _number(row[n]) for n in names}} for row in rows]
+    return rows
+
+
+def _number(cell: str) -> float | None:
+    return float(cell) if cell else None
+
+
+def _long(rows: Sequence[dict[str, Any]], model: str, groups: Sequence[str]) -> pd.DataFrame:
+    """One row for each score; the prompt is its text, so that two runs meet on it."""
+    cells = []
+    for number, row in enumerate(rows):
+        prompt = row["prompt"] or row["path"]
+        for group in groups:
+            for name, score in row[group].items():
+                value = math.nan if score is None else float(score)
+                cells.append((name, model, prompt, prompt, f"{model}-{number}", value))
+    return pd.DataFrame(cells, columns=list(_LOG))
+
+
+def _vbench_scores(folder: Path) -> pd.DataFrame:
+    """Scores of videos in [0, 1]; those to which a dimension does not apply have none."""
+    results = read_any_suite(folder)
+    return pd.DataFrame(
+        [
+            (name, folder.name, prompt_of(video), prompt_of(video), video, score)
+            for name, own in results.dimensions.items()
+            for video, result in own.applicable.items()
+            for score in [result.value / own.dimension.unit]
+        ],
+        columns=list(_LOG),
+    )
+
+
+def _rated(paths: Sequence[Path], listed: SampleList | None) -> tuple[pd.DataFrame, list[Finding]]:
+    """Mean ratings of videos by people or by one judge, checked as for a MOS."""
+    ratings, irregular = read_ratings(paths)
+    dimensions = tuple(dict.fromkeys(rating.dimension for rating in ratings))
+    people = CheckSettings(dimensions=dimensions)
+    judge = CheckSettings(dimensions=dimensions, scale=(-math.inf, math.inf), whole=False)
+    tables, findings = [], list(irregular)
+    for kind, checks in (("human", people), ("automatic", judge)):
+        own = [rating for rating in ratings if rating.kind == kind]
+        if own:
+            checked = check_ratings(own, checks, listed)
+            tables.append(video_scores(checked.table))
+            findings += [f for f in checked.findings if f.kind != "sample without a rating"]
+    table = pd.concat(tables, ignore_index=True)
+    return table[list(_LOG)], findings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One dimension; differences are the first model minus the second."""
+
+    dimension: str
+    means: tuple[float, float]
+    n_samples: tuple[int, int]
+    diff: float
+    """Mean over the shared prompts."""
+    low: float
+    """95 % interval over prompts; NaN with fewer than two."""
+    high: float
+    sd: float
+    """Of the scores of single videos, both models together: the unit of the chart."""
+    n_prompts: int
+    p: float
+    """Of "no difference", by flipping the signs of prompts."""
+    different: bool
+    """Whether p, corrected by Holm for all dimensions of the page, is below 5 %."""
+
+    @property
+    def way(self) -> str:
+        """``first`` or ``second`` where that model is higher, else ``none`` or ``few``."""
+        if self.n_prompts < FEWEST_PROMPTS:
+            return "few"
+        return ("first" if self.diff > 0 else "second") if self.different else "none"
+
+
+def compare_logs(
+    first: ScoreLog, second: ScoreLog, settings: ComparisonSettings
+) -> tuple[list[Row], tuple[Finding, ...]]:
+    """Paired by prompt, in every dimension that both logs have."""
+    logs = (first.table.assign(model="first"), second.table.assign(model="second"))
+    names = [list(dict.fromkeys(log["dimension"])) for log in logs]
+    shared = [name for name in names[0] if name in names[1]]
+    findings = Findings((*first.findings, *second.findings))
+    findings.add(
+        "dimension of one model only", "not compared", sorted(set(names[0]) ^ set(names[1]))
+    )
+    prompts = [set(log["prompt"]) for log in logs]
+    findings.add("prompt of one model only", "not compared", sorted(prompts[0] ^ prompts[1]))
+    common = prompts[0] & prompts[1]
+    if not shared or not common:
+        raise UserError(
+            f"the two logs share no {'prompt' if shared else 'dimension'}",
+            received="; ".join(
+                ", ".join(sorted(part)[:6]) for part in (prompts if shared else names)
+            ),
+            expected="scores of the same dimensions on the same prompts",
+        )
+    table = pd.concat(logs, ignore_index=True)
+    table = table[table["prompt"].isin(common)]
+    table = table.assign(cluster=table.groupby("prompt")["cluster"].transform("first"))
+    means, differences = compare_models(table, shared, settings)
+    means = means.set_index(["dimension", "model"])
+    rows = []
+    for found in differences.itertuples():
+        sign = 1.0 if found.better == "first" else -1.0
+        low, high = sorted((sign * found.ci_low, sign * found.ci_high))
+        own = [means.loc[(found.dimension, model)] for model in ("first", "second")]
+        rows.append(
+            Row(
+                dimension=str(found.dimension),
+                means=(float(own[0]["mean"]), float(own[1]["mean"])),
+                n_samples=(int(own[0]["n_samples"]), int(own[1]["n_samples"])),
+                diff=sign * float(found.diff),
+                low=low,
+                high=high,
+                sd=float(table.loc[table["dimension"] == found.dimension, "score"].std()),
+                n_prompts=int(found.n_prompts),
+                p=float(found.p),
+                different=bool(found.different),
+            )
+        )
+    return rows, findings.all()
+
+
+def write_comparison(
+    first: ScoreLog,
+    second: ScoreLog,
+    names: tuple[str, str],
+    page: Path,
+    *,
+    settings: ComparisonSettings,
+    clip_prompts: int = 4,
+    clip_bytes: int = 20_000_000,
+) -> list[Row]:
+    """Compare two logs and write the page: one HTML file, clips inside.
+
+    Args:
+        first: of the one model.
+        second: of the other.
+        names: how the page calls them.
+        page: the file, `.html`.
+        settings: intervals and tests.
+        clip_prompts: prompts whose clips are shown, those that differ most; 0: none.
+        clip_bytes: of all clips in the page.
+    """
+    rows, findings = compare_logs(first, second, settings)
+    clips = _clip_rows((first, second), clip_prompts, Embedder(clip_bytes))
+    edge = max(
+        (abs(end) / row.sd for row in rows for end in (row.low, row.high) if row.sd), default=1
+    )
+    html = render_page(
+        "evaluation/compare.html.j2",
+        title=f"{names[0]} or {names[1]}?",
+        names=names,
+        rows=rows,
+        title_of=title_of,
+        sentence=sentence(rows, names),
+        num_dimensions=len(rows),
+        edge=edge if math.isfinite(edge) else 1.0,
+        clips=clips,
+        findings=findings,
+        fewest=FEWEST_PROMPTS,
+    )
+    with explained("write the page", page), replacing(page) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return rows
+
+
+def sentence(rows: Sequence[Row], names: tuple[str, str]) -> str:
+    """The answer in words; it names every dimension in which one model is higher."""
+    if all(row.way == "few" for row in rows):
+        most = max(row.n_prompts for row in rows)
+        return f"Too few to tell: {most} shared prompts, {FEWEST_PROMPTS} are the least."
+    parts = [
+        f"{name} is higher in {', '.join(title_of(row.dimension) for row in own)}"
+        for way, name in zip(("first", "second"), names, strict=True)
+        if (own := [row for row in rows if row.way == way])
+    ]
+    return ("; ".join(parts) or f"No difference shown between {names[0]} and {names[1]}") + "."
+
+
+def _clip_rows(
+    logs: tuple[ScoreLog, ScoreLog], limit: int, embedder: Embedder
+) -> list[dict[str, Any]]:
+    """Clips of both models beside each other, for the prompts on which the scores differ most."""
+    tables = [log.table.groupby(["prompt", "dimension"])["score"].mean().unstack() for log in logs]
+    gap = tables[0] - tables[1]
+    size = (gap / gap.std()).abs().mean(axis=1).sort_values(ascending=False, kind="stable")
+    videos = [{prompt: path for (_, prompt), path in log.clips.items()} for log in logs]
+    rows: list[dict[str, Any]] = []
+    for prompt in size.index:
+        if len(rows) == limit:
+            break
+        if prompt not in videos[0] or prompt not in videos[1]:
+            continue
+        uris = [_clip_uri(video[prompt], embedder) for video in videos]
+        if None not in uris:
+            scores = [[(d, t.loc[prompt, d]) for d in gap.columns] for t in tables]
+            caption = logs[0].captions.get(prompt) or prompt
+            rows.append({"caption": caption, "uris": uris, "scores": scores})
+    return rows
+
+
+def _clip_uri(path: Path, embedder: Embedder) -> str | None:
+    """A clip as an address that holds it; None where there is none, or no room."""
+    if path.parent.suffix == ".safetensors" and path.parent.is_file():
+        from safetensors import safe_open  # needs torch
+
+        from longtake.core.video import write_mp4
+
+        with safe_open(path.parent, framework="pt") as file:
+            clips = file.get_slice("clips")
+            if int(path.name) >= clips.get_shape()[0]:
+                return None
+            clip = clips[int(path.name)]
+        with tempfile.TemporaryDirectory() as folder:
+            return embedder.uri(write_mp4(clip, Path(folder) / "clip.mp4", 8.0, 4))
+    if path.suffix.lower() not in MEDIA or not path.is_file():
+        return None
+    return embedder.uri(path)
