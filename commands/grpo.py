@@ -35,18 +35,18 @@ def grpo_run(
 
     Example: python cli.py grpo run --output-dir runs/first --set seed=1
     """
+    import json
+
+    from longtake.grpo.presets import PRESETS
+    from longtake.runtime.config import merge_config
+
+    options = {"prompts": prompts, "checkpoint": checkpoint}
+    options |= {"device": None if device == "auto" else device}
+    values = [f"{key}={json.dumps(str(v))}" for key, v in options.items() if v is not None]
+    # A mistyped setting is answered here, before torch and the models are imported.
+    merged = merge_config(PRESETS[preset](), config, [*(overrides or []), *values])
+
     from longtake.grpo.run import run_grpo
     from longtake.sandbox.oracles import ORACLES  # held-out only: grpo never imports the sandbox
 
-    run_grpo(
-        preset=preset,
-        config_file=config,
-        overrides=overrides or [],
-        output_dir=output_dir,
-        resume=resume,
-        dry_run=dry_run,
-        prompts=prompts,
-        checkpoint=checkpoint,
-        device=device,
-        metrics=ORACLES,
-    )
+    run_grpo(merged, output_dir=output_dir, resume=resume, dry_run=dry_run, metrics=ORACLES)

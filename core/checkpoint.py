@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from longtake.core import flow
 from longtake.core.dit import DiTConfig, LongCatDiT
 from longtake.core.text import TextEncoder
 from longtake.core.vae import VideoVAE
@@ -52,6 +53,12 @@ class Checkpoint:
         """Device of the transformer."""
         return next(self.dit.parameters()).device
 
+    def sigmas(
+        self, num_steps: int, shift: float | None = None, *, distilled: bool = False
+    ) -> Tensor:
+        """Noise levels [num_steps + 1] from 1 to 0; ``shift`` None takes the checkpoint's."""
+        return flow.sigmas(num_steps, self.shift if shift is None else shift, distilled=distilled)
+
     def digest(self) -> str:
         """sha256 over all files of the five parts, by relative path (LoRAs not counted)."""
         parts = sorted({name.split("/")[0] for name in REQUIRED_FILES})
@@ -78,14 +85,7 @@ def load_checkpoint(
         CheckpointError: listing all missing parts at once, or naming the file that is broken.
     """
     root = Path(path)
-    missing = missing_parts(root)
-    if missing:
-        raise CheckpointError(
-            "the checkpoint directory is incomplete" if root.is_dir() else "no such checkpoint",
-            received=str(root),
-            expected="also " + ", ".join(missing),
-            remedy="copy the missing parts; `longtake sandbox pretrain` makes a tiny one",
-        )
+    check_complete(root)
     return Checkpoint(
         dit=load_dit(root / "dit", device, dtype),
         vae=VideoVAE.from_pretrained(root / "vae", device),
@@ -114,14 +114,20 @@ def save_checkpoint(
     return root
 
 
-def missing_parts(root: Path) -> list[str]:
-    """Files a complete checkpoint has and ``root`` has not, as relative paths."""
+def check_complete(root: Path) -> None:
+    """Raise a CheckpointError that lists all files which ``root`` lacks at once."""
     missing = [name for name in REQUIRED_FILES if not (root / name).is_file()]
     for part, stem in WEIGHT_STEMS.items():
         files = [root / part / f"{stem}.safetensors{end}" for end in ("", ".index.json")]
         if not any(file.is_file() for file in files):
             missing.append(f"{part}/{stem}.safetensors")
-    return missing
+    if missing:
+        raise CheckpointError(
+            "the checkpoint directory is incomplete" if root.is_dir() else "no such checkpoint",
+            received=str(root),
+            expected="also " + ", ".join(missing),
+            remedy="copy the missing parts; `longtake sandbox pretrain` makes a tiny one",
+        )
 
 
 def load_dit(

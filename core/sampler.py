@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from longtake.core import shapes
 from longtake.core.checkpoint import Checkpoint
-from longtake.core.flow import euler_step, sigmas, step_pairs
+from longtake.core.flow import euler_step, step_pairs
 from longtake.core.guidance import (
     Condition,
     GuidanceMode,
@@ -163,7 +163,7 @@ def generate(
     channels, t, h, w = checkpoint.vae.latent_shape(num_frames, height, width)
     clips = _condition_clips(image, video, len(prompts), num_frames, height, width)
     num_cond = 0 if clips is None else shapes.latent_frames(clips.shape[1])
-    schedule = sigmas(steps, checkpoint.shift if shift is None else shift, distilled=distilled)
+    schedule = checkpoint.sigmas(steps, shift, distilled=distilled)
     uncond = checkpoint.text.encode([negative_prompt])
     device = checkpoint.device
     videos = []

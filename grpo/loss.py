@@ -19,9 +19,6 @@ import torch
 from torch import Tensor
 
 from longtake.grpo.sde import StepCoefficients, kl, log_ratio
-from longtake.runtime.errors import UserError
-
-RATIOS = ("mean", "sum", "score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,47 +29,12 @@ class LossStats:
     policy_loss: float
     """Weighted policy term, -policy_weight * lambda_policy * mean(r A)."""
     kl: float | None
-    """Unweighted KL to the reference, reduced over latent dims like the log-ratio; None without
-    a reference."""
+    """Unweighted, reduced over latent dims like the log-ratio; None without a reference."""
     ratio_mean: float
     ratio_min: float
     ratio_max: float
     clip_fraction: float
     """Share of the members whose policy gradient the clip removed."""
-
-
-def _check_options(ratio: str, epsilon: float | None) -> None:
-    if ratio not in RATIOS:
-        raise UserError("unknown ratio", received=ratio, expected=" | ".join(RATIOS))
-    if epsilon is not None and not epsilon > 0:
-        raise UserError("clip range must be positive", received=epsilon, expected="> 0 or None")
-    if epsilon is not None and ratio == "score":
-        raise UserError(
-            "the score surrogate has no ratio to clip",
-            received=f"ratio='score', epsilon={epsilon}",
-            expected="epsilon=None with ratio='score'",
-            remedy="set loss.epsilon=null, or loss.ratio=mean",
-        )
-
-
-def _reduction(ratio: str) -> str:
-    return "sum" if ratio == "sum" else "mean"
-
-
-def _surrogate(
-    log_r: Tensor, advantage: Tensor, ratio: str, epsilon: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Objective (to maximise) of each member, its derivative in log r, and the clip mask."""
-    if ratio == "score":
-        # Same value of the gradient as r * A at r = 1, without the factor r away from it.
-        return advantage * log_r, advantage, torch.zeros_like(log_r, dtype=torch.bool)
-    r = log_r.exp()
-    objective = r * advantage
-    if epsilon is None:
-        return objective, objective, torch.zeros_like(log_r, dtype=torch.bool)
-    bounded = r.clamp(1 - epsilon, 1 + epsilon) * advantage
-    is_clipped = bounded < objective
-    return torch.minimum(objective, bounded), torch.where(is_clipped, 0.0, objective), is_clipped
 
 
 @torch.no_grad()
@@ -104,40 +66,38 @@ def policy_cotangent(
         v_ref: velocity of the reference, same shape; None leaves the KL out.
         coefficients: scalars of the critical step.
         epsilon: PPO clip range of the ratio; None (the report names none) does not clip.
-        policy_weight: weight of the policy term ("Policy loss weight" of Table 9).
-        beta: weight of the KL term ("KL loss weight" of Table 9).
+        policy_weight: "Policy loss weight" of Table 9.
+        beta: "KL loss weight" of Table 9.
         ratio: ``mean``/``sum`` reduce log-ratio and KL over latent dims; ``score`` replaces r by
             log r (exact on-policy), reduced by the mean.
 
     Returns:
         The cotangent, with shape and dtype of v, and the scalars of the loss.
-
-    Raises:
-        ValueError: the number of noises is not the number of advantages.
     """
-    _check_options(ratio, epsilon)
     wide = torch.promote_types(v.dtype, torch.float32)
-    c, reduction = coefficients.c, _reduction(ratio)
+    c, reduction = coefficients.c, "sum" if ratio == "sum" else "mean"
     dv = v.detach().to(wide) - v_old.detach().to(wide)
     noise_sum = torch.zeros_like(dv)
     weight_sum = dv.new_zeros(1)
     rows: list[Tensor] = []
-    for eps_i, advantage in zip(eps, advantage_G.to(dv).unbind(), strict=True):
+    for eps_i, advantage in zip(eps, advantage_G.to(dv).unbind(), strict=True):  # l.28
         noise = eps_i.to(dv).reshape(dv.shape)
         log_r = log_ratio(noise.unsqueeze(0), dv.unsqueeze(0), c, reduction)
-        objective, weight, is_clipped = _surrogate(log_r, advantage, ratio, epsilon)
+        objective, weight, is_clipped = surrogate(log_r, advantage, ratio, epsilon)  # l.34
         noise_sum += weight * noise
         weight_sum += weight
         rows.append(torch.cat([objective, log_r.exp(), is_clipped.to(dv)]))
+    # d log r_i / dv = c eps_i - c^2 dv: linear in the noise, so the members' gradients add up to
+    # one tensor, whatever G is.
     dims = v.numel() if reduction == "mean" else 1
-    scale = policy_weight * coefficients.lambda_policy / (len(rows) * dims)
+    scale = policy_weight * coefficients.lambda_policy / (len(rows) * dims)  # l.32
     cotangent = -scale * (c * noise_sum - (c * c) * weight_sum * dv)
 
     kl_value: float | None = None
     if v_ref is not None:
         dv_ref = v.detach().to(wide) - v_ref.detach().to(wide)
-        kl_value = float(kl(dv_ref.unsqueeze(0), c, reduction))
-        cotangent += (beta * coefficients.lambda_kl * c * c / dims) * dv_ref
+        kl_value = float(kl(dv_ref.unsqueeze(0), c, reduction))  # l.35
+        cotangent += (beta * coefficients.lambda_kl * c * c / dims) * dv_ref  # l.33, l.36
     objective_G, ratio_G, clipped_G = torch.stack(rows, dim=1)
     policy_loss = float(-policy_weight * coefficients.lambda_policy * objective_G.mean())
     stats = LossStats(
@@ -152,30 +112,17 @@ def policy_cotangent(
     return cotangent.to(v.dtype), stats
 
 
-def group_loss(
-    v: Tensor,
-    v_old: Tensor,
-    v_ref: Tensor | None,
-    eps_G: Tensor,
-    advantage_G: Tensor,
-    coefficients: StepCoefficients,
-    *,
-    epsilon: float | None = None,
-    policy_weight: float = 1.0,
-    beta: float = 0.0,
-    ratio: str = "mean",
-) -> Tensor:
-    """The same loss as a differentiable scalar: the oracle for :func:`policy_cotangent`.
-
-    Velocities are [1, ...] (one forward for the group) or [G, ...] (one forward for each member);
-    ``eps_G`` is [G, ...]. Other arguments as in :func:`policy_cotangent`.
-    """
-    _check_options(ratio, epsilon)
-    reduction = _reduction(ratio)
-    log_r = log_ratio(eps_G, v - v_old, coefficients.c, reduction)
-    objective, _, _ = _surrogate(log_r, advantage_G.to(log_r), ratio, epsilon)
-    loss = -policy_weight * coefficients.lambda_policy * objective.mean()
-    if v_ref is not None:
-        divergence = kl(v - v_ref, coefficients.c, reduction).mean()
-        loss = loss + beta * coefficients.lambda_kl * divergence
-    return loss
+def surrogate(
+    log_r: Tensor, advantage: Tensor, ratio: str, epsilon: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Objective (to maximise) of each member, its derivative in log r, and the clip mask."""
+    if ratio == "score":
+        # Same value of the gradient as r * A at r = 1, without the factor r away from it.
+        return advantage * log_r, advantage, torch.zeros_like(log_r, dtype=torch.bool)
+    r = log_r.exp()
+    objective = r * advantage
+    if epsilon is None:
+        return objective, objective, torch.zeros_like(log_r, dtype=torch.bool)
+    bounded = r.clamp(1 - epsilon, 1 + epsilon) * advantage
+    is_clipped = bounded < objective
+    return torch.minimum(objective, bounded), torch.where(is_clipped, 0.0, objective), is_clipped

@@ -1,120 +1,214 @@
 """report.html of a run: the verdict in words, then everything it rests on, in one file.
 
 The report is made from the files of the run directory alone, so it can be made again at any time,
-also for a run that was interrupted: what is missing is named and the rest is shown.
+also for a run that was interrupted: what is missing or torn is named and the rest is shown, because
+the runs one most wants to look at are the interrupted ones.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longtake.grpo.curves import interval
-from longtake.grpo.report_data import (
-    OVERALL,
-    Cells,
-    RunData,
-    direction,
-    per_prompt,
-    read_run,
-    score_name,
-)
-from longtake.grpo.report_page import STYLE, duration, number, span
-from longtake.runtime import html_page
+from markupsafe import Markup
+
+from longtake.grpo.figures import interval
+from longtake.grpo.held_out import OVERALL
 from longtake.runtime.errors import RunDirectoryError
-from longtake.runtime.files import replacing
-from longtake.runtime.html import Embedder
-from longtake.runtime.html_page import text
+from longtake.runtime.files import explained, replacing
+from longtake.runtime.html import Embedder, render_page
 
 MAX_BYTES = 20_000_000
 """Size of the file, about: the oldest sample grids are left out above it."""
+MIN_PROMPTS = 10
+"""Fewer held-out prompts say nothing about others, whatever their interval."""
 
 _EXTREMES = 5
+_NONE = "\N{EN DASH}"
 _PHASES = ("rollout_s", "decode_s", "reward_s", "update_s")
+_FILES = {
+    "summary.json": "the run has not finished, so there is no verdict yet",
+    "held_out_before.jsonl": "the held-out evaluation before training has not finished",
+    "held_out_after.jsonl": "the held-out evaluation after training has not finished",
+    "metrics.jsonl": "no update has finished",
+    "timing.jsonl": "no timings",
+    "curves.png": "no training curves",
+    "samples/before_after.png": "no picture of clips before and after",
+    "config.yaml": "the configuration is unknown",
+    "provenance.json": "code state, versions and hardware are unknown",
+}
+
+Cells = Mapping[str, Mapping[str, Any]]
+"""Metric -> before, after, diff, ci95, n, n_clusters, dropped (summary.json)."""
 
 
 def write_report(run: Path, max_bytes: int = MAX_BYTES) -> Path:
-    """Write ``report.html`` into a run directory from the files that it holds.
-
-    Args:
-        run: the run directory.
-        max_bytes: bound of the embedded pictures and videos together.
-
-    Raises:
-        RunDirectoryError: no such directory, or it cannot be written.
-    """
+    """Write ``report.html`` into a run directory; its pictures take at most ``max_bytes``."""
     if not run.is_dir():
         raise RunDirectoryError(
             "no run to report on", received=str(run), expected="a run directory"
         )
-    data = read_run(run)
-    budget = Embedder(max_bytes)
-    seed = data.summary.get("seed")
-    title = "GRPO run" if seed is None else f"GRPO run, seed {seed}"
-    body = "".join(
-        [
-            f"<h1>{text(title)}</h1>",
-            _subtitle(data),
-            _verdict(data),
-            _missing(data),
-            _section("Held-out prompts, before and after", _comparison(data, budget)),
-            _section("Training", _picture(data, budget, "curves.png", "Training curves")),
-            _section("Clips before and after", _before_after(data, budget)),
-            _section("Prompts that changed most", _extremes(data)),
-            _section("Cost", _cost(data)),
-            _section("Groups during training", _grids(data, budget)),
-            _section("Configuration and provenance", _origin(data)),
-        ]
+    files = _RunFiles(run, Embedder(max_bytes))
+    summary = files.object("summary.json")
+    provenance = files.object("provenance.json")
+    metrics, timing = files.updates("metrics.jsonl"), files.updates("timing.jsonl")
+    before, after = files.lines("held_out_before.jsonl"), files.lines("held_out_after.jsonl")
+    seed = summary.get("seed")
+    way, headline, notes = _verdict(summary)
+    config = files.text("config.yaml")
+    page = render_page(
+        "grpo/report.html.j2",
+        title="GRPO run" if seed is None else f"GRPO run, seed {seed}",
+        subtitle=_subtitle(summary, provenance, len(metrics)),
+        way=way,
+        headline=headline,
+        notes=notes,
+        comparison=_comparison(summary),
+        # The order in which pictures are embedded: the budget goes to the first ones.
+        held_out=files.picture("held_out.png"),
+        curves=files.picture("curves.png"),
+        still=files.picture("samples/before_after.png"),
+        pairs=files.picture("samples/before_after.mp4"),
+        extremes=_extremes(before, after),
+        evaluations=_evaluations(summary),
+        phases=_phases(timing),
+        grids=files.grids(),
+        origin={
+            "config.yaml": config,
+            "provenance.json": json.dumps(provenance, indent=2, ensure_ascii=False),
+            "summary.json": json.dumps(summary, indent=2, ensure_ascii=False),
+        },
+        missing=files.missing,
     )
-    return _write(run / "report.html", html_page.page(title, body, STYLE))
+    path = run / "report.html"
+    with explained("write report.html", path), replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
 
 
-def _subtitle(data: RunData) -> str:
-    updates = data.summary.get("updates", len(data.metrics))
+@dataclass
+class _RunFiles:
+    """The files of a run, whole, torn or missing; ``missing`` says what cannot be shown."""
+
+    path: Path
+    budget: Embedder
+    missing: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        absent = {n: why for n, why in _FILES.items() if not (self.path / n).is_file()}
+        self.missing = [f"{name}: {why}" for name, why in absent.items()]
+
+    def text(self, name: str) -> str:
+        with suppress(FileNotFoundError):
+            return (self.path / name).read_text(encoding="utf-8", errors="replace")
+        return ""
+
+    def object(self, name: str) -> dict[str, Any]:
+        text = self.text(name)
+        found = _parse(text)
+        if text and found is None:
+            self.missing.append(f"{name}: it cannot be read")
+        return found or {}
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        parsed = [_parse(line) for line in self.text(name).split("\n") if line.strip()]
+        records = [record for record in parsed if record is not None]
+        if count := len(parsed) - len(records):
+            plural = "s" * (count > 1)
+            self.missing.append(f"{name}: {count} unreadable line{plural} left out")
+        return records
+
+    def updates(self, name: str) -> list[dict[str, Any]]:
+        """A resumed run may have logged an update twice: the later record counts."""
+        table = {int(r["update"]): r for r in self.lines(name) if r.get("update") is not None}
+        return [table[update] for update in sorted(table)]
+
+    def picture(self, name: str) -> str | None:
+        path = self.path / name
+        if not path.is_file():
+            return None
+        uri = self.budget.uri(path)
+        if uri is None:
+            self.missing.append(f"{name}: it is too large to be embedded")
+        return uri
+
+    def grids(self) -> dict[int, str]:
+        """Update -> its groups as a video, newest first, until the budget is spent."""
+        found = {int(p.stem[7:]): p for p in (self.path / "samples").glob("update-*.mp4")}
+        shown: dict[int, str] = {}
+        for update in sorted(found, reverse=True):
+            uri = self.budget.uri(found[update])
+            if uri is None:
+                left = len(found) - len(shown)
+                self.missing.append(
+                    f"samples: the {left} oldest grids are too large to be embedded"
+                )
+                break
+            shown[update] = uri
+        return shown
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    with suppress(ValueError):
+        value = json.loads(text)
+        return value if isinstance(value, dict) else None
+    return None
+
+
+def _subtitle(summary: Mapping[str, Any], provenance: Mapping[str, Any], num_updates: int) -> str:
+    updates = summary.get("updates", num_updates)
     parts = [f"{updates} update{'s' * (updates != 1)}"]
-    if data.summary.get("wall_s") is not None:
-        parts.append(duration(data.summary["wall_s"]))
-    git = data.provenance.get("git") or {}
+    if summary.get("wall_s") is not None:
+        parts.append(duration(summary["wall_s"]))
+    git = provenance.get("git") or {}
     if git.get("commit"):
         parts.append(f"commit {git['commit'][:10]}{' with local changes' * bool(git['dirty'])}")
-    hardware = data.provenance.get("hardware") or {}
+    hardware = provenance.get("hardware") or {}
     devices = hardware.get("gpus") or ([hardware["cpu"]] if hardware.get("cpu") else [])
-    parts += dict.fromkeys(devices)
-    return f'<p class="faint">{text(", ".join(map(str, parts)))}</p>'
+    return ", ".join([*parts, *dict.fromkeys(map(str, devices))])
 
 
-def _verdict(data: RunData) -> str:
-    """Did the held-out mean rise, did anything fall, was anything left unscored."""
-    if not data.summary:
-        return (
-            '<div class="verdict"><strong>Unfinished: there is no summary.json yet.</strong></div>'
-        )
-    way, headline = _headline(data.held_out)
+def _verdict(summary: Mapping[str, Any]) -> tuple[str, str, list[str]]:
+    """Did the held-out mean rise, did anything fall, was anything left unscored.
+
+    Returns:
+        The way (rise, fall or flat), the headline and its notes.
+    """
+    if not summary:
+        return "flat", "Unfinished: there is no summary.json yet.", []
+    held_out: Cells = summary.get("held_out") or {}
+    rewards: Cells = summary.get("rewards") or {}
+    way, headline = _headline(held_out)
     notes = []
-    if data.summary.get("stopped"):
-        notes.append(f"Training stopped early: {text(data.summary['stopped'])}.")
-    fallen = [name for name, cell in data.held_out.items() if direction(cell) == "fall"]
-    single = [name for name in data.held_out if name != OVERALL]
+    if summary.get("stopped"):
+        notes.append(f"Training stopped early: {summary['stopped']}.")
+    fallen = [name for name, cell in held_out.items() if direction(cell) == "fall"]
+    enough = [cell for cell in held_out.values() if cell.get("n_clusters", 0) >= MIN_PROMPTS]
     if fallen:
-        cells = [f"{_name(name)} {_with_interval(data.held_out[name])}" for name in fallen]
+        cells = [f"{_name(n)} {_change(held_out[n])} {span(held_out[n])}" for n in fallen]
         notes.append(f"Fell significantly: {', '.join(cells)}.")
-    elif single:
+    elif enough and any(name != OVERALL for name in held_out):
         notes.append("No single held-out metric fell significantly.")
-    risen = [name for name, cell in data.rewards.items() if direction(cell) == "rise"]
-    if risen and data.held_out and way != "rise":
+    risen = [name for name, cell in rewards.items() if direction(cell) == "rise"]
+    if risen and enough and way != "rise":
         notes.append(
             f"The training rewards {', '.join(map(_name, risen))} rose on the same clips while the "
             "held-out metrics did not: this may be reward hacking."
         )
-    notes.append(_unscored(data))
-    items = "".join(f"<li>{note}</li>" for note in notes)
-    colour = "flat" if fallen and way == "rise" else way  # a rise that cost something is no success
-    return f'<div class="verdict {colour}"><strong>{headline}</strong><ul>{items}</ul></div>'
+    training = ", ".join(f"{_name(n)} {k}" for n, k in (summary.get("unscored") or {}).items() if k)
+    cells = [*held_out.items(), *rewards.items()]
+    pairs = ", ".join(f"{_name(n)} {c['dropped']}" for n, c in cells if c.get("dropped"))
+    parts = [f"in training: {training}"] if training else []
+    parts += [f"held-out pairs left out: {pairs}"] if pairs else []
+    notes.append(f"Unscored clips, {'; '.join(parts)}." if parts else "Every clip was scored.")
+    # A rise that cost something is no success.
+    return "flat" if fallen and way == "rise" else way, headline, notes
 
 
 def _headline(held_out: Cells) -> tuple[str, str]:
-    """The way of the overall metric (rise, fall or flat), and HTML that says it."""
     if not held_out:
         return "flat", "No held-out metric was measured, so only the training rewards speak."
     name = OVERALL if OVERALL in held_out else next(iter(held_out))
@@ -123,217 +217,175 @@ def _headline(held_out: Cells) -> tuple[str, str]:
     bounds, way = interval(cell), direction(cell)
     if bounds is None or cell.get("diff") is None:
         return "flat", f"Nothing can be said about {label}: no complete pair of scores."
-    low, high, confidence = bounds
     how = {
         "rise": f"rose by {number(cell['diff'])}",
         "fall": f"fell by {number(-cell['diff'])}",
-        "flat": f"did not change measurably ({number(cell['diff'], signed=True)})",
+        "flat": f"did not change measurably ({_change(cell)})",
     }[way]
+    if cell["n_clusters"] < MIN_PROMPTS:
+        how = f"changed by {_change(cell)}"
     sentence = (
         f"{label} {how}, from {number(cell['before'])} to {number(cell['after'])} "
-        f"({confidence:g} % interval of the change {span(low, high)}, {cell['n']} clips of "
+        f"({bounds[2]:g} % interval of the change {span(cell)}, {cell['n']} clips of "
         f"{cell['n_clusters']} prompts)."
     )
-    return way, sentence[0].upper() + sentence[1:]
+    sentence = sentence[0].upper() + sentence[1:]
+    if cell["n_clusters"] < MIN_PROMPTS:
+        return "flat", f"Too few prompts to tell (below {MIN_PROMPTS}). {sentence}"
+    return way, sentence
 
 
-def _unscored(data: RunData) -> str:
-    counts = data.summary.get("unscored") or {}
-    training = ", ".join(f"{_name(name)} {n}" for name, n in counts.items() if n)
-    cells = [*data.held_out.items(), *data.rewards.items()]
-    pairs = ", ".join(f"{_name(n)} {c['dropped']}" for n, c in cells if c.get("dropped"))
-    if not training and not pairs:
-        return "Every clip was scored."
-    parts = [f"in training: {training}"] if training else []
-    parts += [f"held-out pairs left out: {pairs}"] if pairs else []
-    return f"Unscored clips, {'; '.join(parts)}."
-
-
-def _name(name: str) -> str:
-    return text(name.replace("_", " "))
-
-
-def _change(cell: Mapping[str, Any]) -> str:
-    diff = number(cell.get("diff"), signed=True)
-    return f'<b class="{direction(cell)}">{diff}</b>'
-
-
-def _with_interval(cell: Mapping[str, Any]) -> str:
-    bounds = interval(cell)
-    return _change(cell) + ("" if bounds is None else f" {span(bounds[0], bounds[1])}")
-
-
-def _missing(data: RunData) -> str:
-    if not data.missing:
-        return ""
-    items = "".join(f"<li>{text(line)}</li>" for line in data.missing)
-    return _section("Missing from this run", f"<ul>{items}</ul>")
-
-
-def _comparison(data: RunData, budget: Embedder) -> str:
-    rows: list[Sequence[str] | str] = []
+def _comparison(summary: Mapping[str, Any]) -> tuple[float, list[list[object] | str]]:
+    """Confidence of the intervals, and the rows of the table of held-out differences."""
+    rows: list[list[object] | str] = []
     confidence = 95.0
-    for heading, cells in (("held-out metrics", data.held_out), ("training rewards", data.rewards)):
+    for heading, key in (("held-out metrics", "held_out"), ("training rewards", "rewards")):
+        cells = summary.get(key) or {}
         rows += [heading] if cells else []
         for name, cell in cells.items():
             bounds = interval(cell)
             confidence = bounds[2] if bounds else confidence
             rows.append(
                 [
-                    f"<b>{_name(name)}</b>" if name == OVERALL else _name(name),
+                    Markup("<b>{}</b>").format(_name(name)) if name == OVERALL else _name(name),
                     number(cell.get("before")),
                     number(cell.get("after")),
-                    _change(cell),
-                    "&ndash;" if bounds is None else span(bounds[0], bounds[1]),
-                    str(cell.get("n", 0)),
-                    str(cell.get("n_clusters", "&ndash;")),
-                    str(cell.get("dropped", 0)),
+                    _coloured(direction(cell), _change(cell)),
+                    span(cell),
+                    cell.get("n", 0),
+                    cell.get("n_clusters", _NONE),
+                    cell.get("dropped", 0),
                 ]
             )
-    if not rows:
-        return ""
-    columns = ("", "before", "after", "change", f"{confidence:g} % CI", "n", "prompts", "dropped")
-    note = (
-        "Same prompts and noise before and after. n: clips scored both times; dropped: pairs with "
-        "a missing score. Intervals: bootstrap over prompts."
-    )
-    chart = _picture(data, budget, "held_out.png", "Change and interval of each metric")
-    return _table(columns, rows, note) + chart
+    return confidence, rows
 
 
-def _picture(data: RunData, budget: Embedder, name: str, caption: str) -> str:
-    path = data.path / name
-    if not path.is_file():
-        return ""
-    uri = budget.uri(path)
-    if uri is None:
-        return f'<p class="faint">{text(name)} is too large to be embedded.</p>'
-    return _figure(uri, caption, caption)
-
-
-def _before_after(data: RunData, budget: Embedder) -> str:
-    caption = "Frames of held-out clips from the same noise, before above after"
-    still = _picture(data, budget, "samples/before_after.png", caption)
-    return still + _picture(data, budget, "samples/before_after.mp4", "The same clips as a video")
-
-
-def _grids(data: RunData, budget: Embedder) -> str:
-    """Newest first, until the budget is spent."""
-    grids = sorted((data.path / "samples").glob("update-*.mp4"), key=_update_of, reverse=True)
-    shown = []
-    for path in grids:
-        uri = budget.uri(path)
-        if uri is None:
-            break
-        caption = f"update {_update_of(path)}"
-        shown.append(_figure(uri, caption, f"Groups of {caption} with their scores"))
-    left_out = len(grids) - len(shown)
-    note = "One row per prompt, one column per member of the group; the best score is bold."
-    if left_out:
-        note += f" The {left_out} oldest grids are left out to keep this file small; see samples/."
-    return f'<p class="faint">{text(note)}</p>{"".join(shown)}' if grids else ""
-
-
-def _update_of(path: Path) -> int:
-    number = path.stem.rpartition("-")[2]
-    return int(number) if number.isdecimal() else -1
-
-
-def _extremes(data: RunData) -> str:
-    changes = per_prompt(data.before, data.after)
+def _extremes(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> tuple[str, list[list[object] | str]] | None:
+    """A note, and the rows of the prompts that changed most."""
+    changes = per_prompt(before, after)
     if not changes:
-        return ""
-    first = data.before[0].get("metrics") or {}
-    label = "mean of the training rewards" if not first else score_name(first).replace("_", " ")
+        return None
+    first = before[0].get("metrics") or {}
+    label = "mean of the training rewards" if not first else _name(score_name(first))
     ranked = sorted(changes, key=lambda row: row[3], reverse=True)
     gains = [row for row in ranked if row[3] > 0][:_EXTREMES]
     losses = [row for row in reversed(ranked) if row[3] < 0][:_EXTREMES]
-    rows: list[Sequence[str] | str] = []
-    for heading, chosen in (("largest gains", gains), ("largest losses", losses)):
-        rows.append(heading if chosen else f"{heading}: none")
-        for prompt, before, after, diff, count in chosen:
-            mark = f'<b class="{"rise" if diff > 0 else "fall"}">'
-            rows.append(
-                [
-                    text(prompt),
-                    number(before),
-                    number(after),
-                    f"{mark}{number(diff, signed=True)}</b>",
-                    str(count),
-                ]
-            )
+    rows: list[list[object] | str] = []
+    for heading, part in (("largest gains", gains), ("largest losses", losses)):
+        rows.append(heading if part else f"{heading}: none")
+        for prompt, low, high, diff, count in part:
+            change = _coloured("rise" if diff > 0 else "fall", number(diff, signed=True))
+            rows.append([prompt, number(low), number(high), change, count])
     up, down = (sum(row[3] * sign > 0 for row in changes) for sign in (1, -1))
-    note = f"{label}; {up} prompts rose, {down} fell, {len(changes) - up - down} stayed."
-    return _table(("prompt", "before", "after", "change", "clips"), rows, note)
+    return f"{label}; {up} prompts rose, {down} fell, {len(changes) - up - down} stayed.", rows
 
 
-def _cost(data: RunData) -> str:
-    nfe, out = data.summary.get("nfe") or {}, ""
-    rows: list[Sequence[str]] = []
+def per_prompt(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, float, float, float, int]]:
+    """(prompt, before, after, change, clips) over the samples that were scored both times.
+
+    The score is ``oracle_mean``, else the first metric, else the mean of the training rewards.
+    """
+    later = {(r["prompt_id"], r["sample"]): _score(r) for r in after}
+    groups: dict[Any, tuple[str, list[tuple[float, float]]]] = {}
+    for record in before:
+        first, second = _score(record), later.get((record["prompt_id"], record["sample"]))
+        if first is not None and second is not None:
+            group = groups.setdefault(record["prompt_id"], (record["prompt"], []))
+            group[1].append((first, second))
+    rows = []
+    for prompt, pairs in groups.values():
+        a, b = (math.fsum(side) / len(pairs) for side in zip(*pairs, strict=True))
+        rows.append((prompt, a, b, b - a, len(pairs)))
+    return rows
+
+
+def score_name(metrics: Mapping[str, Any]) -> str:
+    """The metric that stands for a clip: the overall one, else the first."""
+    return OVERALL if OVERALL in metrics else next(iter(metrics))
+
+
+def _score(record: Mapping[str, Any]) -> float | None:
+    metrics = record.get("metrics") or {}
+    if metrics:
+        value = metrics[score_name(metrics)]
+        return None if value is None else float(value)
+    values = list((record.get("rewards") or {}).values())
+    if not values or any(value is None for value in values):
+        return None
+    return math.fsum(values) / len(values)
+
+
+def _evaluations(summary: Mapping[str, Any]) -> list[list[object]]:
+    nfe, rows = summary.get("nfe") or {}, []
     for key, label in (("rollout", "rollout evaluations"), ("train_forwards", "training forwards")):
         counted, naive = nfe.get(key), nfe.get(f"{key}_naive")
         if counted is not None and naive:
             saved = f"{100 * (1 - counted / naive):.1f} %"
             rows.append([label, number(counted, 0), number(naive, 0), saved])
-    if rows:
-        note = "Velocity evaluations of the model; naive: each clip of a group computed on its own."
-        out += _table(("", "counted", "naive, closed form", "saved"), rows, note)
-    totals = {phase: math.fsum(float(r.get(phase) or 0) for r in data.timing) for phase in _PHASES}
-    total = math.fsum(totals.values())
-    if total > 0:
-        count = len(data.timing)
-        rows = [
-            [
-                phase.removesuffix("_s"),
-                duration(seconds),
-                f"{seconds / count:.2f} s",
-                f"{100 * seconds / total:.0f} %",
-            ]
-            for phase, seconds in totals.items()
+    return rows
+
+
+def _phases(timing: Sequence[Mapping[str, Any]]) -> list[list[object]]:
+    totals = {phase: math.fsum(float(r.get(phase) or 0) for r in timing) for phase in _PHASES}
+    total, count = math.fsum(totals.values()), len(timing)
+    if not total:
+        return []
+    totals["all"] = total
+    return [
+        [
+            phase.removesuffix("_s"),
+            duration(seconds),
+            f"{seconds / count:.2f} s",
+            f"{100 * seconds / total:.0f} %",
         ]
-        rows.append(["all", duration(total), f"{total / count:.2f} s", "100 %"])
-        note = f"Wall-clock of {count} updates on this machine; evaluation is not included."
-        out += _table(("phase", "total", "per update", "share"), rows, note)
-    return out
+        for phase, seconds in totals.items()
+    ]
 
 
-def _origin(data: RunData) -> str:
-    out = _file("config.yaml", data.config) if data.config else ""
-    if data.provenance:
-        out += _file("provenance.json", json.dumps(data.provenance, indent=2, ensure_ascii=False))
-    if data.summary:
-        out += _file("summary.json", json.dumps(data.summary, indent=2, ensure_ascii=False))
-    return out
+def direction(cell: Mapping[str, Any]) -> str:
+    """``rise`` or ``fall`` when the interval of enough prompts excludes zero, else ``flat``."""
+    bounds = interval(cell)
+    if bounds is None or cell.get("n_clusters", 0) < MIN_PROMPTS:
+        return "flat"
+    return "rise" if bounds[0] > 0 else "fall" if bounds[1] < 0 else "flat"
 
 
-def _section(title: str, content: str) -> str:
-    """A heading over HTML; nothing when the HTML is empty."""
-    return f"<section><h2>{text(title)}</h2>{content}</section>" if content else ""
+def _name(name: str) -> str:
+    return name.replace("_", " ")
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str] | str], note: str) -> str:
-    """A table of names and numbers."""
-    kinds = ("", *["num"] * (len(columns) - 1))
-    return html_page.table(columns, rows, classes=kinds, note=text(note))
+def _change(cell: Mapping[str, Any]) -> str:
+    return number(cell.get("diff"), signed=True)
 
 
-def _figure(uri: str, caption: str, label: str) -> str:
-    return html_page.figure(html_page.media(uri, label), text(caption))
+def _coloured(way: str, text: str) -> Markup:
+    return Markup('<b class="{}">{}</b>').format(way, text)
 
 
-def _file(name: str, content: str) -> str:
-    return html_page.details(text(name), f"<pre>{text(content)}</pre>")
+def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
+    """A number with a true minus sign; a dash when it is missing."""
+    if value is None or not math.isfinite(value):
+        return _NONE
+    return f"{value:{'+' * signed},.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _write(path: Path, document: str) -> Path:
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(document, encoding="utf-8")
-    except OSError as error:
-        raise RunDirectoryError(
-            f"cannot write {path.name}: {error.strerror or error}",
-            received=str(path),
-            expected="a writable run directory with free space",
-            remedy="free some space, then make the report again",
-        ) from error
-    return path
+def span(cell: Mapping[str, Any]) -> str:
+    """The interval of a cell; a dash without one."""
+    bounds = interval(cell)
+    if bounds is None:
+        return _NONE
+    return f"[{number(bounds[0], signed=True)}, {number(bounds[1], signed=True)}]"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader says them: 42 s, 8 min 20 s, 3 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

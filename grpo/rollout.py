@@ -10,14 +10,57 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longtake.core.checkpoint import Checkpoint
 from longtake.core.flow import step_pairs
-from longtake.core.guidance import Velocity
+from longtake.core.guidance import GuidanceMode, Text, Velocity, guided_velocity
+from longtake.core.lora import adapters_off
 from longtake.core.sampler import integrate
 from longtake.grpo.config import GRPOConfig
 from longtake.grpo.plan import PromptTask
-from longtake.grpo.policy import Policy
 from longtake.grpo.sde import StepCoefficients, sde_step, step_coefficients
 from longtake.runtime.rng import normal
+
+
+class Policy:
+    """The velocity under guidance of a model with an injected LoRA.
+
+    Rollout and update must see the same numbers for the same input (the first update's ratio is
+    exactly 1), so both call it with the same batch shape.
+    """
+
+    def __init__(self, model: Checkpoint, config: GRPOConfig) -> None:
+        self.dit, self.text, self.config = model.dit, model.text, config
+        self._uncond: Text | None = None
+
+    def velocity(self, x: Tensor, t: float, prompt: str) -> Tensor:
+        """Guided velocity [B, C, T, H, W] of samples that share a prompt; keeps gradients."""
+        return self._guided(x, t, prompt, self.config.rollout.cfg)
+
+    def trained_velocity(self, x: Tensor, t: float, prompt: str) -> Tensor:
+        """The velocity whose log-ratio is trained: guided, or the conditional branch alone."""
+        mode = self.config.rollout.cfg if self.config.loss.train_cfg else "none"
+        return self._guided(x, t, prompt, mode)
+
+    @torch.no_grad()
+    def reference_velocity(self, x: Tensor, t: float, prompt: str) -> Tensor:
+        """:meth:`trained_velocity` of the reference policy: the same model, adapters off."""
+        with adapters_off(self.dit):
+            return self.trained_velocity(x, t, prompt)
+
+    def _guided(self, x: Tensor, t: float, prompt: str, mode: GuidanceMode) -> Tensor:
+        if self._uncond is None:
+            self._uncond = self.text.encode([""])
+        return guided_velocity(
+            self.dit,
+            x,
+            t,
+            self.text.encode([prompt]),
+            self._uncond,
+            self.config.rollout.guidance_scale,
+            mode,
+            detach_scale=self.config.loss.detach_cfg_zero_scale,
+            detach_uncond=self.config.loss.detach_uncond,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +68,6 @@ class GroupRollout:
     """What the update needs of one group: two latents and names of noises, not trajectories."""
 
     task: PromptTask
-    """Prompt, slot and critical step."""
     coefficients: StepCoefficients
     """Scalars of the critical step."""
     x: Tensor
@@ -37,14 +79,7 @@ class GroupRollout:
 
 
 class Rollout:
-    """Samples groups with the current policy.
-
-    Args:
-        policy: the velocity.
-        sigmas: schedule [T + 1] from 1 to 0.
-        config: the run's settings.
-        device: where to sample.
-    """
+    """Samples groups with the current policy along ``sigmas``, a schedule [T + 1] from 1 to 0."""
 
     def __init__(
         self, policy: Policy, sigmas: Tensor, config: GRPOConfig, device: torch.device
@@ -69,12 +104,7 @@ class Rollout:
 
     @torch.no_grad()
     def sample(self, task: PromptTask, shape: tuple[int, int, int, int]) -> GroupRollout:
-        """Sample the G members of one group.
-
-        Args:
-            task: prompt and critical step.
-            shape: latent shape (C, T, h, w) of one video.
-        """
+        """Sample the G members of one group, each of latent shape (C, T, h, w)."""
         if self.config.sde.share_prefix:
             x, v = self._prefix(task, shape)
             members = [self._branch(x, v, task, g) for g in range(self.config.num_generations)]
@@ -83,28 +113,26 @@ class Rollout:
             for g in range(self.config.num_generations):
                 x, v = self._prefix(task, shape)
                 members.append(self._branch(x, v, task, g))
-        y = self._suffix(torch.cat(members), task)
-        v_old = v if self.config.loss.train_cfg else self._trained(x, task)
-        return GroupRollout(
-            task=task, coefficients=self.coefficients[task.t_index], x=x, v_old=v_old, z=y
-        )
-
-    def _trained(self, x: Tensor, task: PromptTask) -> Tensor:
-        return self.policy.trained_velocity(x, self.steps[task.t_index][0], task.prompt)
+        z = self._suffix(torch.cat(members), task)
+        k = self.coefficients[task.t_index]
+        v_old = v
+        if not self.config.loss.train_cfg:
+            v_old = self.policy.trained_velocity(x, k.t, task.prompt)
+        return GroupRollout(task=task, coefficients=k, x=x, v_old=v_old, z=z)
 
     def _prefix(self, task: PromptTask, shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
-        """ODE from x_T to x_{t'}, and the velocity there."""
+        """ODE from x_T to x_{t'}, and the velocity there (l.6, l.14)."""
         velocity = self._velocity(task)
         x = integrate(self.initial_noise(task, shape), velocity, self.steps[: task.t_index])
         return x, velocity(x, self.steps[task.t_index][0])
 
     def _branch(self, x: Tensor, v: Tensor, task: PromptTask, member: int) -> Tensor:
-        """The stochastic step of one member (Algorithm 1 l.12), [1, C, T, h, w]."""
+        """The stochastic step of one member (l.12), [1, C, T, h, w]."""
         k = self.coefficients[task.t_index]
         return sde_step(x, v, k.t, k.dt, k.sigma, self.member_noise(task, member, x.shape))
 
     def _suffix(self, y: Tensor, task: PromptTask) -> Tensor:
-        """ODE from t'+1 to 0 for all members, ``micro_batch`` at a time."""
+        """ODE from t'+1 to 0 for all members (l.14), ``micro_batch`` at a time."""
         velocity, steps = self._velocity(task), self.steps[task.t_index + 1 :]
         chunks = y.split(self.config.rollout.micro_batch)
         return torch.cat([integrate(chunk, velocity, steps) for chunk in chunks])

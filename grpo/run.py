@@ -1,49 +1,42 @@
-"""One GRPO run from the command line to the report: set up, evaluate, train, evaluate, summarise.
+"""One GRPO run from its settings to the report: set up, evaluate, train, evaluate, summarise.
 
 The run directory is the only memory: whatever was finished in it is not done again on resume.
 """
 
-import json
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from longtake.core.checkpoint import Checkpoint, load_checkpoint
+from longtake.core.checkpoint import check_complete, load_checkpoint
 from longtake.core.lora import adapters_off, add_lora, save_lora
 from longtake.core.video import to_uint8
 from longtake.grpo.config import GRPOConfig
-from longtake.grpo.curves import write_curves, write_held_out
-from longtake.grpo.gallery import before_after_mp4, before_after_png, write_groups
-from longtake.grpo.held_out import (
-    HeldOut,
-    HeldOutScores,
-    Metric,
-    compare,
-    read_records,
-    write_records,
-)
-from longtake.grpo.interrupt import Interrupted, StopRequest
-from longtake.grpo.plan import read_prompts
-from longtake.grpo.presets import PRESETS
-from longtake.grpo.ranks import Ranks, connect
+from longtake.grpo.figures import write_before_after, write_curves, write_groups, write_held_out
+from longtake.grpo.held_out import HeldOut, HeldOutScores, Metric, compare
+from longtake.grpo.plan import Ranks, read_prompts
 from longtake.grpo.report import write_report
-from longtake.grpo.state import load_state, save_state
-from longtake.grpo.summary import estimate, print_summary, summarise
-from longtake.grpo.trainer import GRPOTrainer, NonFinite, Update
-from longtake.rewards.registry import load_suite
+from longtake.grpo.trainer import (
+    Counters,
+    GRPOTrainer,
+    NonFinite,
+    Update,
+    mean_rollout_evaluations,
+)
+from longtake.rewards.registry import check_sources, load_suite
 from longtake.rewards.suite import RewardSuite
-from longtake.runtime.config import config_to_yaml, merge_config
+from longtake.runtime.config import config_to_yaml
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import ConfigError, UserError
-from longtake.runtime.progress import progress_bar
+from longtake.runtime.files import append_jsonl, explained
+from longtake.runtime.progress import progress_bar, result_table
 from longtake.runtime.provenance import collect
 from longtake.runtime.run_directory import RunDirectory
 from longtake.runtime.tracking import Trackers, check_trackers
@@ -52,32 +45,62 @@ RUNS = Path("runs")
 _SHOWN_GROUPS = 4
 
 
+class Interrupted(KeyboardInterrupt):
+    """Raised at a safe point after a stop was requested; the command exits with 130."""
+
+
+class StopRequest:
+    """Context in which the first Ctrl-C or SIGTERM sets a flag; a second Ctrl-C ends at once.
+
+    Work stops at the next safe point, where a state is saved.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.is_set and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.is_set = True
+
+    def __enter__(self) -> Self:
+        for number in self.SIGNALS:
+            try:
+                self._previous[number] = signal.signal(number, self._handle)
+            except ValueError:  # not the main thread: the embedding program owns the signals
+                break
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
 def run_grpo(
+    config: GRPOConfig,
     *,
-    preset: str = "tiny",
-    config_file: Path | None = None,
-    overrides: Sequence[str] = (),
     output_dir: Path | None = None,
     resume: bool = False,
     dry_run: bool = False,
-    prompts: Path | None = None,
-    checkpoint: Path | None = None,
-    device: str = "auto",
     metrics: Mapping[str, Metric] | None = None,
     suite: RewardSuite | None = None,
 ) -> Path | None:
     """Align a model and measure held-out prompts before and after.
 
     Args:
-        preset: name in ``presets.PRESETS``.
-        config_file: YAML laid over the preset.
-        overrides: ``key=value`` settings laid over both.
+        config: the settings.
         output_dir: run directory; a new one under ``runs/`` by default.
         resume: continue the run in ``output_dir``.
-        dry_run: print the plan and its cost, write nothing.
-        prompts: training prompts instead of the configured file.
-        checkpoint: model directory instead of the configured one.
-        device: torch device or "auto".
+        dry_run: check everything that is cheap to check, print the plan and its cost, write
+            nothing.
         metrics: held-out metrics that the configuration may name.
         suite: reward suite instead of the configured one.
 
@@ -92,56 +115,44 @@ def run_grpo(
         raise UserError(
             "nothing to resume", received="--resume", expected="--output-dir DIR of the run"
         )
-    config = _configure(preset, config_file, overrides, prompts, checkpoint, device)
-    console = Console(stderr=True)
-    if dry_run:
-        console.print(estimate(config), markup=False)
-        return None
-    chosen = _choose_metrics(config, metrics or {})
+    metrics = _chosen_metrics(config, metrics or {})
+    prompts, held_out = _read_prompts(config)
+    check_complete(Path(config.checkpoint))
     check_trackers(config.trackers)
-    train_prompts = read_prompts(Path(config.prompts))
-    held_out_prompts = read_prompts(Path(config.evaluation.prompts))
+    if dry_run:
+        Console(stderr=True).print(estimate(config), markup=False)
+        return None
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    where = pick_device(config.device)
-    suite = suite or load_suite(
-        config.rewards.reward_weights, config.rewards.sources, device=str(where)
-    )
-    ranks = connect(where)
+    device = pick_device(config.device)
+    if suite is None:
+        rewards = config.rewards
+        suite = load_suite(rewards.reward_weights, rewards.sources, device=str(device))
+    ranks = Ranks.connect(device)
     path = ranks.gather(output_dir or RUNS / time.strftime("grpo-%Y%m%d-%H%M%S"))[0]
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        run = None
+        directory = None
         if ranks.is_main:
             yaml = config_to_yaml(config)
-            run = stack.enter_context(RunDirectory.create(path, yaml, resume=resume))
-        model = _load(config, where)
-        setup = _Setup(config, model, suite.to(where), ranks, stop, run, path, console)
-        _Run(setup, train_prompts, held_out_prompts, chosen).execute()
+            directory = stack.enter_context(RunDirectory.create(path, yaml, resume=resume))
+        dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        model = load_checkpoint(config.checkpoint, device, dtype)
+        add_lora(model.dit, config.lora.rank, config.lora.alpha, config.seed)
+        suite = suite.to(device)
+
+        def check_stop() -> None:
+            # Several ranks must leave together, so they stop between updates only.
+            if stop.is_set and ranks.size == 1:
+                raise Interrupted
+
+        trainer = GRPOTrainer(model, suite, prompts, config, ranks, check_stop)
+        evaluation = HeldOut(model, held_out, config, metrics, suite, ranks)
+        _Run(trainer, evaluation, stop, directory, path).execute()
     return path
 
 
-def _configure(
-    preset: str,
-    config_file: Path | None,
-    overrides: Sequence[str],
-    prompts: Path | None,
-    checkpoint: Path | None,
-    device: str,
-) -> GRPOConfig:
-    if preset not in PRESETS:
-        raise ConfigError(
-            "unknown preset", received=preset, expected=" | ".join(PRESETS), remedy="pick one"
-        )
-    config = merge_config(PRESETS[preset](), config_file, overrides)
-    if prompts is not None:
-        config = config.replace(prompts=str(prompts))
-    if checkpoint is not None:
-        config = config.replace(checkpoint=str(checkpoint))
-    return config if device == "auto" else config.replace(device=device)
-
-
-def _choose_metrics(config: GRPOConfig, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+def _chosen_metrics(config: GRPOConfig, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
     unknown = [name for name in config.evaluation.metrics if name not in metrics]
     if unknown:
         raise ConfigError(
@@ -153,251 +164,180 @@ def _choose_metrics(config: GRPOConfig, metrics: Mapping[str, Metric]) -> dict[s
     return {name: metrics[name] for name in config.evaluation.metrics}
 
 
-def _load(config: GRPOConfig, device: torch.device) -> Checkpoint:
-    """The checkpoint with a fresh adapter; frozen weights in the configured type."""
-    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-    model = load_checkpoint(config.checkpoint, device, dtype)
-    add_lora(model.dit, config.lora.rank, config.lora.alpha, config.seed)
-    return model
-
-
-@dataclass(frozen=True)
-class _Setup:
-    config: GRPOConfig
-    model: Checkpoint
-    suite: RewardSuite
-    ranks: Ranks
-    stop: StopRequest
-    run: RunDirectory | None
-    """None on all ranks but the first, which alone writes."""
-    path: Path
-    console: Console
+def _read_prompts(config: GRPOConfig) -> tuple[list[str], list[str]]:
+    """Training prompts and held-out prompts."""
+    held_out, count = read_prompts(Path(config.evaluation.prompts)), config.evaluation.num_prompts
+    if len(held_out) < count:
+        raise UserError(
+            "too few held-out prompts",
+            received=f"{len(held_out)} in {config.evaluation.prompts}",
+            expected=f"at least evaluation.num_prompts={count}",
+            remedy="lower evaluation.num_prompts or add prompts",
+        )
+    return read_prompts(Path(config.prompts)), held_out[:count]
 
 
 class _Run:
-    """The phases of a run."""
+    """The phases of a run. ``directory`` is None on all ranks but the first, which alone writes."""
 
     def __init__(
         self,
-        setup: _Setup,
-        prompts: Sequence[str],
-        held_out_prompts: Sequence[str],
-        metrics: Mapping[str, Metric],
+        trainer: GRPOTrainer,
+        held_out: HeldOut,
+        stop: StopRequest,
+        directory: RunDirectory | None,
+        path: Path,
     ) -> None:
-        self.setup, config = setup, setup.config
+        self.trainer, self.held_out, self.stop = trainer, held_out, stop
+        self.directory, self.path = directory, path
+        self.config, self.model, self.ranks = trainer.config, trainer.model, trainer.ranks
+        self.console = Console(stderr=True)
         self.start = time.perf_counter()
         self.stopped: str | None = None
-        self.trainer = GRPOTrainer(
-            setup.model, setup.suite, prompts, config, setup.ranks, self._check_alone
-        )
-        count = config.evaluation.num_prompts
-        if len(held_out_prompts) < count:
-            raise UserError(
-                "too few held-out prompts",
-                received=f"{len(held_out_prompts)} in {config.evaluation.prompts}",
-                expected=f"at least evaluation.num_prompts={count}",
-                remedy="lower evaluation.num_prompts or add prompts",
-            )
-        self.held_out = HeldOut(
-            self.trainer.policy,
-            setup.model.vae,
-            self.trainer.sigmas,
-            held_out_prompts[:count],
-            config,
-            metrics,
-            setup.suite,
-            setup.ranks,
-        )
 
     def execute(self) -> None:
-        setup = self.setup
         with ExitStack() as stack:
             trackers = None
-            if setup.run is not None:
-                self._write_provenance(setup.run)
+            if self.directory is not None:
+                self._write_provenance(self.directory)
+                settings = self.config.model_dump()
                 trackers = stack.enter_context(
-                    Trackers(setup.run, setup.config.trackers, setup.config.model_dump())
+                    Trackers(self.directory, self.config.trackers, settings)
                 )
             self._restore()
             try:
-                with adapters_off(setup.model.dit):
+                with adapters_off(self.model.dit):
                     before = self._evaluate("before")
                 self._train(trackers)
             except Interrupted:
                 self._save()
-                if setup.run is not None:
-                    self._write_progress(setup.run)
-                    setup.console.print(
+                if self.directory is not None:
+                    self._write_progress(self.directory)
+                    self.console.print(
                         f"Stopped after {self.trainer.counters.updates} updates, all saved. "
-                        f"Continue with --resume --output-dir {setup.path}",
+                        f"Continue with --resume --output-dir {self.path}",
                         markup=False,
                     )
                 raise
-            after = self._evaluate_after()
-            if setup.run is not None:
-                self._finish(setup.run, before, after)
+            with self.trainer.averaged():
+                after = self._evaluate("after")
+            if self.directory is not None:
+                self._finish(self.directory, before, after)
 
-    def _write_provenance(self, run: RunDirectory) -> None:
-        config = self.setup.config
+    def _write_provenance(self, directory: RunDirectory) -> None:
         record = collect(
             {
-                "checkpoint": Path(config.checkpoint),
-                "prompts": Path(config.prompts),
-                "held_out_prompts": Path(config.evaluation.prompts),
+                "checkpoint": Path(self.config.checkpoint),
+                "prompts": Path(self.config.prompts),
+                "held_out_prompts": Path(self.config.evaluation.prompts),
             }
         )
-        run.write_json("provenance.json", {**record, "rewards": self.setup.suite.fingerprint()})
+        rewards = self.trainer.suite.fingerprint()
+        directory.write_json("provenance.json", {**record, "rewards": rewards})
 
     def _restore(self) -> None:
         """Load the newest saved state, and forget metrics of updates that it does not hold."""
-        latest = None
-        if self.setup.run is not None:
-            latest = self.setup.run.latest_checkpoint()
-        latest = self.setup.ranks.gather(latest)[0]
+        latest = None if self.directory is None else self.directory.latest_checkpoint()
+        latest = self.ranks.gather(latest)[0]
         if latest is not None:
-            t = self.trainer
-            t.counters = load_state(latest, self.setup.model.dit, t.optimizer, t.average)
-        if self.setup.run is not None:
-            self.setup.run.truncate_metrics(self.trainer.counters.updates)
+            self.trainer.load(latest)
+        if self.directory is not None:
+            self.directory.truncate_metrics(self.trainer.counters.updates)
 
     def _evaluate(self, name: str) -> HeldOutScores:
         """Evaluate, or read what an earlier process evaluated."""
-        path, ranks = self.setup.path, self.setup.ranks
-        records, clips = path / f"held_out_{name}.jsonl", path / f"held_out_{name}.safetensors"
-        if ranks.gather(records.exists() and clips.exists())[0]:
-            return HeldOutScores(records=read_records(records), clips=load_file(clips)["clips"])
-        total = len(ranks.mine(self.held_out.samples))
-        with progress_bar(f"held-out, {name}", total, console=self.setup.console) as bar:
+        file = f"held_out_{name}"
+        if self.ranks.gather((self.path / f"{file}.jsonl").exists())[0]:
+            return HeldOutScores.read(self.path, file)
+        total = len(self.held_out.samples)
+        with progress_bar(f"held-out, {name}", total, console=self.console) as bar:
 
             def on_progress(done: int) -> None:
-                self._check_alone()
+                self.trainer.check_stop()
                 bar.update(done)
 
             scores = self.held_out.evaluate(on_progress)
-        if self.setup.run is not None:
-            with self.setup.run.writing(records.name):
-                save_file({"clips": scores.clips}, clips)
-                write_records(records, scores.records)
+        if self.directory is not None:
+            scores.write(self.path, file)
         return scores
 
-    def _check_alone(self) -> None:
-        """Stop between groups. Several ranks must leave together: see :meth:`_check_together`."""
-        if self.setup.ranks.size == 1:
-            self.setup.stop.check()
-
-    def _check_together(self) -> None:
-        """Stop between updates, on all ranks if a stop was requested on any."""
-        if self.setup.ranks.any(self.setup.stop.is_set):
-            raise Interrupted
-
     def _train(self, trackers: Trackers | None) -> None:
-        config, trainer = self.setup.config, self.trainer
+        config, trainer = self.config, self.trainer
         done, total = trainer.counters.updates, config.num_updates
-        with progress_bar("GRPO", total, completed=done, console=self.setup.console) as bar:
+        with progress_bar("GRPO", total, completed=done, console=self.console) as bar:
             while trainer.counters.updates < total:
-                self._check_together()
+                if any(self.ranks.gather(self.stop.is_set)):
+                    raise Interrupted
                 try:
                     update = trainer.update()
                 except NonFinite as error:
                     self.stopped = f"{error}; training ended with the weights before it"
                     break
-                if trackers is not None:
-                    self._log(trackers, update)
-                bar.update(trainer.counters.updates, **_columns(update))
+                if self.directory is not None and trackers is not None:
+                    self._log(self.directory, trackers, update)
                 count = trainer.counters.updates
+                bar.update(count, **_columns(update))
                 if count % config.checkpoint_every == 0 or count == total:
                     self._save()
         if self.stopped:
             self._save()
 
-    def _log(self, trackers: Trackers, update: Update) -> None:
-        run, config = self.setup.run, self.setup.config
-        assert run is not None
-        index = int(update.record["update"] or 0)
+    def _log(self, directory: RunDirectory, trackers: Trackers, update: Update) -> None:
+        config, index = self.config, int(update.record["update"] or 0)
         trackers.log(update.record, step=index)
-        timing = run.path / "timing.jsonl"
-        with run.writing(timing.name), timing.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"update": index, **update.seconds}) + "\n")
+        append_jsonl(directory.path / "timing.jsonl", [{"update": index, **update.seconds}])
         every = config.log_samples_every
         is_last = index + 1 == config.num_updates
         if every and (index % every == 0 or is_last) and update.tasks:
-            shown = slice(0, _SHOWN_GROUPS)
             assert update.rewards is not None
             first = update.videos[0].shape
-            same = [i for i, v in enumerate(update.videos) if v.shape == first][shown]
+            same = [i for i, v in enumerate(update.videos) if v.shape == first][:_SHOWN_GROUPS]
             write_groups(
-                run.samples,
-                index,
+                directory.samples / f"update-{index:04d}.mp4",
                 [update.tasks[i].prompt for i in same],
                 torch.stack([to_uint8(update.videos[i]) for i in same]).cpu(),
                 update.rewards[:, same],
-                self.setup.suite.names,
+                self.trainer.suite.names,
                 config.rollout.fps,
+                f"update {index}",
             )
 
     def _save(self) -> None:
-        if self.setup.run is None:
-            return
-        t = self.trainer
+        if self.directory is not None:
+            count, keep = self.trainer.counters.updates, self.config.keep_checkpoints
+            self.directory.save_checkpoint(count, self.trainer.save, keep)
 
-        def write(folder: Path) -> None:
-            save_state(folder, self.setup.model.dit, t.optimizer, t.counters, t.average)
-
-        keep = self.setup.config.keep_checkpoints
-        self.setup.run.save_checkpoint(t.counters.updates, write, keep)
-
-    def _evaluate_after(self) -> HeldOutScores:
-        average = self.trainer.average
-        if average is None:
-            return self._evaluate("after")
-        kept = {name: p.detach().clone() for name, p in self.trainer.parameters.items()}
-        _assign(self.trainer.parameters, average.mean)
-        try:
-            return self._evaluate("after")
-        finally:
-            _assign(self.trainer.parameters, kept)
-
-    def _finish(self, run: RunDirectory, before: HeldOutScores, after: HeldOutScores) -> None:
-        setup = self.setup
-        with run.writing("lora"):
-            save_lora(setup.model.dit, run.path / "lora", layout="peft")
-            save_lora(setup.model.dit, run.path / "lora.safetensors", layout="longcat")
+    def _finish(self, directory: RunDirectory, before: HeldOutScores, after: HeldOutScores) -> None:
+        with explained("write lora", directory.path / "lora"):
+            save_lora(self.model.dit, directory.path / "lora", layout="peft")
+            save_lora(self.model.dit, directory.path / "lora.safetensors", layout="longcat")
         summary = summarise(
-            setup.config,
+            self.config,
             self.trainer.counters,
-            compare(before.records, after.records, "metrics", setup.config),
-            compare(before.records, after.records, "rewards", setup.config),
+            compare(before.records, after.records, "metrics", self.config),
+            compare(before.records, after.records, "rewards", self.config),
             wall_s=time.perf_counter() - self.start,
             stopped=self.stopped,
         )
-        run.write_json("summary.json", summary)
-        write_held_out(summary, run.path / "held_out.png")
-        self._write_pictures(run, before, after)
-        print_summary(summary, self._write_progress(run))
-
-    def _write_progress(self, run: RunDirectory) -> Path:
-        """Curves and report of what is there, finished or not."""
-        title = f"GRPO, seed {self.setup.config.seed}"
-        write_curves(run.read_metrics(), run.path / "curves.png", title)
-        return write_report(run.path)
-
-    def _write_pictures(
-        self, run: RunDirectory, before: HeldOutScores, after: HeldOutScores
-    ) -> None:
-        def shown(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-            return [r for r in records if r["sample"] == 0][: len(before.clips)]
-
-        rows_before, rows_after = shown(before.records), shown(after.records)
+        directory.write_json("summary.json", summary)
+        write_held_out(summary, directory.path / "held_out.png")
         group = "metrics" if before.records[0]["metrics"] else "rewards"
-        args: tuple[Tensor, Tensor, list[str], list[Any], list[Any]] = (
+        write_before_after(
+            directory.samples,
             before.clips,
             after.clips,
-            [r["prompt"] for r in rows_before],
-            [r[group] for r in rows_before],
-            [r[group] for r in rows_after],
+            [r["prompt"] for r in before.shown()],
+            [r[group] for r in before.shown()],
+            [r[group] for r in after.shown()],
+            self.config.rollout.fps,
         )
-        before_after_png(*args, run.samples / "before_after.png")
-        before_after_mp4(*args, run.samples / "before_after.mp4", fps=self.setup.config.rollout.fps)
+        print_summary(summary, self._write_progress(directory))
+
+    def _write_progress(self, directory: RunDirectory) -> Path:
+        """Curves and report of what is there, finished or not."""
+        title = f"GRPO, seed {self.config.seed}"
+        write_curves(directory.read_metrics(), directory.path / "curves.png", title)
+        return write_report(directory.path)
 
 
 def _columns(update: Update) -> dict[str, float | None]:
@@ -408,7 +348,79 @@ def _columns(update: Update) -> dict[str, float | None]:
     return columns
 
 
-@torch.no_grad()
-def _assign(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, p in parameters.items():
-        p.copy_(values[name])
+def summarise(
+    config: GRPOConfig,
+    counters: Counters,
+    held_out: Mapping[str, Any],
+    rewards: Mapping[str, Any],
+    *,
+    wall_s: float,
+    stopped: str | None,
+) -> dict[str, Any]:
+    """The contents of summary.json."""
+    counts = asdict(counters)
+    return {
+        "updates": counters.updates,
+        "wall_s": round(wall_s, 1),
+        "seed": config.seed,
+        "stopped": stopped,
+        "held_out": dict(held_out),
+        "rewards": dict(rewards),
+        "nfe": {
+            key: counts[key]
+            for key in ("rollout", "rollout_naive", "train_forwards", "train_forwards_naive")
+        },
+        "unscored": counters.unscored,
+    }
+
+
+def print_summary(summary: Mapping[str, Any], report: Path) -> None:
+    """Print the before/after table, what it cost, and where the report is."""
+    console = Console()
+    rows: list[list[str | float | int | None]] = []
+    for label, group in (("oracle", "held_out"), ("reward", "rewards")):
+        for name, r in summary[group].items():
+            interval = next((v for k, v in r.items() if k.startswith("ci")), None)
+            text = "-" if interval is None else f"[{interval[0]:+.3f}, {interval[1]:+.3f}]"
+            rows.append([f"{label} {name}", r["before"], r["after"], r["diff"], text, r["n"]])
+    columns = ["held-out prompts", "before", "after", "change", "interval", "n"]
+    title = (
+        f"GRPO seed {summary['seed']}: {summary['updates']} updates in {summary['wall_s']:.0f} s"
+    )
+    console.print(result_table(title, columns, rows))
+    nfe, unscored = summary["nfe"], sum(summary["unscored"].values())
+    console.print(
+        f"{nfe['rollout']:.0f} rollout evaluations (naive {nfe['rollout_naive']:.0f}), "
+        f"{nfe['train_forwards']} training forwards (naive {nfe['train_forwards_naive']}), "
+        f"{unscored} unscored samples",
+        markup=False,
+    )
+    if summary["stopped"]:
+        console.print(f"Stopped early: {summary['stopped']}", markup=False)
+    console.print(f"Report: {report}", markup=False, soft_wrap=True)
+
+
+def estimate(config: GRPOConfig) -> str:
+    """What a run would do and cost, in words and counts."""
+    rollout, size = config.rollout, config.num_generations
+    per_prompt = mean_rollout_evaluations(config)
+    prompts = config.num_updates * config.prompts_per_update
+    forwards = (1 + (config.loss.beta > 0)) * config.num_iterations
+    evaluation = 2 * config.evaluation.num_prompts * config.evaluation.samples_per_prompt
+    rewards = ", ".join(f"{name} x{w:g}" for name, w in config.rewards.reward_weights.items())
+    videos = f"({rollout.num_frames} frames, {rollout.height}x{rollout.width})"
+    branches = 1 if rollout.cfg == "none" or rollout.guidance_scale == 1 else 2
+    return "\n".join(
+        [
+            f"checkpoint  {config.checkpoint}",
+            f"prompts     {config.prompts}",
+            f"rewards     {rewards}",
+            f"updates     {config.num_updates} of {config.prompts_per_update} prompts"
+            f" x {size} videos {videos}",
+            f"rollout     {prompts * per_prompt:,.0f} velocity evaluations expected"
+            f" ({per_prompt:g} a prompt), each {branches} DiT samples",
+            f"update      {prompts * forwards:,} training forwards (policy and reference)",
+            f"decoding    {prompts * size:,} videos, each scored by every reward",
+            f"held-out    {evaluation} videos, {evaluation * rollout.num_steps:,} evaluations",
+        ]
+    )

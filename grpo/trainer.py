@@ -1,45 +1,48 @@
 """Multi-reward GRPO for a flow-matching video model: Algorithm 1 of the report, top to bottom.
 
+Read with ``rollout.py`` (l.5-16) and ``loss.py`` (l.28-38); ``docs/grpo.md`` maps every line.
 Different from the printed algorithm: the loss is minimised with the sign that raises rewards, and
 because the members of a group share x_{t'}, the update needs one policy and one reference forward
-per group (grpo/loss.py).
+per group.
 """
 
+import json
+import math
+import pickle
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from longtake.core.checkpoint import Checkpoint
-from longtake.core.flow import sigmas
-from longtake.core.lora import lora_parameters
+from longtake.core.lora import load_lora_state_dict, lora_parameters, lora_state_dict, save_lora
 from longtake.core.video import to_uint8
 from longtake.grpo.advantage import AdvantageOutput, advantages
 from longtake.grpo.config import GRPOConfig
 from longtake.grpo.loss import LossStats, policy_cotangent
-from longtake.grpo.metrics import update_record
-from longtake.grpo.nfe import rollout_evaluations
-from longtake.grpo.plan import PromptTask, plan_update
-from longtake.grpo.policy import Policy
-from longtake.grpo.ranks import Ranks
-from longtake.grpo.rollout import GroupRollout, Rollout
-from longtake.grpo.state import AdapterAverage, Counters
+from longtake.grpo.plan import PromptTask, Ranks, plan_update
+from longtake.grpo.rollout import GroupRollout, Policy, Rollout
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.suite import RewardSuite, SuiteScores
+from longtake.runtime.errors import CheckpointError
+
+Record = dict[str, float | int | None]
 
 
 class NonFinite(ArithmeticError):
-    """A loss or gradient is NaN or infinite; the weights before the update are intact."""
+    """A gradient is NaN or infinite; the weights before the update are intact."""
 
 
 @dataclass(kw_only=True)
 class Update:
     """Everything one update saw, for the log and the pictures."""
 
-    record: dict[str, float | int | None]
+    record: Record
     """Metrics of the update, equal for equal seeds."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall-clock of the phases."""
@@ -51,11 +54,28 @@ class Update:
     """[K, P, G], NaN where unscored."""
 
 
+@dataclass(kw_only=True, slots=True)
+class Counters:
+    """Totals over the finished updates of all ranks.
+
+    An evaluation is one forward of one sample with all its guidance branches; *naive* is what G
+    whole trajectories per prompt and one forward per sample would have taken.
+    """
+
+    updates: int = 0
+    rollout: float = 0.0
+    rollout_naive: float = 0.0
+    train_forwards: int = 0
+    train_forwards_naive: int = 0
+    unscored: dict[str, int] = field(default_factory=dict)
+    """Reward -> samples without a score."""
+
+
 class GRPOTrainer:
     """Aligns the adapter of a checkpoint to a suite of rewards.
 
     Args:
-        checkpoint: model with an injected, trainable LoRA.
+        model: with an injected, trainable LoRA.
         suite: training rewards.
         prompts: training prompts.
         config: settings.
@@ -65,7 +85,7 @@ class GRPOTrainer:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        model: Checkpoint,
         suite: RewardSuite,
         prompts: Sequence[str],
         config: GRPOConfig,
@@ -73,12 +93,11 @@ class GRPOTrainer:
         check_stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self.suite, self.prompts, self.ranks = config, suite, prompts, ranks
-        self.vae, self.check_stop = checkpoint.vae, check_stop
-        self.device = checkpoint.device
-        self.policy = Policy(checkpoint.dit, checkpoint.text, config)
-        self.sigmas = sigmas(config.rollout.num_steps, config.rollout.shift or checkpoint.shift)
-        self.rollout = Rollout(self.policy, self.sigmas, config, self.device)
-        self.parameters = lora_parameters(checkpoint.dit)
+        self.model, self.check_stop = model, check_stop
+        self.policy = Policy(model, config)
+        sigmas = model.sigmas(config.rollout.num_steps, config.rollout.shift)
+        self.rollout = Rollout(self.policy, sigmas, config, model.device)
+        self.parameters = lora_parameters(model.dit)
         o = config.optimizer
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
@@ -87,7 +106,10 @@ class GRPOTrainer:
             eps=o.adam_epsilon,
             weight_decay=o.weight_decay,
         )
-        self.average = None if o.ema_decay is None else AdapterAverage(self.parameters, o.ema_decay)
+        # An exponential average of the adapter's weights; None when the run keeps none.
+        self.average: dict[str, Tensor] | None = None
+        if o.ema_decay is not None:
+            self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.counters = Counters(unscored=dict.fromkeys(suite.names, 0))
 
     def update(self) -> Update:
@@ -97,14 +119,18 @@ class GRPOTrainer:
             NonFinite: the update would have made the weights NaN; they are unchanged.
         """
         clock = _Clock()
-        tasks = self.ranks.mine(plan_update(self.config, self.prompts, self.counters.updates))
+        tasks = self.ranks.mine(
+            plan_update(self.config, self.prompts, self.counters.updates)
+        )  # l.3
 
         groups = [self._sample(task) for task in tasks]  # l.4-16
         clock.lap("rollout_s")
         videos = [self._decode(group) for group in groups]
         clock.lap("decode_s")
         scores = [self._score(g.task, v) for g, v in zip(groups, videos, strict=True)]  # l.17
-        reward_KPG = self._stack(scores)
+        reward_KPG = torch.empty(len(self.suite.names), 0, self.config.num_generations)
+        if scores:  # a rank may have no group
+            reward_KPG = torch.stack([s.scores for s in scores], dim=1)
         clock.lap("reward_s")
 
         advantage = advantages(  # l.19-30
@@ -114,23 +140,13 @@ class GRPOTrainer:
             aggregation=self.config.advantage.aggregation,
         )
         for _ in range(self.config.num_iterations):
-            stats = [self._backward(g, a) for g, a in self._pairs(groups, advantage)]  # l.31-39
+            pairs = zip(groups, advantage.advantage_PG.unbind(0), strict=True)
+            stats = [self._backward(group, advantage_G) for group, advantage_G in pairs]  # l.31-39
             grad_norm = self._step()  # l.40
         clock.lap("update_s")
 
         self._count(tasks, scores)
-        record = update_record(
-            self.counters.updates,
-            tasks,
-            reward_KPG,
-            self.suite,
-            advantage,
-            stats,
-            videos,
-            grad_norm,
-            self._learning_rate(),
-            self.ranks,
-        )
+        record = self._record(tasks, reward_KPG, advantage, stats, videos, grad_norm)
         self.counters.updates += 1
         return Update(
             record=record, seconds=clock.laps, tasks=tasks, videos=videos, rewards=reward_KPG
@@ -139,12 +155,12 @@ class GRPOTrainer:
     def _sample(self, task: PromptTask) -> GroupRollout:
         self.check_stop()
         size = (self.config.rollout.num_frames, task.height, task.width)
-        return self.rollout.sample(task, self.vae.latent_shape(*size))
+        return self.rollout.sample(task, self.model.vae.latent_shape(*size))
 
     @torch.no_grad()
     def _decode(self, group: GroupRollout) -> Tensor:
         self.check_stop()
-        video = self.vae.decode(group.z, chunk=self.config.rollout.decode_chunk)
+        video = self.model.vae.decode(group.z, chunk=self.config.rollout.decode_chunk)
         if not bool(video.isfinite().all()):
             return video  # the suite leaves such samples unscored, with the reason
         return to_uint8(video)
@@ -154,18 +170,6 @@ class GRPOTrainer:
         return self.suite.score(
             VideoBatch(video=video, prompts=prompts, fps=self.config.rollout.fps)
         )
-
-    def _stack(self, scores: Sequence[SuiteScores]) -> Tensor:
-        """Rewards [K, P, G] of this rank's groups."""
-        if not scores:
-            return torch.empty(len(self.suite.names), 0, self.config.num_generations)
-        return torch.stack([s.scores for s in scores], dim=1)
-
-    @staticmethod
-    def _pairs(
-        groups: Sequence[GroupRollout], advantage: AdvantageOutput
-    ) -> list[tuple[GroupRollout, Tensor]]:
-        return list(zip(groups, advantage.advantage_PG.unbind(0), strict=True))
 
     def _backward(self, group: GroupRollout, advantage_G: Tensor) -> LossStats:
         """Add one group's gradient: one policy forward and backward, one reference forward."""
@@ -188,11 +192,11 @@ class GRPOTrainer:
             beta=loss.beta,
             ratio=loss.ratio,
         )
-        v.backward(cotangent / self.config.prompts_per_update)
+        v.backward(cotangent / self.config.prompts_per_update)  # l.39
         return stats
 
     def _step(self) -> float:
-        """Sum gradients over the ranks, clip, and step; returns the norm before clipping."""
+        """Sum gradients over the ranks, clip, and step (l.40); the norm before clipping."""
         gradients = []
         for p in self.parameters.values():
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -209,7 +213,9 @@ class GRPOTrainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
-            self.average.update(self.parameters)
+            decay = self.config.optimizer.ema_decay or 0.0
+            for name, p in self.parameters.items():
+                self.average[name].lerp_(p.detach(), 1 - decay)
         return float(norm)
 
     def _learning_rate(self) -> float:
@@ -236,6 +242,152 @@ class GRPOTrainer:
             for counts in part["unscored"]:
                 for name, n in counts.items():
                     self.counters.unscored[name] += n
+
+    def _record(
+        self,
+        tasks: Sequence[PromptTask],
+        reward_KPG: Tensor,
+        advantage: AdvantageOutput,
+        stats: Sequence[LossStats],
+        videos: Sequence[Tensor],
+        grad_norm: float,
+    ) -> Record:
+        """One line of metrics.jsonl over all ranks, with TRL's names where TRL has them.
+
+        No clock enters here: two runs with one seed write the same lines.
+        """
+        local = {
+            "t": [task.t_index for task in tasks],
+            "rewards": reward_KPG.tolist(),
+            "stats": list(stats),
+            "probes": [pixel_probes(video) for video in videos],
+        }
+        parts = self.ranks.gather(local)
+        losses: list[LossStats] = [s for part in parts for s in part["stats"]]
+        probes = [p for part in parts for p in part["probes"]]
+        record: Record = {"update": self.counters.updates}
+        totals: list[float] = []
+        zero_std = []
+        for k, name in enumerate(self.suite.names):
+            groups = [torch.tensor(row) for part in parts for row in part["rewards"][k]]
+            record[f"rewards/{name}/mean"] = mean(v for row in groups for v in row.tolist())
+            record[f"rewards/{name}/std"] = mean(_std(row) for row in groups)
+            record[f"advantages/max_group_std/{name}"] = float(advantage.max_std_K[k])
+            record[f"unscored/{name}"] = sum(int((~row.isfinite()).sum()) for row in groups)
+            zero_std += [_std(row) == 0 for row in groups]
+            value = record[f"rewards/{name}/mean"]
+            totals.append(math.nan if value is None else self.suite.weights[name] * value)
+        record["reward"] = math.fsum(totals) if all(map(math.isfinite, totals)) else None
+        record["frac_reward_zero_std"] = mean(map(float, zero_std))
+        record["loss"] = mean(s.loss for s in losses)
+        record["policy_loss"] = mean(s.policy_loss for s in losses)
+        record["kl"] = mean(s.kl for s in losses if s.kl is not None)
+        record["ratio/mean"] = mean(s.ratio_mean for s in losses)
+        record["ratio/min"] = min((s.ratio_min for s in losses), default=None)
+        record["ratio/max"] = max((s.ratio_max for s in losses), default=None)
+        record["clip_ratio/region_mean"] = mean(s.clip_fraction for s in losses)
+        record["grad_norm"] = grad_norm
+        record["learning_rate"] = self._learning_rate()
+        record["sde/t_index"] = mean(float(t) for part in parts for t in part["t"])
+        for name in ("saturation", "luminance", "frame_difference"):
+            record[f"hacking/{name}"] = mean(p[name] for p in probes)
+        return record
+
+    def save(self, folder: Path) -> None:
+        """Write all that a bitwise resume needs into an empty folder.
+
+        No generator state: all random draws are named by (seed, update, slot).
+        """
+        save_lora(self.model.dit, folder / "lora", layout="peft")
+        state = {
+            "adapter": lora_state_dict(self.model.dit),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        if self.average is not None:
+            state["average"] = self.average
+        torch.save(state, folder / "state.pt")
+        text = json.dumps(asdict(self.counters), indent=2) + "\n"
+        (folder / "counters.json").write_text(text, encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Restore what :meth:`save` wrote; a CheckpointError when it is missing or damaged."""
+        try:
+            state = torch.load(folder / "state.pt", self.model.device, weights_only=True)
+            counters = json.loads((folder / "counters.json").read_text(encoding="utf-8"))
+            load_lora_state_dict(self.model.dit, state["adapter"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for name, mean_ in (self.average or {}).items():
+                mean_.copy_(state["average"][name])
+            self.counters = Counters(**counters)
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, *_DAMAGE) as error:
+            raise CheckpointError(
+                f"the saved state cannot be read: {error}",
+                received=str(folder),
+                expected="state.pt and counters.json as a run writes them",
+                remedy="delete this folder to resume from the one before it",
+            ) from error
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the adapter has its averaged weights, when the run keeps them."""
+        if self.average is None:
+            yield
+            return
+        current = lora_state_dict(self.model.dit)
+        load_lora_state_dict(self.model.dit, self.average)
+        try:
+            yield
+        finally:
+            load_lora_state_dict(self.model.dit, current)
+
+
+#: What reading a damaged archive raises besides the usual errors.
+_DAMAGE = (EOFError, pickle.UnpicklingError)
+
+
+def rollout_evaluations(num_steps: int, t_index: int, group_size: int, *, shared: bool) -> int:
+    """Evaluations to sample one group whose critical step is ``t_index`` (0-based).
+
+    Shared: the prefix and the velocity at t' once, then G suffixes; naive: G whole trajectories.
+    """
+    if not shared:
+        return group_size * num_steps
+    return (t_index + 1) + group_size * (num_steps - t_index - 1)
+
+
+def mean_rollout_evaluations(config: GRPOConfig) -> float:
+    """Mean over t' ~ U{0..T'-1} of :func:`rollout_evaluations`; 53.5 at T=16, T'=6, G=4."""
+    steps, size, sde = config.rollout.num_steps, config.num_generations, config.sde
+    counts = [
+        rollout_evaluations(steps, t, size, shared=sde.share_prefix)
+        for t in range(sde.num_sde_steps)
+    ]
+    return sum(counts) / len(counts)
+
+
+def pixel_probes(video: Tensor) -> dict[str, float]:
+    """Saturation, luminance and frame difference of clips [G, T, 3, H, W], each in [0, 1].
+
+    Cheap statistics whose drift is the first sign of a hacked reward (section 3.3.2, Fig. 9).
+    """
+    pixels = video.float() / 255 if video.dtype == torch.uint8 else video.float()
+    spread = pixels.amax(2) - pixels.amin(2)
+    return {
+        "saturation": float(spread.mean()),
+        "luminance": float(pixels.mean()),
+        "frame_difference": float(pixels.diff(dim=1).abs().mean()) if pixels.shape[1] > 1 else 0.0,
+    }
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """Mean of the finite values; None if there are none."""
+    finite = [v for v in values if math.isfinite(v)]
+    return math.fsum(finite) / len(finite) if finite else None
+
+
+def _std(row: Tensor) -> float:
+    finite = row[row.isfinite()].double()
+    return float(finite.std(correction=0)) if len(finite) > 1 else math.nan
 
 
 class _Clock:
