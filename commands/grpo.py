@@ -9,8 +9,8 @@ from longtake.commands.options import Checkpoint, Device, DryRun, Overrides, Res
 
 grpo = group("Reward-driven post-training (Algorithm 1 of the report).")
 
-# Names of grpo/presets.py, repeated so that --help need not import it; tests/test_cli.py compares.
-Preset = Literal["tiny", "tiny_analytic", "table9"]
+# Names of grpo/config.py, repeated so that --help need not import it; tests/test_cli.py compares.
+Preset = Literal["tiny", "tiny_2026_11", "tiny_analytic", "table9"]
 
 
 @grpo.command("run")
@@ -37,7 +37,7 @@ def grpo_run(
     """
     import json
 
-    from longtake.grpo.presets import PRESETS
+    from longtake.grpo.config import PRESETS
     from longtake.runtime.config import merge_config
 
     options = {"prompts": prompts, "checkpoint": checkpoint}

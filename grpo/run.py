@@ -117,6 +117,8 @@ def run_grpo(
         )
     metrics = _chosen_metrics(config, metrics or {})
     prompts, held_out = _read_prompts(config)
+    if suite is None:
+        check_sources(config.rewards.reward_weights, config.rewards.sources)
     check_complete(Path(config.checkpoint))
     check_trackers(config.trackers)
     if dry_run:

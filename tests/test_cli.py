@@ -111,7 +111,7 @@ def test_version() -> None:
 
 def test_repeated_names_match_their_owners() -> None:
     from longtake.commands import grpo, rewards, sandbox
-    from longtake.grpo.presets import PRESETS
+    from longtake.grpo.config import PRESETS
     from longtake.rewards.reward_spec import COLOR_MODES, RewardKind
     from longtake.sandbox import facts
 

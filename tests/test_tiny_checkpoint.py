@@ -13,9 +13,9 @@ from longtake.core.sampler import generate
 from longtake.core.video import to_uint8
 from longtake.evaluation.judge.contract import JudgeClip
 from longtake.evaluation.judge.judge_directory import read_judge
-from longtake.grpo.presets import PRESETS, TINY_REWARDS
+from longtake.grpo.config import PRESETS
 from longtake.rewards.contract import VideoBatch
-from longtake.rewards.registry import load_suite
+from longtake.rewards.registry import TINY_REWARDS, load_suite
 from longtake.rewards.reward_directory import read_reward_directory
 from longtake.rewards.suite import RewardSuite
 from longtake.sandbox.captions import SPLIT_ATTRIBUTES, caption, prompts
@@ -64,7 +64,9 @@ def learned() -> RewardSuite:
 def test_learned_rewards_are_complete_and_those_of_the_preset(learned: RewardSuite) -> None:
     assert learned.names == ("hpsv3_general", "hpsv3_percentile", "videoalign_mq", "videoalign_ta")
     folders = sorted((TINY / "rewards").iterdir())
-    assert [folder.name for folder in folders] == sorted(set(TINY_REWARDS.values()))
+    assert [folder.name for folder in folders] == sorted(
+        {Path(folder).name for folder in TINY_REWARDS.values()}
+    )
     for folder in folders:
         reward = read_reward_directory(folder, verify_weights=True)
         assert reward.provenance["training"]["updates"] >= 1500

@@ -1,11 +1,14 @@
-"""A random checkpoint small enough to run whole GRPO updates in a test."""
+"""A checkpoint of random weights for whole GRPO updates in a test, and the oracles of tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
 
 from longtake.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from longtake.core.dit import DiTConfig, LongCatDiT
@@ -20,6 +23,12 @@ from longtake.grpo.config import (
     RolloutConfig,
     SDEConfig,
 )
+from longtake.grpo.loss import surrogate
+from longtake.grpo.plan import read_prompts
+from longtake.grpo.sde import StepCoefficients, kl, log_ratio
+from longtake.grpo.trainer import GRPOTrainer
+from longtake.rewards.contract import Score, VideoBatch, scores_of
+from longtake.rewards.suite import RewardSuite
 from longtake.runtime.rng import generator
 
 PROMPTS = [
@@ -121,3 +130,83 @@ def load_micro() -> Callable[[GRPOConfig], Checkpoint]:
         return model
 
     return load
+
+
+class Brightness:
+    """Mean pixel, or failures on demand: a reward with known behaviour."""
+
+    name, needs_prompt, needs_time = "brightness", False, False
+
+    def __init__(self, sign: float = 1.0, broken: str = "") -> None:
+        self.sign, self.broken = sign, broken
+
+    def score(self, batch: VideoBatch) -> list[Score]:
+        if self.broken == "raise":
+            raise RuntimeError("the scorer fell over")
+        value = self.sign * batch.video.float().mean((1, 2, 3, 4)).cpu() / 255
+        if self.broken == "nan":
+            value[0] = float("nan")
+        return scores_of(value)
+
+    def to(self, device: torch.device | str) -> "Brightness":
+        return self
+
+    def fingerprint(self) -> dict[str, object]:
+        return {"name": self.name}
+
+
+@pytest.fixture(scope="session")
+def make_trainer() -> Callable[..., GRPOTrainer]:
+    """A trainer of a model with rewards named by keyword, each the arguments of Brightness."""
+
+    def make(config: GRPOConfig, model: Checkpoint, **rewards: dict[str, Any]) -> GRPOTrainer:
+        named = rewards or {"brightness": {}}
+        suite = RewardSuite({name: (Brightness(**how), 1.0) for name, how in named.items()})
+        return GRPOTrainer(model, suite, read_prompts(Path(config.prompts)), config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def count_forwards() -> Callable[..., Any]:
+    """Counts the samples that pass through a DiT: ``with count_forwards(dit) as samples``."""
+
+    @contextmanager
+    def count(dit: nn.Module) -> Iterator[list[int]]:
+        samples: list[int] = []
+        hook = dit.register_forward_pre_hook(lambda _, args: samples.append(args[0].shape[0]))
+        yield samples
+        hook.remove()
+
+    return count
+
+
+@pytest.fixture(scope="session")
+def group_loss() -> Callable[..., Tensor]:
+    """The loss of ``policy_cotangent`` as a differentiable scalar.
+
+    Velocities are [1, ...] (one forward for the group) or [G, ...] (one forward for each member).
+    """
+
+    def loss(
+        v: Tensor,
+        v_old: Tensor,
+        v_ref: Tensor | None,
+        eps_G: Tensor,
+        advantage_G: Tensor,
+        step: StepCoefficients,
+        *,
+        epsilon: float | None = None,
+        policy_weight: float = 1.0,
+        beta: float = 0.0,
+        ratio: str = "mean",
+    ) -> Tensor:
+        reduction = "sum" if ratio == "sum" else "mean"
+        log_r = log_ratio(eps_G, v - v_old, step.c, reduction)
+        objective, _, _ = surrogate(log_r, advantage_G.to(log_r), ratio, epsilon)
+        value = -policy_weight * step.lambda_policy * objective.mean()
+        if v_ref is not None:
+            value = value + beta * step.lambda_kl * kl(v - v_ref, step.c, reduction).mean()
+        return value
+
+    return loss

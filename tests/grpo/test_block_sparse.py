@@ -6,32 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from longtake.core.checkpoint import Checkpoint
 from longtake.core.dit import disable_bsa
 from longtake.grpo.config import GRPOConfig
-from longtake.grpo.plan import read_prompts
 from longtake.grpo.trainer import GRPOTrainer
-from longtake.rewards.contract import Score, VideoBatch, scores_of
-from longtake.rewards.suite import RewardSuite
 
 Load = Callable[[GRPOConfig], Checkpoint]
-
-
-class Brightness:
-    """Mean pixel: a reward without weights."""
-
-    name, needs_prompt, needs_time = "brightness", False, False
-
-    def score(self, batch: VideoBatch) -> list[Score]:
-        return scores_of(batch.video.float().mean((1, 2, 3, 4)).cpu() / 255)
-
-    def to(self, device: torch.device | str) -> "Brightness":
-        return self
-
-    def fingerprint(self) -> dict[str, object]:
-        return {"name": self.name}
+Make = Callable[..., GRPOTrainer]
 
 
 @pytest.fixture
@@ -46,26 +28,25 @@ def sparse_config(micro_config: GRPOConfig, tmp_path: Path) -> GRPOConfig:
     return micro_config.replace(checkpoint=str(root))
 
 
-def trainer_of(config: GRPOConfig, model: Checkpoint) -> GRPOTrainer:
-    suite = RewardSuite({"brightness": (Brightness(), 1.0)})
-    return GRPOTrainer(model, suite, read_prompts(Path(config.prompts)), config)
-
-
-def test_updates_stay_on_policy(sparse_config: GRPOConfig, load_micro: Load) -> None:
-    trainer = trainer_of(sparse_config, load_micro(sparse_config))
+def test_updates_stay_on_policy(
+    sparse_config: GRPOConfig, load_micro: Load, make_trainer: Make
+) -> None:
+    trainer = make_trainer(sparse_config, load_micro(sparse_config))
     first, second = trainer.update().record, trainer.update().record
     assert first["ratio/min"] == first["ratio/mean"] == first["ratio/max"] == 1.0
     assert first["kl"] == 0.0 and second["ratio/mean"] == 1.0
     assert second["kl"] is not None and second["kl"] > 0
 
 
-def test_sparsity_reaches_the_rollout(sparse_config: GRPOConfig, load_micro: Load) -> None:
+def test_sparsity_reaches_the_rollout(
+    sparse_config: GRPOConfig, load_micro: Load, make_trainer: Make
+) -> None:
     losses = []
     for is_dense in (False, True):
         model = load_micro(sparse_config)
         assert model.dit.block_orders is not None
         if is_dense:
             disable_bsa(model.dit)
-        losses.append(trainer_of(sparse_config, model).update().record)
+        losses.append(make_trainer(sparse_config, model).update().record)
     key = next(k for k in losses[0] if "brightness" in k and "mean" in k)
     assert losses[0][key] != losses[1][key]

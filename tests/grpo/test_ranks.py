@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from longtake.grpo.config import GRPOConfig
-from longtake.grpo.ranks import Ranks
+from longtake.grpo.plan import Ranks
 from longtake.runtime.config import config_to_yaml
 
 SCRIPT = """
 import sys
 from pathlib import Path
+from longtake.grpo.config import GRPOConfig
 from longtake.grpo.run import run_grpo
-run_grpo(config_file=Path(sys.argv[1]), output_dir=Path(sys.argv[2]))
+from longtake.runtime.config import merge_config
+run_grpo(merge_config(GRPOConfig(), Path(sys.argv[1])), output_dir=Path(sys.argv[2]))
 """
 
 

@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from longtake.core.video import read_video, write_mp4, write_png
-from longtake.grpo.report import write_report
-from longtake.grpo.report_data import per_prompt
-from longtake.grpo.report_page import duration, number, span
+from longtake.grpo.report import duration, number, per_prompt, span, write_report
 from longtake.runtime.errors import RunDirectoryError
 
 EVIL = '<script>alert("x")</script> & a cat'
@@ -148,7 +146,7 @@ def verdict(run: Path, **changes: Any) -> tuple[str, str]:
     """(class of the verdict box, its text)."""
     (run / "summary.json").write_text(json.dumps(summary(**changes)))
     source = write_report(run).read_text()
-    found = re.search(r'<div class="(verdict[^"]*)">(.*?)</div>', source)
+    found = re.search(r'<div class="(verdict[^"]*)">(.*?)</div>', source, re.S)
     assert found is not None
     return found[1], Page(found[2]).text
 
@@ -237,6 +235,14 @@ def test_verdict_without_a_rise_points_at_hacking(
     assert "training rewards general rose" in text and "reward hacking" in text
 
 
+@pytest.mark.parametrize("diff", [0.3, -0.3])
+def test_few_prompts_are_too_few_to_tell(run: Path, diff: float) -> None:
+    few = {**cell(diff), "n": 4, "n_clusters": 2}
+    kind, text = verdict(run, held_out={"alignment": few, "oracle_mean": few}, rewards={"a": few})
+    assert kind == "verdict flat" and "Too few prompts to tell" in text and "2 prompts" in text
+    assert "significantly" not in text and "hacking" not in text
+
+
 def test_verdict_without_oracles_or_pairs(run: Path) -> None:
     assert "No held-out metric was measured" in verdict(run, held_out={})[1]
     nothing = {"before": None, "after": None, "diff": None, "n": 0, "dropped": 96}
@@ -251,13 +257,13 @@ def test_oldest_grids_are_dropped_to_keep_the_size(run: Path) -> None:
     path = write_report(run, max_bytes=everything - 3 * grid)
     page = read(path)
     assert len(path.read_bytes()) < everything - grid
-    assert "oldest grids are left out" in page.text
+    assert "oldest grids are too large" in page.text
     labels = [str(a.get("aria-label")) for tag, a in page.tags if tag == "video"]
     assert any("update 100 " in label for label in labels)
     assert not any("update 0 " in label for label in labels)
     tiny = read(write_report(run, max_bytes=10))
     assert tiny.sources() == [] and "3 oldest grids" in tiny.text
-    assert "curves.png is too large" in tiny.text
+    assert "curves.png: it is too large" in tiny.text
 
 
 def test_an_interrupted_run_says_what_is_missing(tmp_path: Path) -> None:
@@ -298,9 +304,10 @@ def test_per_prompt_uses_the_samples_scored_both_times() -> None:
 
 
 def test_numbers_and_durations() -> None:
-    assert number(None) == number(float("nan")) == "&ndash;"
-    assert number(-0.0312, signed=True) == "&minus;0.031" and number(1234.5, 0) == "1,234"
-    assert span(-0.1, 0.2) == "[&minus;0.100, +0.200]"
+    minus, none = "\N{MINUS SIGN}", "\N{EN DASH}"
+    assert number(None) == number(float("nan")) == span({}) == none
+    assert number(-0.0312, signed=True) == f"{minus}0.031" and number(1234.5, 0) == "1,234"
+    assert span({"ci95": [-0.1, 0.2]}) == f"[{minus}0.100, +0.200]"
     assert [duration(s) for s in (0.5, 42, 59.7, 523.4, 11100)] == [
         "0.5 s",
         "42 s",

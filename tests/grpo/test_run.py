@@ -3,12 +3,14 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,15 +19,19 @@ from torch import Tensor
 from longtake.grpo.config import GRPOConfig
 from longtake.grpo.run import run_grpo
 from longtake.runtime.config import config_to_yaml
-from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
+from longtake.runtime.errors import RunDirectoryError, UserError
+from longtake.runtime.files import TEMPORARY
+from longtake.runtime.run_directory import RunDirectory
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from longtake.grpo.interrupt import Interrupted
-from longtake.grpo.run import run_grpo
+from longtake.grpo.config import GRPOConfig
+from longtake.grpo.run import Interrupted, run_grpo
+from longtake.runtime.config import merge_config
+config = merge_config(GRPOConfig(), Path(sys.argv[1]))
 try:
-    run_grpo(config_file=Path(sys.argv[1]), output_dir=Path(sys.argv[2]), resume=True)
+    run_grpo(config, output_dir=Path(sys.argv[2]), resume=True)
 except Interrupted:
     sys.exit(130)
 """
@@ -151,81 +157,93 @@ def test_ctrl_c_saves_the_state_and_says_how_to_go_on(
 
 
 def test_a_dry_run_writes_nothing(
-    micro_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    micro_config: GRPOConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "dry"
-    assert run_grpo(config_file=micro_yaml, output_dir=out, dry_run=True) is None
+    assert run_grpo(micro_config, output_dir=out, dry_run=True) is None
     assert not out.exists()
     text = capsys.readouterr().err
     assert "6 of 3 prompts" in text and "36 training forwards" in text
 
 
-def test_an_unknown_key_names_the_nearest(micro_yaml: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="learning_rate"):
-        run_grpo(
-            config_file=micro_yaml, output_dir=tmp_path, overrides=["optimizer.learnin_rate=1"]
-        )
+# What is wrong -> changes of the configuration, and words of the answer.
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "metric": ({"evaluation": {"metrics": ["beauty"]}}, "metric that is not there"),
+    "reward": ({"rewards": {"reward_weights": {"beauty": 1.0}}}, "beauty"),
+    "source": ({"rewards": {"reward_weights": {"hpsv3_general": 1.0}}}, "hpsv3_general"),
+    "checkpoint": ({"checkpoint": "nowhere"}, "no such checkpoint"),
+    "prompts": ({"prompts": "nowhere.txt"}, "prompt file cannot be read"),
+    "number of prompts": ({"evaluation": {"num_prompts": 6}}, "too few held-out prompts"),
+}
 
 
-def test_an_unknown_metric_preset_or_reward_is_refused(micro_yaml: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="metric"):
-        run_grpo(config_file=micro_yaml, overrides=["evaluation.metrics=[beauty]"])
-    with pytest.raises(ConfigError, match="preset"):
-        run_grpo(preset="huge")
-    with pytest.raises(UserError, match="reward is unknown"):
-        run_grpo(config_file=micro_yaml, overrides=["rewards.reward_weights.beauty=1"])
-    with pytest.raises(UserError, match="nothing to resume"):
-        run_grpo(config_file=micro_yaml, resume=True)
-
-
-def test_missing_parts_of_a_checkpoint_are_listed(
-    micro_yaml: Path, tmp_path: Path, checkpoint_dir: Path
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_settings_are_refused_before_any_work(
+    micro_config: GRPOConfig, tmp_path: Path, name: str, dry_run: bool
 ) -> None:
-    half = tmp_path / "half"
-    half.mkdir()
-    (half / "dit").symlink_to(checkpoint_dir / "dit")
-    with pytest.raises(CheckpointError, match=r"vae/config\.json.*") as caught:
-        run_grpo(config_file=micro_yaml, output_dir=tmp_path / "run", checkpoint=half)
-    assert "scheduler" in str(caught.value) and "tokenizer" in str(caught.value)
+    changes, words = WRONG[name]
+    for key, value in changes.items():
+        group = getattr(micro_config, key)
+        whole = group.replace(**value) if isinstance(value, dict) else value
+        micro_config = micro_config.replace(**{key: whole})
+    with pytest.raises(UserError, match=words):
+        run_grpo(micro_config, output_dir=tmp_path / "run", dry_run=dry_run)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_needs_a_directory(micro_config: GRPOConfig) -> None:
+    with pytest.raises(UserError, match="nothing to resume"):
+        run_grpo(micro_config, resume=True)
 
 
 def test_a_finished_or_foreign_run_directory_is_not_overwritten(
     whole_run: Path, micro_config: GRPOConfig, tmp_path: Path
 ) -> None:
     before = (whole_run / "summary.json").read_bytes()
-    same = tmp_path / "same.yaml"
-    same.write_text(config_to_yaml(micro_config), encoding="utf-8")
     with pytest.raises(RunDirectoryError, match="already holds a run"):
-        run_grpo(config_file=same, output_dir=whole_run)
-    other = tmp_path / "other.yaml"
-    other.write_text(config_to_yaml(micro_config.replace(seed=9)), encoding="utf-8")
+        run_grpo(micro_config, output_dir=whole_run)
     with pytest.raises(RunDirectoryError, match="another configuration"):
-        run_grpo(config_file=other, output_dir=whole_run, resume=True)
+        run_grpo(micro_config.replace(seed=9), output_dir=whole_run, resume=True)
     assert (whole_run / "summary.json").read_bytes() == before
-
-
-def test_an_unwritable_run_directory_is_named(micro_yaml: Path, tmp_path: Path) -> None:
-    blocker = tmp_path / "file"
-    blocker.write_text("")
+    (tmp_path / "file").write_text("")
     with pytest.raises(RunDirectoryError):
-        run_grpo(config_file=micro_yaml, output_dir=blocker / "run")
+        run_grpo(micro_config, output_dir=tmp_path / "file" / "run")
 
 
-def test_empty_prompts_are_refused_before_any_work(micro_yaml: Path, tmp_path: Path) -> None:
-    empty = tmp_path / "empty.txt"
-    empty.write_text("\n")
-    with pytest.raises(UserError, match="no prompts"):
-        run_grpo(config_file=micro_yaml, output_dir=tmp_path / "run", prompts=empty)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_full_disk_during_the_evaluation_is_explained(
-    micro_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_during_the_evaluation_is_explained_and_leaves_nothing(
+    micro_config: GRPOConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, records: object) -> None:
+    def full(state: object, path: Path) -> None:
+        Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("longtake.grpo.run.write_records", full)
+    monkeypatch.setattr("longtake.grpo.held_out.save_file", full)
     with pytest.raises(RunDirectoryError, match="free some space") as caught:
-        run_grpo(config_file=micro_yaml, output_dir=tmp_path / "run")
-    assert "held_out_before.jsonl" in str(caught.value)
+        run_grpo(micro_config, output_dir=tmp_path / "run")
+    assert "held_out_before" in str(caught.value)
+    assert not [p for p in (tmp_path / "run").iterdir() if "held_out" in p.name]
+
+
+def test_what_a_kill_leaves_of_the_evaluation_is_swept(
+    micro_config: GRPOConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files are written beside their place under the name that a run directory sweeps."""
+    left = []
+
+    class Killed(Exception):
+        pass
+
+    def kill(source: Path, target: Path) -> None:
+        if "held_out" in Path(target).name:
+            left.append(Path(source).name)
+            shutil.copy(source, tmp_path / "run" / f"{Path(source).name}-left")
+            raise Killed
+        os.rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", kill)
+    with pytest.raises(Killed):
+        run_grpo(micro_config, output_dir=tmp_path / "run")
+    assert left and all(name.startswith(TEMPORARY) for name in left)
+    RunDirectory.create(tmp_path / "run", config_to_yaml(micro_config), resume=True).close()
+    assert not list((tmp_path / "run").glob("*held_out*"))
