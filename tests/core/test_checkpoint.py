@@ -13,7 +13,6 @@ from longtake.core.checkpoint import (
     Checkpoint,
     load_checkpoint,
     load_dit,
-    missing_parts,
     save_checkpoint,
     save_dit,
 )
@@ -110,7 +109,6 @@ def test_all_missing_parts_are_listed_at_once(copy: Path) -> None:
         f"dit/{STEM}.safetensors",
         "scheduler/scheduler_config.json",
     }
-    assert set(missing_parts(copy)) == expected
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(copy)
     assert all(name in str(caught.value) for name in expected)
