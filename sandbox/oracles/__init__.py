@@ -2,22 +2,30 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from longtake.sandbox.captions import parse_caption
 from longtake.sandbox.facts import Facts
-from longtake.sandbox.oracles.alignment import alignment, alignment_of, parse_captions
-from longtake.sandbox.oracles.motion import motion, motion_of, unprompted_motion_of
-from longtake.sandbox.oracles.segmentation import segment_batch
-from longtake.sandbox.oracles.visual import visual, visual_of
+from longtake.sandbox.oracles.alignment import alignment_of
+from longtake.sandbox.oracles.motion import motion_of, unprompted_motion_of
+from longtake.sandbox.oracles.segmentation import Segmentation, segment_batch
+from longtake.sandbox.oracles.visual import visual_of
 
 Oracle = Callable[[Tensor, Sequence[str]], Tensor]
-
-ORACLES: dict[str, Oracle] = {"alignment": alignment, "motion": motion, "visual": visual}
+"""Clips [B, T, 3, H, W], uint8 or float in [0, 1], and B captions to [B] float32 in [0, 1]; NaN for
+a clip with a pixel that is not finite. UserError for a caption outside of the grammar."""
 
 UNPROMPTED_MOTION = "unprompted_motion"
 """Motion for someone who has not read the caption: what labels of motion quality follow."""
+
+_SCORES: dict[str, Callable[[Segmentation, Facts], float]] = {
+    "alignment": alignment_of,
+    "motion": motion_of,
+    "visual": lambda clip, _: visual_of(clip),  # it never sees the caption
+}
 
 
 def oracle_scores(
@@ -26,41 +34,33 @@ def oracle_scores(
     """All oracles with one segmentation per clip: name to [B] float32, as ``ORACLES`` gives them.
 
     Args:
-        video: [B, T, 3, H, W], uint8 or float in [0, 1].
-        captions: B texts of the sandbox grammar.
+        video: as :data:`Oracle`.
+        captions: as :data:`Oracle`.
         shown: B facts of what the clips show, whatever their captions say; adds
             :data:`UNPROMPTED_MOTION`, which judges by them.
-
-    Raises:
-        UserError: wrong shape, another number of captions, or a caption outside of the grammar.
     """
-    facts = parse_captions(video, captions)
-    clips = segment_batch(video)
-    rows = [
-        (math.nan,) * 3
-        if clip is None
-        else (alignment_of(clip, stated), motion_of(clip, stated), visual_of(clip))
-        for clip, stated in zip(clips, facts, strict=True)
-    ]
-    table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 3)
-    scores = {name: table[:, column] for column, name in enumerate(ORACLES)}
+    facts, clips = [parse_caption(text) for text in captions], segment_batch(video)
+    scores = {name: _scored(score, clips, facts) for name, score in _SCORES.items()}
     if shown is not None:
-        scores[UNPROMPTED_MOTION] = torch.tensor(
-            [
-                math.nan if clip is None else unprompted_motion_of(clip, there)
-                for clip, there in zip(clips, shown, strict=True)
-            ],
-            dtype=torch.float32,
-        )
+        scores[UNPROMPTED_MOTION] = _scored(unprompted_motion_of, clips, shown)
     return scores
 
 
-__all__ = [
-    "ORACLES",
-    "UNPROMPTED_MOTION",
-    "Oracle",
-    "alignment",
-    "motion",
-    "oracle_scores",
-    "visual",
-]
+def _scored(
+    score: Callable[[Segmentation, Facts], float],
+    clips: Sequence[Segmentation | None],
+    facts: Sequence[Facts],
+) -> Tensor:
+    values = [
+        math.nan if clip is None else score(clip, stated)
+        for clip, stated in zip(clips, facts, strict=True)
+    ]
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def _oracle(name: str, video: Tensor, captions: Sequence[str]) -> Tensor:
+    facts = [parse_caption(text) for text in captions]
+    return _scored(_SCORES[name], segment_batch(video), facts)
+
+
+ORACLES: dict[str, Oracle] = {name: partial(_oracle, name) for name in _SCORES}

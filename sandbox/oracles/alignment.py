@@ -5,14 +5,9 @@ result is the plain mean. A sprite that cannot be found scores 0 on all of its f
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from longtake.runtime.errors import UserError
-from longtake.sandbox.captions import parse_caption
 from longtake.sandbox.facts import (
     BACKGROUNDS,
     COLOURS,
@@ -24,7 +19,7 @@ from longtake.sandbox.facts import (
     Facts,
     SpriteFacts,
 )
-from longtake.sandbox.oracles.segmentation import UNIT_AREA, Segmentation, segment_batch
+from longtake.sandbox.oracles.segmentation import UNIT_AREA, Segmentation
 from longtake.sandbox.oracles.soft import Array, nearest_of, ramp
 from longtake.sandbox.oracles.tracks import Track, find_tracks
 
@@ -33,42 +28,6 @@ MIN_TRACK_FRAMES = 5  # fewer positions do not show a motion
 _COLOUR_TABLE: Array = np.array(list(COLOURS.values()))
 _BACKGROUND_TABLE: Array = np.array(list(BACKGROUNDS.values()))
 _HEADING_RAD = {"right": 0.0, "down": 0.5 * math.pi, "left": math.pi, "up": -0.5 * math.pi}
-
-
-def alignment(video: Tensor, captions: Sequence[str]) -> Tensor:
-    """Score clips against their captions.
-
-    Args:
-        video: [B, T, 3, H, W], uint8 or float in [0, 1].
-        captions: B texts of the sandbox grammar.
-
-    Returns:
-        [B] float32 in [0, 1]; NaN for a clip with a pixel that is not finite.
-
-    Raises:
-        UserError: wrong shape, another number of captions, or a caption outside of the grammar.
-    """
-    facts = parse_captions(video, captions)
-    scores = [
-        math.nan if clip is None else alignment_of(clip, stated)
-        for clip, stated in zip(segment_batch(video), facts, strict=True)
-    ]
-    return torch.tensor(scores, dtype=torch.float32)
-
-
-def parse_captions(video: Tensor, captions: Sequence[str]) -> list[Facts]:
-    """Parse one caption per clip.
-
-    Raises:
-        UserError: another number of captions than clips, or text outside of the grammar.
-    """
-    if len(captions) != video.shape[0]:
-        raise UserError(
-            "captions and clips differ in number",
-            received=f"{len(captions)} captions, {video.shape[0]} clips",
-            expected="one caption per clip",
-        )
-    return [parse_caption(text) for text in captions]
 
 
 def alignment_of(clip: Segmentation, facts: Facts) -> float:
@@ -80,11 +39,11 @@ def alignment_of(clip: Segmentation, facts: Facts) -> float:
 def fact_scores(clip: Segmentation, facts: Facts) -> dict[str, float]:
     """Score of each fact: "count", "background" and "<attribute><sprite number>"."""
     tracks, extra = find_tracks(clip, facts)
-    found = np.mean([ramp(track.area, 15.0, 70.0) for track in tracks], axis=0)  # [T]
-    scores = {"count": float((found * (1 - ramp(extra, 0.02, 0.4))).mean())}
+    present = np.mean([ramp(track.area, 15.0, 70.0) for track in tracks], axis=0)  # [T]
+    scores = {"count": float((present * (1 - ramp(extra, 0.02, 0.4))).mean())}
     if facts.background is not None:
-        wanted = list(BACKGROUNDS).index(facts.background)
-        scores["background"] = float(nearest_of(clip.background, _BACKGROUND_TABLE, wanted).mean())
+        own = list(BACKGROUNDS).index(facts.background)
+        scores["background"] = float(nearest_of(clip.background, _BACKGROUND_TABLE, own).mean())
     for number, (track, sprite) in enumerate(zip(tracks, facts.sprites, strict=True), start=1):
         for name, score in _sprite_scores(track, sprite).items():
             scores[f"{name}{number}"] = score
@@ -96,8 +55,8 @@ def _sprite_scores(track: Track, sprite: SpriteFacts) -> dict[str, float]:
         return dict.fromkeys(sprite.stated(), 0.0)
     scores: dict[str, float] = {}
     if sprite.colour is not None:
-        wanted = list(COLOURS).index(sprite.colour)
-        colour = nearest_of(track.colour[track.present], _COLOUR_TABLE, wanted)
+        own = list(COLOURS).index(sprite.colour)
+        colour = nearest_of(track.colour[track.present], _COLOUR_TABLE, own)
         scores["colour"] = float(colour.sum() / len(track.present))
     if sprite.shape is not None:
         scores["shape"] = _shape_score(track, sprite.shape)
@@ -113,9 +72,8 @@ def _sprite_scores(track: Track, sprite: SpriteFacts) -> dict[str, float]:
 def _shape_score(track: Track, shape: str) -> float:
     """The silhouette fits the stated shape, and no other shape fits better."""
     fit = track.fit[track.present]
-    wanted = SHAPES.index(shape)
-    own = fit[:, wanted]
-    margin = own - np.delete(fit, wanted, axis=1).max(axis=1)
+    own = fit[:, SHAPES.index(shape)]
+    margin = own - np.delete(fit, SHAPES.index(shape), axis=1).max(axis=1)
     score = ramp(margin, -0.11, 0.045) * ramp(own, 0.45, 0.82)
     return float(score.sum() / len(track.present))
 

@@ -9,16 +9,11 @@ Without a caption (``unprompted_motion_of``) nobody knows what should stand stil
 which nothing moves is the defect, and a sprite that never shows is none.
 """
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
-import torch
-from torch import Tensor
 
 from longtake.sandbox.facts import Facts, SpriteFacts
-from longtake.sandbox.oracles.alignment import extent, parse_captions
-from longtake.sandbox.oracles.segmentation import Segmentation, segment_batch
+from longtake.sandbox.oracles.alignment import extent
+from longtake.sandbox.oracles.segmentation import Segmentation
 from longtake.sandbox.oracles.soft import Array, decay, ramp, weighted_product
 from longtake.sandbox.oracles.tracks import Track, find_tracks
 
@@ -27,55 +22,27 @@ from longtake.sandbox.oracles.tracks import Track, find_tracks
 _PARABOLA: Array = np.array([-3, 12, 17, 12, -3]) / 35
 
 
-def motion(video: Tensor, captions: Sequence[str]) -> Tensor:
-    """Score the motion of clips.
-
-    Args:
-        video: [B, T, 3, H, W], uint8 or float in [0, 1].
-        captions: B texts of the sandbox grammar; only the number of sprites, their colours (to
-            tell them apart) and the asked motion are used.
-
-    Returns:
-        [B] float32 in [0, 1]; NaN for a clip with a pixel that is not finite.
-
-    Raises:
-        UserError: wrong shape, another number of captions, or a caption outside of the grammar.
-    """
-    facts = parse_captions(video, captions)
-    scores = [
-        math.nan if clip is None else motion_of(clip, stated)
-        for clip, stated in zip(segment_batch(video), facts, strict=True)
-    ]
-    return torch.tensor(scores, dtype=torch.float32)
-
-
 def motion_of(clip: Segmentation, facts: Facts) -> float:
-    """Mean over the caption's sprites of the product of all terms."""
+    """Mean over the caption's sprites of the product of all terms.
+
+    Of the caption only the number of sprites, their colours (to tell them apart) and the motion
+    that is asked for are used.
+    """
     tracks, _ = find_tracks(clip, facts)
-    steady = steadiness(clip.background)
-    return float(
-        np.mean(
-            [
-                weighted_product(
-                    [(score, weight) for score, weight in motion_terms(track, sprite).values()]
-                    + [(steady, 0.6)]
-                )
-                for track, sprite in zip(tracks, facts.sprites, strict=True)
-            ]
-        )
-    )
+    steady = (steadiness(clip.background), 0.6)
+    scores = [
+        weighted_product([*motion_terms(track, sprite).values(), steady])
+        for track, sprite in zip(tracks, facts.sprites, strict=True)
+    ]
+    return float(np.mean(scores))
 
 
 def unprompted_motion_of(clip: Segmentation, shown: Facts) -> float:
     """Motion as someone judges it who has not read the caption (VideoAlign's motion quality).
 
-    Args:
-        clip: the clip.
-        shown: number and colours of its sprites, to tell them apart; nothing else is used.
-
-    Returns:
-        Mean over the sprites that show of the product of all terms; activity is that of the
-        sprite that moves most. 0 if none shows.
+    Mean over the sprites that show of the product of all terms; activity is that of the sprite that
+    moves most. 0 if none shows. Of ``shown`` only the number and colours of the sprites are used,
+    to tell them apart.
     """
     tracks = [track for track in find_tracks(clip, shown)[0] if track.present.any()]
     if not tracks:

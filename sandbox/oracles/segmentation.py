@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from longtake.runtime.errors import UserError
 from longtake.sandbox.facts import SHAPES
 from longtake.sandbox.oracles.soft import Array
 from longtake.sandbox.render import (
@@ -67,18 +66,8 @@ class Segmentation:
 
 
 def segment_batch(video: Tensor) -> list[Segmentation | None]:
-    """Segment clips [B, T, 3, H, W], uint8 or float in [0, 1]; None where a pixel is not finite.
-
-    Raises:
-        UserError: wrong shape.
-    """
-    if video.ndim != 5 or video.shape[2] != 3 or 0 in video.shape:
-        raise UserError(
-            "oracles score a batch of RGB clips",
-            received=tuple(video.shape),
-            expected="[B, T, 3, H, W]",
-            remedy="add the batch axis with video[None]",
-        )
+    """Segment clips [B, T, 3, H, W], uint8 or float in [0, 1]; None where a pixel is not finite."""
+    assert video.ndim == 5 and video.shape[2] == 3, video.shape
     pixels = video.detach().to(device="cpu", dtype=torch.float32)
     if video.dtype == torch.uint8:
         pixels = pixels / 255

@@ -20,12 +20,12 @@ def decay(value: Array | float, free: float, scale: float) -> Array:
     return np.exp(-excess / scale)
 
 
-def nearest_of(value: Array, options: Array, wanted: int) -> Array:
-    """How clearly a colour [..., 3] is option ``wanted`` of [K, 3]: 1 on it, 0 on another one."""
+def nearest_of(value: Array, options: Array, own: int) -> Array:
+    """How clearly a colour [..., 3] is option ``own`` of [K, 3]: 1 on it, 0 on another one."""
     distance = np.linalg.norm(value[..., None, :] - options, axis=-1)  # [..., K]
-    own = distance[..., wanted]
-    other = np.delete(distance, wanted, axis=-1).min(axis=-1)
-    return ramp(other / (other + own + 1e-9), 0.3, 0.8)
+    other = np.delete(distance, own, axis=-1).min(axis=-1)
+    distance = distance[..., own]
+    return ramp(other / (other + distance + 1e-9), 0.3, 0.8)
 
 
 def weighted_product(terms: Sequence[tuple[float, float]]) -> float:

@@ -5,15 +5,10 @@ intact shapes (each silhouette fits one of the four shapes, no fragments), a qui
 something to see in every frame. The score is a weighted product.
 """
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
-import torch
-from torch import Tensor
 
 from longtake.sandbox.facts import BACKGROUNDS, COLOURS
-from longtake.sandbox.oracles.segmentation import SPRITE_AREA_PX, Segmentation, segment_batch
+from longtake.sandbox.oracles.segmentation import SPRITE_AREA_PX, Segmentation
 from longtake.sandbox.oracles.soft import Array, decay, ramp, weighted_product
 
 MAX_SPRITES = 2
@@ -21,23 +16,6 @@ WHOLE_SPRITE_PX = 70.0  # the smallest sprite of the world has 107 px
 
 _COLOUR_TABLE: Array = np.array(list(COLOURS.values()))
 _BACKGROUND_TABLE: Array = np.array(list(BACKGROUNDS.values()))
-
-
-def visual(video: Tensor, captions: Sequence[str] | None = None) -> Tensor:
-    """Score the picture quality of clips.
-
-    Args:
-        video: [B, T, 3, H, W], uint8 or float in [0, 1].
-        captions: ignored; present so that all oracles are called alike.
-
-    Returns:
-        [B] float32 in [0, 1]; NaN for a clip with a pixel that is not finite.
-
-    Raises:
-        UserError: wrong shape.
-    """
-    scores = [math.nan if clip is None else visual_of(clip) for clip in segment_batch(video)]
-    return torch.tensor(scores, dtype=torch.float32)
 
 
 def visual_of(clip: Segmentation) -> float:

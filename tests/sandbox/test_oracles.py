@@ -8,7 +8,7 @@ import torch
 from longtake.runtime.errors import UserError
 from longtake.sandbox.captions import caption, parse_caption
 from longtake.sandbox.corruptions import CORRUPTIONS
-from longtake.sandbox.facts import BACKGROUNDS, COLOURS, FRAME_PX, MOTIONS, SHAPES, SIZES, SPEEDS
+from longtake.sandbox.facts import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, SPEEDS
 from longtake.sandbox.oracles import ORACLES, UNPROMPTED_MOTION, oracle_scores
 from longtake.sandbox.oracles.alignment import alignment_of, fact_scores
 from longtake.sandbox.oracles.segmentation import segment
@@ -141,18 +141,9 @@ def test_not_finite_pixels_are_unscored() -> None:
         assert torch.isfinite(scores[0]) and torch.isnan(scores[1])
 
 
-def test_bad_input_is_refused() -> None:
-    video = render([sample_scene(0, 0)])
-    with pytest.raises(UserError, match="one caption per clip"):
-        ORACLES["alignment"](video, [])
+def test_a_caption_outside_of_the_grammar_is_refused() -> None:
     with pytest.raises(UserError, match="grammar"):
-        ORACLES["motion"](video, ["a dog"])
-    with pytest.raises(UserError, match=r"\[B, T, 3, H, W\]"):
-        ORACLES["visual"](video[0], ["red circle"])
-
-
-def test_frames_have_the_native_size() -> None:
-    assert render([sample_scene(0, 0)]).shape[-1] == FRAME_PX
+        ORACLES["motion"](render([sample_scene(0, 0)]), ["a dog"])
 
 
 def test_motion_without_the_caption_does_not_depend_on_what_it_demands() -> None:
