@@ -22,10 +22,6 @@ Samples = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="List of samples: sample, model, prompt, caption, video."),
 ]
-Dimensions = Annotated[
-    list[str] | None,
-    typer.Option("--dimension", metavar="NAME", help="Repeatable. Default: those of a judge."),
-]
 
 
 @judge.command("train")
@@ -63,31 +59,25 @@ def judge_train(
     Example: python cli.py eval judge train --base models/videoalign --ratings ratings.jsonl
     --samples samples.csv --held-out-model B --output-dir runs/judge
     """
-    from longtake.evaluation.judge.sft_config import GenerativeTrainingConfig
-    from longtake.evaluation.judge.train_config import JudgeTrainingConfig
+    from longtake.evaluation.judge.config import GenerativeTrainingConfig, JudgeTrainingConfig
     from longtake.runtime.config import merge_config
 
     default = GenerativeTrainingConfig() if kind == "generative" else JudgeTrainingConfig()
     settings = merge_config(default, config, overrides or [])
-    data = settings.data
-    data = data.replace(
-        ratings=tuple(map(str, ratings)) if ratings else data.ratings,
-        samples=str(samples) if samples else data.samples,
-        held_out_models=tuple(held_out_model) if held_out_model else data.held_out_models,
+    data = {
+        "ratings": tuple(map(str, ratings or ())),
+        "samples": samples and str(samples),
+        "held_out_models": tuple(held_out_model or ()),
+    }
+    settings = settings.replace(
+        data=settings.data.replace(**{name: value for name, value in data.items() if value}),
+        base=str(base) if base else settings.base,
     )
-    settings = settings.replace(data=data, base=str(base) if base else settings.base)
-    if isinstance(settings, GenerativeTrainingConfig):
-        from longtake.evaluation.judge.sft import train_generative
+    from longtake.evaluation.judge.train import train_judge  # with torch: settings are right by now
 
-        trained = train_generative(
-            settings, output_dir=output_dir, resume=resume, dry_run=dry_run, device=device
-        )
-    else:
-        from longtake.evaluation.judge.train import train_judge
-
-        trained = train_judge(
-            settings, output_dir=output_dir, resume=resume, dry_run=dry_run, device=device
-        )
+    trained = train_judge(
+        settings, output_dir=output_dir, resume=resume, dry_run=dry_run, device=device
+    )
     if trained is not None:
         typer.echo(trained)
 
@@ -107,34 +97,35 @@ def judge_calibrate(
     Example: python cli.py eval judge calibrate runs/judge/judge --ratings ratings.jsonl
     --samples runs/judge/calibration.csv --output-dir runs/raw
     """
-    from longtake.evaluation.judge.calibrate import calibrate_judge
-    from longtake.evaluation.judge.calibration import CalibrationSettings
-    from longtake.evaluation.judge.judge_directory import read_judge
-    from longtake.evaluation.judge.rated_clips import read_rated_clips
-    from longtake.evaluation.tables import Table, print_findings
+    from rich.console import Console
+
+    from longtake.evaluation.judge.calibration import (
+        Calibration,
+        CalibrationSettings,
+        fit_curves,
+    )
+    from longtake.evaluation.judge.data import read_rated_clips
+    from longtake.evaluation.judge.directory import read_judge, set_calibration
+    from longtake.evaluation.judge.score import raw_scores
+    from longtake.evaluation.tables import print_findings
     from longtake.runtime.device import pick_device
-    from longtake.runtime.progress import progress_bar
+    from longtake.runtime.progress import progress_bar, result_table
 
     found = read_judge(directory)
     settings = CalibrationSettings(method=method, min_points=min_points)
     clips = read_rated_clips(ratings, samples, found.dimensions)
     with progress_bar("raw scores", len(clips.samples.samples)) as bar:
-        calibrated = calibrate_judge(
-            found, clips, output_dir, settings, device=pick_device(device), on_progress=bar.update
+        scores = raw_scores(
+            found, clips, output_dir, device=pick_device(device), on_progress=bar.update
         )
-    assert calibrated.calibration is not None
-    table = Table(
-        name="calibration",
-        title=f"Calibration of {calibrated.name}",
-        columns=("dimension", "curve", "n", "prompts", "RMSE isotonic", "RMSE logistic"),
-        rows=tuple(
-            (name, c.method, c.n, c.n_prompts, c.errors["isotonic"], c.errors["logistic"])
-            for name, c in calibrated.calibration.curves.items()
-        ),
-    )
-    from rich.console import Console
-
-    Console().print(table.as_rich())
+    curves = fit_curves(clips, scores, settings)
+    set_calibration(found, Calibration(judge=found.digest, curves=curves))
+    columns = ["dimension", "curve", "n", "prompts", "RMSE isotonic", "RMSE logistic"]
+    rows = [
+        [name, c.method, c.n, c.n_prompts, c.errors["isotonic"], c.errors["logistic"]]
+        for name, c in curves.items()
+    ]
+    Console().print(result_table(f"Calibration of {found.name}", columns, rows))
     print_findings(clips.findings)
 
 
@@ -160,9 +151,9 @@ def judge_score(
     Example: python cli.py eval judge score runs/judge/judge --samples runs/judge/test.csv
     --control all --output-dir runs/scores
     """
-    from longtake.evaluation.judge.controls import CONTROLS
-    from longtake.evaluation.judge.judge_directory import read_judge
-    from longtake.evaluation.judge.scorer import score_samples
+    from longtake.evaluation.judge.card import CONTROLS
+    from longtake.evaluation.judge.directory import read_judge
+    from longtake.evaluation.judge.score import score_samples
     from longtake.evaluation.ratings import read_samples
     from longtake.evaluation.tables import print_findings
     from longtake.runtime.device import pick_device
@@ -203,7 +194,10 @@ def judge_report(
         typer.Option("--judge", metavar="DIR", help="The judge, for the leakage check."),
     ] = None,
     judge_name: Annotated[str, typer.Option(help="Which judge of the log.")] = "",
-    dimension: Dimensions = None,
+    dimension: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Repeatable. Default: those of a judge."),
+    ] = None,
     output_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write JSON and CSV tables.")
     ] = None,
@@ -221,9 +215,9 @@ def judge_report(
     --samples runs/judge/test.csv --scores runs/scores/scores.jsonl
     --controls runs/scores/controls.jsonl --judge runs/judge/judge --output-dir runs/card
     """
+    from longtake.evaluation.judge.card import report_card_from_files, report_tables
+    from longtake.evaluation.judge.data import JUDGED
     from longtake.evaluation.judge.levels import LevelSettings
-    from longtake.evaluation.judge.rated_clips import JUDGED
-    from longtake.evaluation.judge.report_tables import report_card_from_files, report_tables
     from longtake.evaluation.tables import (
         print_json,
         print_result,
@@ -250,5 +244,4 @@ def judge_report(
     if as_json:
         print_json(record)
         return
-    shown = ("agreement", "coverage", "controls", "leakage")
-    print_result(tables, card.findings, shown=shown)
+    print_result(tables, card.findings, shown=("agreement", "coverage", "controls"))

@@ -19,11 +19,12 @@ from longtake.evaluation.ratings import (
     append_ratings,
     read_ratings,
 )
+from longtake.rewards.contract import Score
 from longtake.runtime.errors import UserError
 from longtake.runtime.files import digest
 
-VideoScores = Mapping[str, tuple[float | None, str]]
-"""Of one video: dimension -> (score, why there is none)."""
+VideoScores = Mapping[str, Score]
+"""Of one video: dimension -> score."""
 
 
 class Scorer(Protocol):
@@ -88,7 +89,10 @@ class RewardScorer:
 
         item = ScoreInput(name=str(video), path=video, prompt=caption)
         row = score_clip(item, self._rewards, self._settings, self._device, self._max_frames)
-        return {name: (score, row.unscored.get(name, "")) for name, score in row.scores.items()}
+        return {
+            name: Score.unscored(row.unscored.get(name, "")) if value is None else Score(value)
+            for name, value in row.scores.items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +177,7 @@ def _score(scorer: Scorer, tasks: Sequence[_Task]) -> list[VideoScores]:
         reason = "the list names no video"
         if task.path is not None:
             reason = f"video not found: {task.path}"
-        out.append(dict.fromkeys(scorer.dimensions, (None, reason)))
+        out.append(dict.fromkeys(scorer.dimensions, Score.unscored(reason)))
     return out
 
 
@@ -186,13 +190,13 @@ def _records(scorer: Scorer, task: _Task, scores: VideoScores) -> Iterable[Ratin
     }
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     for dimension in task.dimensions:
-        score, reason = scores[dimension]
+        score = scores[dimension]
         yield Rating(
             sample=sample.sample,
             dimension=dimension,
             rater=scorer.name,
-            score=score,
-            reason=reason,
+            score=score.value,
+            reason=score.reason or "",
             kind="automatic",
             model=sample.model,
             prompt=sample.prompt,

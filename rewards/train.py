@@ -411,7 +411,7 @@ class HeadTraining:
             )
         with progress_bar("updates", self.updates, completed=done, console=console) as bar:
             trainer = self._trainer(model, run.checkpoints, device, is_new=checkpoint is None)
-            trainer.add_callback(_RunLog(trackers, bar))
+            trainer.add_callback(RunLog(trackers, bar))
             if checkpoint is not None and self._is_last(checkpoint):
                 # Trainer would do one more update.
                 trainer.state = TrainerState.load_from_json(str(checkpoint / _STATE))
@@ -440,43 +440,12 @@ class HeadTraining:
         self, model: Qwen2VLRewardModel, checkpoints: Path, device: torch.device, *, is_new: bool
     ) -> HeadTrainer:
         config = self.config
-        # On a CPU loaders would only compete with the model.
-        workers = config.workers if device.type == "cuda" else 0
         args = TrainingArguments(
-            output_dir=str(checkpoints),
-            per_device_train_batch_size=config.micro_batch,
-            per_device_eval_batch_size=config.micro_batch,
-            gradient_accumulation_steps=self.batch // config.micro_batch,
-            max_steps=self.updates,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type=_SCHEDULERS[config.schedule],
-            warmup_steps=math.ceil(config.warmup_share * self.updates),
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            optim="adamw_torch",
-            eval_strategy="steps",
-            eval_steps=config.eval_every,
+            **trainer_arguments(config, checkpoints, self.updates, self.batch, device),
             eval_on_start=is_new,
-            save_strategy="steps",
-            save_steps=config.eval_every,
-            save_total_limit=2,  # the best and the latest
             load_best_model_at_end=True,
-            metric_for_best_model="eval_loss",
-            greater_is_better=False,
-            restore_callback_states_from_checkpoint=True,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
             label_names=list(self.objective.targets),
-            dataloader_num_workers=workers,
-            dataloader_persistent_workers=workers > 0,
-            # Only a forked process shares the memory of a data set (FrameCache).
-            dataloader_multiprocessing_context="fork" if workers else None,
-            dataloader_pin_memory=device.type == "cuda",
-            use_cpu=device.type == "cpu",
-            bf16=config.precision == "bfloat16",
+            optim="adamw_torch",
             seed=noise_seed(config.seed),
         )
         args._n_gpu = min(args.n_gpu, 1)  # else DataParallel would cut the patches of a batch
@@ -503,12 +472,52 @@ class HeadTraining:
         return trainer
 
 
+def trainer_arguments(
+    config: HeadTrainingConfig, checkpoints: Path, updates: int, batch: int, device: torch.device
+) -> dict[str, Any]:
+    """Arguments of transformers' Trainer that the settings of every training give."""
+    # On a CPU loaders would only compete with the model.
+    workers = config.workers if device.type == "cuda" else 0
+    return {
+        "output_dir": str(checkpoints),
+        "per_device_train_batch_size": config.micro_batch,
+        "per_device_eval_batch_size": config.micro_batch,
+        "gradient_accumulation_steps": batch // config.micro_batch,
+        "max_steps": updates,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": _SCHEDULERS[config.schedule],
+        "warmup_steps": math.ceil(config.warmup_share * updates),
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "eval_strategy": "steps",
+        "eval_steps": config.eval_every,
+        "save_strategy": "steps",
+        "save_steps": config.eval_every,
+        "save_total_limit": 2,  # the best and the latest
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "restore_callback_states_from_checkpoint": True,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would hide a training that diverged
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_num_workers": workers,
+        "dataloader_persistent_workers": workers > 0,
+        # Only a forked process shares the memory of a data set (FrameCache).
+        "dataloader_multiprocessing_context": "fork" if workers else None,
+        "dataloader_pin_memory": device.type == "cuda",
+        "use_cpu": device.type == "cpu",
+        "bf16": config.precision == "bfloat16",
+    }
+
+
 def noise_seed(seed: int) -> int:
     """Trainer's seed: names the order, dropout and the noise of the loss."""
     return derive_key(seed, "reward training") % 2**31
 
 
-class _RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     """Metrics to the run directory, progress to the screen, a validation after the last update.
 
     ``update`` of a record is the number of the last finished update, counted from 0; -1 is the
@@ -522,6 +531,7 @@ class _RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        """Validate after the last update, whatever its number."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = True
 
@@ -533,6 +543,7 @@ class _RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
+        """Record numbers; end a training that diverged."""
         if not logs or "train_runtime" in logs:
             return
         update = state.global_step - 1

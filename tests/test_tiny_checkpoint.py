@@ -11,8 +11,7 @@ from torch import Tensor
 from longtake.core.checkpoint import Checkpoint, load_checkpoint
 from longtake.core.sampler import generate
 from longtake.core.video import to_uint8
-from longtake.evaluation.judge.contract import JudgeClip
-from longtake.evaluation.judge.judge_directory import read_judge
+from longtake.evaluation.judge.directory import JudgeClip, read_judge
 from longtake.grpo.config import PRESETS
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.registry import TINY_REWARDS, load_suite
@@ -129,8 +128,7 @@ def test_the_judge_is_calibrated_and_sees_what_is_wrong() -> None:
                 for clip, text in zip(frames, captions, strict=True)
             ]
         )
-        place = judge.dimensions.index(dimension)
-        raw = np.array([verdict.scores[place] for verdict in verdicts], dtype=np.float64)
+        raw = np.array([float(scores[dimension]) for scores in verdicts])
         return float(calibration.curves[dimension](raw).mean())
 
     for dimension in judge.dimensions:

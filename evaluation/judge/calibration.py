@@ -10,32 +10,31 @@ unless isotonic regression is better by more than 1 %: its steps make equal scor
 ones. A calibration names the weights it was fitted for.
 """
 
-import dataclasses
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 from pydantic import Field, model_validator
+from scipy import stats
 from scipy.optimize import OptimizeWarning, curve_fit, isotonic_regression
 from scipy.special import expit
 
 from longtake.evaluation.dimensions import SCALE
-from longtake.evaluation.judge.coefficients import pearson, rmse
-from longtake.rewards.template import text_digest
+from longtake.evaluation.judge.data import RatedClips
+from longtake.rewards.template import prompt_key, text_digest
 from longtake.runtime.config import Config
 from longtake.runtime.errors import CheckpointError, ConfigError, UserError
-from longtake.runtime.files import write_text
 from longtake.runtime.statistics import FloatArray, IntArray
 
 Method = Literal["isotonic", "logistic"]
 METHODS: tuple[Method, ...] = get_args(Method)
-FORMAT = 1
-"""Version of the file."""
 _NEEDED_GAIN = 0.01  # of isotonic regression over the logistic curve, share of its error
+LOGISTIC = ("low", "high", "centre", "width")
+"""Parameters of the logistic curve."""
 
 
 class CalibrationSettings(Config):
@@ -63,47 +62,89 @@ class CalibrationSettings(Config):
         return self
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Curve:
+Parameters = Mapping[str, tuple[float, ...]]
+"""isotonic: ``scores`` and ``ratings`` of the knots, and the ``slope`` beyond them; logistic:
+``low``, ``high``, ``centre`` and ``width``, one number each."""
+
+
+class Curve(Config):
     """The map of one dimension."""
 
     method: Method
-    """What was taken."""
-    parameters: Mapping[str, tuple[float, ...]]
-    """isotonic: ``scores`` and ``ratings`` of the knots, and the ``slope`` beyond them; logistic:
-    ``low``, ``high``, ``centre`` and ``width``, one number each."""
+    parameters: Parameters
     n: int
     """Videos it was fitted on."""
     n_prompts: int
-    """Their prompts."""
     errors: Mapping[str, float | None]
     """Method -> cross-validated RMSE in points; None where the fit did not converge."""
     plcc: float
     """Linear correlation of the scores with the ratings before calibration."""
+
+    @model_validator(mode="after")
+    def _is_a_curve(self) -> Self:
+        names = ("scores", "ratings", "slope") if self.method == "isotonic" else LOGISTIC
+        assert set(self.parameters) == set(names), f"parameters {sorted(self.parameters)}"
+        if self.method == "isotonic":
+            x, y = self.parameters["scores"], self.parameters["ratings"]
+            rising = len(x) == len(y) and (np.diff(x) > 0).all() and (np.diff(y) >= 0).all()
+            assert rising, "knots do not rise"
+        return self
 
     def __call__(self, scores: FloatArray) -> FloatArray:
         """Scores [n] on the raters' scale; NaN stays NaN."""
         return _apply(self.method, self.parameters, np.asarray(scores, dtype=np.float64))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Calibration:
+class Calibration(Config):
     """The curves of a judge."""
 
+    format: Literal[1] = 1
+    """Version of the file."""
     judge: str
     """Digest of the weights and settings that it was fitted for."""
     curves: Mapping[str, Curve]
     """Dimension -> curve."""
 
-    def as_record(self) -> dict[str, Any]:
-        """JSON-ready."""
-        curves = {name: dataclasses.asdict(curve) for name, curve in self.curves.items()}
-        return {"format": FORMAT, "judge": self.judge, "curves": curves}
-
     @property
     def digest(self) -> str:
         """sha256 of the record."""
-        return text_digest(json.dumps(self.as_record(), sort_keys=True))
+        return text_digest(json.dumps(self.model_dump(), sort_keys=True))
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read the curves; another version, or numbers that are no curves, is a CheckpointError."""
+    try:
+        return Calibration(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, ConfigError) as error:
+        raise CheckpointError(
+            f"the calibration cannot be read: {error}",
+            received=str(path),
+            expected="the file that `eval judge calibrate` writes",
+            remedy="calibrate the judge again",
+        ) from error
+
+
+def fit_curves(
+    clips: RatedClips, scores: FloatArray, settings: CalibrationSettings
+) -> dict[str, Curve]:
+    """A curve for each dimension of n rated clips with raw scores [n, D]; NaN: unscored, left out.
+
+    A dimension that cannot be calibrated is a UserError that names it.
+    """
+    captions = [prompt_key(item.caption) for item in clips.samples.samples]
+    _, prompts = np.unique(np.array(captions), return_inverse=True)
+    curves = {}
+    for column, name in enumerate(clips.dimensions):
+        used = (clips.count[:, column] > 0) & np.isfinite(scores[:, column])
+        curves[name] = fit_curve(
+            scores[used, column],
+            clips.mean[used, column],
+            prompts[used],
+            settings,
+            clips.count[used, column],
+            name,
+        )
+    return curves
 
 
 def fit_curve(
@@ -111,7 +152,8 @@ def fit_curve(
     ratings: FloatArray,
     prompts: IntArray,
     settings: CalibrationSettings,
-    weights: FloatArray | None = None,
+    weights: FloatArray,
+    name: str = "the judge",
 ) -> Curve:
     """Fit one dimension.
 
@@ -120,36 +162,35 @@ def fit_curve(
         ratings: [n] mean ratings.
         prompts: [n] number of the prompt of each video.
         settings: method and limits.
-        weights: [n] number of ratings behind each mean; None: equal.
-
-    Raises:
-        UserError: too few points or prompts, no variation, or scores that fall with the ratings.
+        weights: [n] number of ratings behind each mean.
+        name: of the dimension, for errors.
     """
-    weight = np.ones(len(scores)) if weights is None else np.asarray(weights, dtype=np.float64)
     n_prompts = len(np.unique(prompts))
     if len(scores) < settings.min_points or n_prompts < settings.min_prompts:
         raise UserError(
-            "too few rated videos to calibrate a judge",
+            f"{name}: too few rated videos to calibrate a judge",
             received=f"{len(scores)} videos of {n_prompts} prompts",
             expected=f">= {settings.min_points} videos of >= {settings.min_prompts} prompts",
             remedy="rate more videos that the report card does not use",
         )
-    relation = pearson(scores, ratings)
+    varied = np.ptp(scores) > 0 and np.ptp(ratings) > 0
+    relation = float(stats.pearsonr(scores, ratings).statistic) if varied else math.nan
     if not relation > 0:
         raise UserError(
-            "the scores of the judge do not rise with the ratings",
-            received="no variation" if math.isnan(relation) else f"correlation {relation:.3f}",
+            f"{name}: the scores of the judge do not rise with the ratings",
+            received=f"correlation {relation:.3f}" if varied else "no variation",
             expected="a correlation above 0",
             remedy="train the judge longer or on other ratings; a curve cannot mend it",
         )
     errors: dict[str, float | None] = {
-        name: _cross_validated(name, scores, ratings, prompts, weight, settings) for name in METHODS
+        method: _cross_validated(method, scores, ratings, prompts, weights, settings)
+        for method in METHODS
     }
-    method = _choose(errors, settings.method)
-    parameters = _fit(method, scores, ratings, weight)
+    method = _better(errors) if settings.method == "auto" else settings.method
+    parameters = _fit(method, scores, ratings, weights)
     if parameters is None:
         raise UserError(
-            "the calibration curve does not converge",
+            f"{name}: the calibration curve does not converge",
             received=method,
             remedy="use the method isotonic, which always has a solution",
         )
@@ -163,14 +204,12 @@ def fit_curve(
     )
 
 
-def _choose(errors: Mapping[str, float | None], wanted: str) -> Method:
-    for name in METHODS:
-        if name == wanted:
-            return name
+def _better(errors: Mapping[str, float | None]) -> Method:
     isotonic, logistic = errors["isotonic"], errors["logistic"]
-    if isotonic is None or logistic is None:
-        return "isotonic" if logistic is None else "logistic"
-    return "isotonic" if isotonic < (1 - _NEEDED_GAIN) * logistic else "logistic"
+    assert isotonic is not None  # it always has a solution
+    if logistic is None or isotonic < (1 - _NEEDED_GAIN) * logistic:
+        return "isotonic"
+    return "logistic"
 
 
 def _cross_validated(
@@ -188,32 +227,29 @@ def _cross_validated(
     predicted = np.empty(len(scores))
     for number in range(settings.folds):
         held = fold == number
-        found = _fit(method, scores[~held], ratings[~held], weights[~held])
-        if found is None:
+        parameters = _fit(method, scores[~held], ratings[~held], weights[~held])
+        if parameters is None:
             return None
-        predicted[held] = _apply(method, found, scores[held])
-    return rmse(predicted, ratings)
+        predicted[held] = _apply(method, parameters, scores[held])
+    return float(np.sqrt(np.mean((predicted - ratings) ** 2)))
 
 
 def _fit(
     method: Method, scores: FloatArray, ratings: FloatArray, weights: FloatArray
-) -> dict[str, tuple[float, ...]] | None:
-    if method == "isotonic":
-        return _fit_isotonic(scores, ratings, weights)
-    return _fit_logistic(scores, ratings, weights)
+) -> Parameters | None:
+    fit = _fit_isotonic if method == "isotonic" else _fit_logistic
+    return fit(scores, ratings, weights)
 
 
-def _fit_isotonic(
-    scores: FloatArray, ratings: FloatArray, weights: FloatArray
-) -> dict[str, tuple[float, ...]]:
+def _fit_isotonic(scores: FloatArray, ratings: FloatArray, weights: FloatArray) -> Parameters:
     """Knots at both ends of each block of equal values, as the regression defines the curve.
 
     Beyond the outermost knots it goes on with the slope of the straight fit: a flat end would call
     every video of a generator better than all that were rated equally good.
     """
-    unique, place = np.unique(scores, return_inverse=True)
-    weight = np.bincount(place, weights=weights)
-    mean = np.bincount(place, weights=weights * ratings) / weight
+    unique, row = np.unique(scores, return_inverse=True)
+    weight = np.bincount(row, weights=weights)
+    mean = np.bincount(row, weights=weights * ratings) / weight
     solution = isotonic_regression(mean, weights=weight)
     ends = np.unique(np.concatenate([solution.blocks[:-1], solution.blocks[1:] - 1]))
     centred = scores - np.average(scores, weights=weights)
@@ -227,7 +263,7 @@ def _fit_isotonic(
 
 def _fit_logistic(
     scores: FloatArray, ratings: FloatArray, weights: FloatArray
-) -> dict[str, tuple[float, ...]] | None:
+) -> Parameters | None:
     spread = float(np.std(scores))
     start = (float(ratings.min()), float(ratings.max()), float(np.mean(scores)), spread)
     if spread == 0:
@@ -235,87 +271,28 @@ def _fit_logistic(
     with warnings.catch_warnings():
         warnings.simplefilter("error", OptimizeWarning)
         try:
-            found, _ = curve_fit(
+            fitted, _ = curve_fit(
                 _logistic, scores, ratings, p0=start, sigma=weights**-0.5, maxfev=4000
             )
         except (RuntimeError, OptimizeWarning):
             return None
-    low, high, centre, width = (float(value) for value in found)
+    low, high, centre, width = fitted.tolist()
     if width < 0:  # the same curve, written the other way
         low, high, width = high, low, -width
-    if high <= low or not np.isfinite(found).all():
+    if high <= low or not np.isfinite(fitted).all():
         return None
-    return {"low": (low,), "high": (high,), "centre": (centre,), "width": (width,)}
+    return {name: (x,) for name, x in zip(LOGISTIC, (low, high, centre, width), strict=True)}
 
 
 def _logistic(x: FloatArray, low: float, high: float, centre: float, width: float) -> FloatArray:
     return np.asarray(low + (high - low) * expit((x - centre) / width), dtype=np.float64)
 
 
-def _apply(
-    method: Method, parameters: Mapping[str, Sequence[float]], scores: FloatArray
-) -> FloatArray:
+def _apply(method: Method, parameters: Parameters, scores: FloatArray) -> FloatArray:
     if method == "isotonic":
         x, slope = parameters["scores"], parameters["slope"][0]
         beyond = np.minimum(scores - x[0], 0.0) + np.maximum(scores - x[-1], 0.0)
-        found = np.interp(scores, x, parameters["ratings"]) + slope * beyond
+        points = np.interp(scores, x, parameters["ratings"]) + slope * beyond
     else:
-        values = (parameters[name][0] for name in ("low", "high", "centre", "width"))
-        found = _logistic(scores, *values)
-    return np.clip(np.where(np.isnan(scores), np.nan, found), *SCALE)
-
-
-def write_calibration(path: Path, calibration: Calibration) -> Path:
-    """Write the curves as JSON, atomically.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    text = json.dumps(calibration.as_record(), indent=2, allow_nan=False) + "\n"
-    return write_text(path, text)
-
-
-def read_calibration(path: Path) -> Calibration:
-    """Read the curves.
-
-    Raises:
-        CheckpointError: unreadable, of another version, or not curves.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']!r}, expected {FORMAT}")
-        curves = {str(name): _curve(fields) for name, fields in record["curves"].items()}
-        return Calibration(judge=str(record["judge"]), curves=curves)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"the calibration cannot be read: {error}",
-            received=str(path),
-            expected="the file that `eval judge calibrate` writes",
-            remedy="calibrate the judge again",
-        ) from error
-
-
-def _curve(fields: Mapping[str, Any]) -> Curve:
-    curve = Curve(
-        **{
-            **fields,
-            "parameters": {
-                str(name): tuple(float(value) for value in values)
-                for name, values in fields["parameters"].items()
-            },
-        }
-    )
-    wanted = {
-        "isotonic": {"scores", "ratings", "slope"},
-        "logistic": {"low", "high", "centre", "width"},
-    }
-    if set(curve.parameters) != wanted.get(curve.method, set()):
-        raise ValueError(f"parameters {sorted(curve.parameters)} of method {curve.method!r}")
-    if not all(values and np.isfinite(values).all() for values in curve.parameters.values()):
-        raise ValueError("parameters that are not finite")
-    if curve.method == "isotonic":
-        x, y = (np.asarray(curve.parameters[name]) for name in ("scores", "ratings"))
-        if len(x) != len(y) or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any():
-            raise ValueError("knots that do not rise")
-    return curve
+        points = _logistic(scores, *(parameters[name][0] for name in LOGISTIC))
+    return np.clip(np.where(np.isnan(scores), np.nan, points), *SCALE)

@@ -1,203 +1,200 @@
-"""The regression of mean ratings: model, optimiser and best weights of one training.
+"""A judge on the backbone of the rewards: Qwen2-VL with one regression score per reward token.
 
-    loss = sum_{b,d} k_bd (s_bd - y_bd)^2 / sum_{b,d} k_bd
-
-over the clips b of an update and the dimensions d, with the score s, the standardised mean rating y
-and its number of ratings k; an unrated dimension has k = 0.
+Its weights are a reward directory of kind ``videoreward`` whose normalisation turns the raw scores
+into points of the raters' scale.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from longtake.evaluation.judge.batch_loader import Loaded, loaded_batches, parts
-from longtake.evaluation.judge.clip_inputs import ModelBatch, model_arguments
-from longtake.evaluation.judge.optimizers import make_optimizers
-from longtake.evaluation.judge.qwen2vl_judge import judge_tokens
-from longtake.evaluation.judge.rated_batches import ClipSource, update_rows, weighted_error
-from longtake.evaluation.judge.train_config import JudgeTrainingConfig
-from longtake.rewards.reward_directory import RewardDirectory
-from longtake.rewards.train import make_trainable, trained_state
-from longtake.rewards.train_config import RewardTrainingConfig
+from longtake.evaluation.judge.data import RatedClips
+from longtake.evaluation.judge.directory import JudgeClip
+from longtake.rewards.clip_inputs import ClipInputs, clip_inputs, collate_clips, shown_frames
+from longtake.rewards.contract import Score, fingerprint_digest
+from longtake.rewards.pair_dataset import FrameCache
+from longtake.rewards.pixels import normalize_patches
+from longtake.rewards.prompt_batches import token_batches
+from longtake.rewards.qwen2vl import Qwen2VLRewardModel
+from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
+from longtake.rewards.reward_spec import DIMENSIONS, RewardSpec
+from longtake.rewards.videoalign import TOKENS_PER_PASS
 from longtake.runtime.errors import UserError
-from longtake.runtime.rng import derive_key
-from longtake.runtime.statistics import FloatArray
+from longtake.runtime.files import to_plain
+
+TOKEN_OF = {"visual_quality": "VQ", "motion_quality": "MQ", "text_alignment": "TA"}
+"""Rated dimension -> the reward token that scores it."""
 
 
-class JudgeRegression:
-    """One training in memory.
+def judge_tokens(dimensions: Sequence[str]) -> tuple[int, ...]:
+    """Indices of the reward tokens of rated dimensions."""
+    unknown = [name for name in dimensions if name not in TOKEN_OF]
+    if unknown or not dimensions:
+        raise UserError(
+            "the judge cannot score this dimension",
+            received=", ".join(unknown) or "none",
+            expected=", ".join(TOKEN_OF),
+        )
+    return tuple(DIMENSIONS.index(TOKEN_OF[name]) for name in dimensions)
 
-    Args:
-        source: the base.
-        config: of the training.
-        device: of the model.
 
-    Attributes:
-        reward: the model.
-        best_update: number of the update with the lowest error so far, -1: before the first.
-    """
+def check_kind(directory: RewardDirectory) -> None:
+    """Refuse a reward directory that scores no clips."""
+    if directory.spec.kind != "videoreward":
+        raise UserError(
+            "the reward directory cannot be a judge",
+            received=f"kind {directory.spec.kind} in {directory.path}",
+            expected="kind videoreward, with tokens for visual quality, motion and text",
+        )
+
+
+def seen_frames(frames: Tensor, fps: float, spec: RewardSpec) -> Tensor:
+    """The frames of a clip uint8 [T, 3, H, W] that the model sees, in its colours and size."""
+    assert spec.sampler is not None
+    return shown_frames(frames[spec.sampler.indices(len(frames), fps).to(frames.device)], spec)
+
+
+def model_digest(folder: Path) -> str:
+    """See :class:`longtake.evaluation.judge.directory.Backbone`."""
+    return fingerprint_digest(to_plain(read_reward_directory(folder).fingerprint()))
+
+
+def load_judge(folder: Path, dimensions: Sequence[str], device: torch.device) -> "RegressionJudge":
+    """See :class:`longtake.evaluation.judge.directory.Backbone`."""
+    directory = read_reward_directory(folder)
+    check_kind(directory)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return RegressionJudge(directory, directory.load_model(device, dtype), dimensions)
+
+
+class RegressionJudge:
+    """A loaded judge. ``tokens_per_pass`` bounds the tokens of one forward pass."""
 
     def __init__(
-        self, source: RewardDirectory, config: JudgeTrainingConfig, device: torch.device
+        self,
+        directory: RewardDirectory,
+        model: Qwen2VLRewardModel,
+        dimensions: Sequence[str],
+        *,
+        tokens_per_pass: int = TOKENS_PER_PASS,
     ) -> None:
-        self._config, self._device = config, device
-        self._tokens = judge_tokens(config.dimensions)
-        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        self.reward = source.load_model(device, dtype)
-        make_trainable(
-            self.reward,
-            RewardTrainingConfig(
-                method=config.method,
-                lora=config.lora,
-                train_vision=config.train_vision,
-                seed=config.seed,
-            ),
-        )
-        if config.gradient_checkpointing:
-            self.reward.gradient_checkpointing_enable({"use_reentrant": False})
-        named = [(name, p) for name, p in self.reward.named_parameters() if p.requires_grad]
-        self._trained = [parameter for _, parameter in named]
-        self._optimizers = make_optimizers(
-            config.optimizer, named, config.learning_rate, config.weight_decay
-        )
-        self.best_update, self._best_error = -1, math.inf
-        self._best: dict[str, Tensor] = {}
+        self._dimensions, self._tokens = tuple(dimensions), judge_tokens(dimensions)
+        self._spec, self._encoder, self._model = directory.spec, directory.encoder(), model
+        self._tokens_per_pass = tokens_per_pass
 
-    def updates(self, source: ClipSource, start: int) -> Iterator[tuple[int, float, float]]:
-        """Train from update ``start`` to the last one; yields (update, loss, gradient norm).
-
-        Raises:
-            UserError: the loss is not finite; the weights are those before that update.
-        """
-        config = self._config
-        numbers = range(start, config.updates)
-        batches = (update_rows(len(source), config.batch_clips, u, config.seed) for u in numbers)
-        for update, (rows, inputs) in zip(numbers, self._loaded(source, batches), strict=True):
-            for optimizer in self._optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate * _rate(update, config)
-            yield update, *self._update(source, rows, inputs, update)
-
-    def _update(
-        self, source: ClipSource, rows: list[int], inputs: list[ModelBatch], update: int
-    ) -> tuple[float, float]:
-        self.reward.train()
-        targets, weights = (part.to(self._device) for part in source.targets(rows))
-        total = weights.sum().clamp(min=1)
-        errors: list[Tensor] = []
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices):  # dropout follows from the number of the update
-            torch.manual_seed(derive_key(self._config.seed, "judge dropout", update))
-            for part, batch in zip(parts(len(rows), self._config.micro_batch), inputs, strict=True):
-                scores = self._scores(source, batch)
-                error = weighted_error(scores, targets[part], weights[part]) / total
-                error.backward()
-                errors.append(error.detach())
-        clipped = torch.nn.utils.clip_grad_norm_(self._trained, self._config.max_grad_norm)
-        # Read at once: each read makes this thread wait for the device.
-        *terms, norm = torch.stack([*errors, clipped]).tolist()
-        loss = sum(terms)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise UserError(
-                "the training of the judge diverged",
-                received=f"loss {loss}, gradient norm {norm} in update {update}",
-                expected="finite numbers",
-                remedy="lower learning_rate, or use precision=float32; checkpoints are intact",
+    def judge(self, clips: Sequence[JudgeClip]) -> list[dict[str, Score]]:
+        """Scores of clips; one that cannot be shown or scored has a reason instead."""
+        scores: list[dict[str, Score]] = [{}] * len(clips)
+        inputs: list[ClipInputs] = []
+        for number, clip in enumerate(clips):
+            try:
+                inputs.append(self._inputs(number, clip))
+            except UserError as error:
+                reason = f"{error.what}: {error.received or 'cannot be scored'}"
+                scores[number] = dict.fromkeys(self._dimensions, Score.unscored(reason))
+        lengths = [len(clip.ids) for clip in inputs]
+        for group in token_batches(lengths, self._tokens_per_pass):
+            batch = collate_clips([inputs[index] for index in group])
+            # Normalised on the device: 8-bit patches are a quarter of the bytes on their way.
+            patches = normalize_patches(
+                batch["pixel_values"].to(self._model.device), self._spec.pixels
             )
-        for optimizer in self._optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        return loss, norm
+            raw = self._model.score(
+                batch["input_ids"],
+                batch["attention_mask"],
+                patches,
+                batch["grid_thw"],
+                self._tokens,
+            )
+            for index, row in zip(group, raw.tolist(), strict=True):
+                scores[inputs[index].key] = self._in_points(row)
+        return scores
 
-    def predict(self, source: ClipSource) -> FloatArray:
-        """Standardised scores [n, D] of all clips, in evaluation mode and without gradients."""
-        self.reward.eval()
-        every = list(range(len(source)))
-        batches = [every[part] for part in parts(len(source), self._config.batch_clips)]
-        with torch.no_grad():
-            found = [
-                self._scores(source, batch)
-                for _, inputs in self._loaded(source, batches)
-                for batch in inputs
-            ]
-        return torch.cat(found).double().cpu().numpy()
+    def _inputs(self, number: int, clip: JudgeClip) -> ClipInputs:
+        if not clip.caption.strip():
+            raise UserError("the clip has no caption", received="an empty text")
+        frames = seen_frames(clip.frames.to(self._model.device), clip.fps, self._spec)
+        return clip_inputs(frames, clip.caption, self._encoder, key=number, stop_at=None)
 
-    def evaluate(self, source: ClipSource, update: int) -> float:
-        """Weighted error of the calibration part; the best weights so far are kept."""
-        scores = torch.from_numpy(self.predict(source))
-        targets, weights = source.targets(range(len(source)))
-        error = float(weighted_error(scores, targets, weights) / weights.sum().clamp(min=1))
-        if error < self._best_error:
-            self.best_update, self._best_error = update, error
-            self._best = _copied(trained_state(self.reward))
-        return error
-
-    def use_best(self) -> None:
-        """Put the best weights into the model."""
-        self._fill(self._best)
-
-    def state(self) -> dict[str, Any]:
-        """Everything that the next update depends on."""
-        return {
-            "trained": trained_state(self.reward),
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-            "best": self._best,
-            "best_update": self.best_update,
-            "best_error": self._best_error,
-        }
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state`.
-
-        Raises:
-            KeyError, ValueError or RuntimeError: a state of another model.
-        """
-        self._fill(state["trained"])
-        for optimizer, kept in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        self._best = dict(state["best"])
-        self.best_update, self._best_error = int(state["best_update"]), float(state["best_error"])
-
-    def _fill(self, weights: Mapping[str, Tensor]) -> None:
-        wanted = trained_state(self.reward)
-        if weights.keys() != wanted.keys():
-            raise ValueError("the parameters are not those that are trained")
-        with torch.no_grad():
-            for name, tensor in wanted.items():
-                tensor.copy_(weights[name])
-
-    def _loaded(self, source: ClipSource, batches: Iterable[list[int]]) -> Iterator[Loaded]:
-        config, on_gpu = self._config, self._device.type == "cuda"
-        # On a CPU loaders would only compete with the model.
-        return loaded_batches(
-            source,
-            batches,
-            micro_batch=config.micro_batch,
-            loaders=config.workers if on_gpu else 0,
-            pin=on_gpu,
-        )
-
-    def _scores(self, source: ClipSource, batch: ModelBatch) -> Tensor:
-        """Scores [B, D] float32."""
-        arguments = model_arguments(batch, source.pixels, self._device)
-        half = self._config.precision == "bfloat16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
-            scores: Tensor = self.reward(*arguments, self._tokens)
+    def _in_points(self, raw: Sequence[float]) -> dict[str, Score]:
+        scores = {}
+        for name, value in zip(self._dimensions, raw, strict=True):
+            scale = self._spec.normalization.get(TOKEN_OF[name])
+            scores[name] = Score.of(value if scale is None else (value - scale.mean) / scale.std)
         return scores
 
 
-def _rate(update: int, config: JudgeTrainingConfig) -> float:
-    """Share of the learning rate: a linear rise, then constant or half a cosine down to 0."""
-    warmup = math.ceil(config.warmup_share * config.updates)
-    if update < warmup:
-        return (update + 1) / warmup
-    if config.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (update - warmup) / max(1, config.updates - warmup)))
+@dataclass(frozen=True, kw_only=True)
+class TargetScale:
+    """Standardisation of the ratings of each dimension: what the head learns has unit scale."""
+
+    mean: tuple[float, ...]
+    """[D] points."""
+    std: tuple[float, ...]
+    """[D] points, > 0."""
 
 
-def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+def target_scale(clips: RatedClips) -> TargetScale:
+    """Mean and deviation of the mean ratings, weighted by their number of ratings."""
+    means, deviations = [], []
+    for column, name in enumerate(clips.dimensions):
+        rated = clips.count[:, column] > 0
+        values, weights = clips.mean[rated, column], clips.count[rated, column]
+        different = len(np.unique(values))
+        if different < 2:
+            raise UserError(
+                f"the ratings of {name} cannot be learned",
+                received=f"{len(values)} rated clips, {different} different means",
+                expected="training clips with different ratings",
+                remedy="add ratings, or leave the dimension out",
+            )
+        means.append(float(np.average(values, weights=weights)))
+        variance = np.average((values - means[-1]) ** 2, weights=weights)
+        deviations.append(float(np.sqrt(variance)))
+    return TargetScale(mean=tuple(means), std=tuple(deviations))
+
+
+RatedInputs = tuple[ClipInputs, Tensor, Tensor]
+"""Inputs of a clip, its standardised ratings [D] (0 where nobody rated) and their number [D]."""
+
+
+class RatedDataset(Dataset[RatedInputs]):
+    """Rated clips as inputs and targets; ``cache_bytes`` of frames are kept for all loaders."""
+
+    def __init__(
+        self, clips: RatedClips, directory: RewardDirectory, scale: TargetScale, cache_bytes: int
+    ) -> None:
+        self._clips, self._spec, self._encoder = clips, directory.spec, directory.encoder()
+        clips.require_usable(self._encoder.problem)
+        self._cache = FrameCache(range(len(self)), cache_bytes)
+        ratings = (clips.mean - np.array(scale.mean)) / np.array(scale.std)
+        self._ratings = torch.tensor(np.nan_to_num(ratings), dtype=torch.float32)
+        self._counts = torch.tensor(clips.count, dtype=torch.float32)
+
+    def __len__(self) -> int:
+        return len(self._clips.mean)
+
+    def __getitem__(self, row: int) -> RatedInputs:
+        frames = self._cache.get(row)
+        if frames is None:
+            frames = self._clips.prepared(row, functools.partial(seen_frames, spec=self._spec))
+            self._cache.put(row, frames)
+        caption = self._clips.samples.samples[row].caption
+        inputs = clip_inputs(frames, caption, self._encoder, key=row, stop_at=None)
+        return inputs, self._ratings[row], self._counts[row]
+
+
+def collate_rated(rows: Sequence[RatedInputs]) -> dict[str, Tensor]:
+    """A batch of B clips: ``ratings`` and ``counts`` [B, D], and the model's inputs."""
+    inputs, ratings, counts = zip(*rows, strict=True)
+    return {
+        "ratings": torch.stack(ratings),
+        "counts": torch.stack(counts),
+        **collate_clips(inputs),
+    }

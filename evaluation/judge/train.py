@@ -1,85 +1,97 @@
 """Train a judge on ratings: a run directory with a judge directory in it.
 
-    RUN/  config.yaml  provenance.json  metrics.jsonl  summary.json  checkpoints/step-N/
-          judge/            the trained, calibrated judge
+    RUN/  config.yaml  provenance.json  metrics.jsonl  summary.json  checkpoints/checkpoint-N/
+          judge/            the trained, calibrated judge; a LoRA is merged
+          calibration/      its raw scores of the calibration part
           test.csv          list of the test samples: new prompts, known models
           test_new_models.csv, calibration.csv
 
-Ctrl-C ends at once; ``resume`` continues from the last evaluation.
+Two kinds share all of it: a regression of the mean ratings on the rewards' backbone, and supervised
+fine-tuning of a vision-language model that answers in text. The update with the lowest loss on the
+calibration part is the result. Ctrl-C ends at once; ``resume`` continues from the last evaluation.
 """
 
-import dataclasses
-import pickle
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
-from longtake.evaluation.judge.calibrate import fit_curves
-from longtake.evaluation.judge.calibration import Calibration
-from longtake.evaluation.judge.judge_directory import (
-    JudgeDirectory,
-    set_calibration,
-    write_judge,
+from longtake.core.weights import read_json
+from longtake.evaluation.judge.calibration import Calibration, fit_curves
+from longtake.evaluation.judge.config import GenerativeTrainingConfig, JudgeTrainingConfig
+from longtake.evaluation.judge.data import (
+    Part,
+    RatedClips,
+    TrainingRecord,
+    split_ratings,
+    with_paths_from,
 )
-from longtake.evaluation.judge.qwen2vl_judge import TOKEN_OF, check_kind, judge_tokens
-from longtake.evaluation.judge.rated_batches import ClipSource, TargetScale, points, target_scale
-from longtake.evaluation.judge.regression import JudgeRegression
-from longtake.evaluation.judge.train_config import JudgeTrainingConfig
-from longtake.evaluation.judge.training_parts import (
-    TrainingParts,
-    agreement,
-    check_given,
-    print_agreement,
-    record_inputs,
-    training_parts,
+from longtake.evaluation.judge.directory import JudgeDirectory, set_calibration, write_judge
+from longtake.evaluation.judge.levels import coefficients
+from longtake.evaluation.judge.prompt import judge_prompt
+from longtake.evaluation.judge.regression import (
+    TOKEN_OF,
+    RatedDataset,
+    check_kind,
+    collate_rated,
+    judge_tokens,
+    target_scale,
 )
-from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
+from longtake.evaluation.judge.score import raw_scores
+from longtake.evaluation.judge.vlm import (
+    AnswerCollator,
+    ClipQuestions,
+    VlmSpec,
+    check_checkpoint,
+    held_out_examples,
+    load_model,
+    load_processor,
+    training_examples,
+    write_vlm,
+)
+from longtake.evaluation.ratings import write_samples
+from longtake.rewards.frames import FrameSampler
+from longtake.rewards.reward_directory import read_reward_directory
 from longtake.rewards.reward_export import export_reward
 from longtake.rewards.reward_spec import Normalization
+from longtake.rewards.train import (
+    HeadTraining,
+    RatingObjective,
+    RunLog,
+    latest_checkpoint,
+    trainer_arguments,
+    updates_in,
+)
 from longtake.runtime.config import config_to_yaml
 from longtake.runtime.device import pick_device, refuse_launcher
-from longtake.runtime.errors import CheckpointError, UserError
-from longtake.runtime.files import to_plain
-from longtake.runtime.progress import ProgressBar, progress_bar
+from longtake.runtime.errors import ConfigError, UserError
+from longtake.runtime.files import digest, to_plain
+from longtake.runtime.progress import progress_bar, result_table
+from longtake.runtime.provenance import collect
 from longtake.runtime.run_directory import RunDirectory
 from longtake.runtime.statistics import FloatArray
 from longtake.runtime.tracking import Trackers, check_trackers
 
 JUDGE_FOLDER = "judge"
-_STATE = "state.pt"
+Parts = Mapping[Part, RatedClips]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class JudgePlan:
-    """What is trained on what."""
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The best weights of a training."""
 
-    source: RewardDirectory
-    """The base."""
-    data: TrainingParts
-    """The ratings."""
-    scale: TargetScale
-    """Of the targets."""
-
-
-def plan_judge(config: JudgeTrainingConfig) -> JudgePlan:
-    """Read and check everything that a training needs besides the weights.
-
-    Raises:
-        UserError: data that cannot be used, or settings that do not fit them.
-        CheckpointError: the base cannot be read.
-    """
-    check_trackers(config.trackers)
-    check_given(**{"base": config.base, "data.ratings": config.data.ratings})
-    judge_tokens(config.dimensions)  # checks the names
-    source = read_reward_directory(config.base)
-    check_kind(source)
-    data = training_parts(config.data, config.dimensions, config.seed)
-    return JudgePlan(source=source, data=data, scale=target_scale(data.parts["train"]))
+    write: Callable[[Path], object]
+    """Writes the folder of the weights."""
+    best_update: int
+    """Updates after which they were taken."""
 
 
 def train_judge(
@@ -90,148 +102,299 @@ def train_judge(
     dry_run: bool = False,
     device: str = "auto",
 ) -> Path | None:
-    """Train and calibrate a judge.
+    """Train, export and calibrate a judge of the kind that the type of ``config`` names.
 
-    Args:
-        config: all settings.
-        output_dir: run directory.
-        resume: continue the run in ``output_dir``.
-        dry_run: print the plan and write nothing.
-        device: "auto", "cpu" or "cuda".
-
-    Returns:
-        The judge directory, ``output_dir/judge``; None for a dry run.
-
-    Raises:
-        UserError: unusable settings, data or run directory.
-        CheckpointError: the base or a checkpoint cannot be read.
+    Returns the judge directory, ``output_dir/judge``; None for a dry run, which prints the parts of
+    the data and writes nothing.
     """
-    refuse_launcher("judges are trained")
+    refuse_launcher("judges are trained", "micro_batch and gradient_checkpointing save memory")
     where = pick_device(device)
-    plan = plan_judge(config)
+    check_trackers(config.trackers)
+    if not config.base:
+        raise ConfigError(
+            "base is not set",
+            expected="a directory to start from",
+            remedy="pass it with --base or with --set base=...",
+        )
+    # Making it refuses a base that cannot be trained.
+    kind: Regression | FineTuning = (
+        FineTuning(config) if isinstance(config, GenerativeTrainingConfig) else Regression(config)
+    )
+    parts, findings = split_ratings(config.data, config.dimensions, config.seed)
+    target_scale(parts["train"])  # ratings that do not differ cannot be learned by either kind
     console = Console(stderr=True)
-    plan.data.show(console)
+    rows = [
+        [
+            name,
+            len(part.samples.samples),
+            len({item.prompt for item in part.samples.samples}),
+            len(part.samples.models),
+            len(part.ratings),
+        ]
+        for name, part in parts.items()
+    ]
+    title, columns = f"judge of {', '.join(config.dimensions)}", "part clips prompts models ratings"
+    console.print(result_table(title, columns.split(), rows))
+    for finding in findings:
+        console.print(f"! {finding}", markup=False, highlight=False, soft_wrap=True)
     if dry_run:
         return None
+    start = time.monotonic()
     with ExitStack() as stack:
-        run = stack.enter_context(
-            RunDirectory.create(output_dir, config_to_yaml(config), resume=resume)
-        )
+        yaml = config_to_yaml(config)
+        run = stack.enter_context(RunDirectory.create(output_dir, yaml, resume=resume))
         trackers = stack.enter_context(Trackers(run, config.trackers, {"seed": config.seed}))
-        return _Run(config, plan, run, trackers, where, console).execute()
-
-
-class _Run:
-    """One training from the plan to the summary."""
-
-    def __init__(
-        self,
-        config: JudgeTrainingConfig,
-        plan: JudgePlan,
-        run: RunDirectory,
-        trackers: Trackers,
-        where: torch.device,
-        console: Console,
-    ) -> None:
-        self.config, self.plan, self.run = config, plan, run
-        self.trackers, self.where, self.console = trackers, where, console
-        size = config.data.cache_mib * 2**20
-        train, held = plan.data.parts["train"], plan.data.parts["calibration"]
-        share = len(train.mean) / (len(train.mean) + len(held.mean))
-        self.train = ClipSource(train, plan.source, plan.scale, int(size * share))
-        self.held = ClipSource(held, plan.source, plan.scale, int(size * (1 - share)))
-
-    def execute(self) -> Path:
-        start = time.monotonic()
-        config, plan = self.config, self.plan
-        record_inputs(self.run, config.data, plan.data, plan.source.fingerprint())
-        model = JudgeRegression(plan.source, config, self.where)
-        step = self._restore(model)
-        self.run.truncate_metrics(step)
-        with progress_bar(
-            "judge", self.config.updates, completed=step, console=self.console
-        ) as bar:
-            self._train(model, step, bar)
-        model.use_best()
-        scores = points(model.predict(self.held), plan.scale)
-        judge, refused = self._export(model, scores)
+        _record_inputs(run, config, parts, kind.base())
+        trained = kind.train(parts, run, trackers, where)
+        judge = _export(run, config, kind, parts, trained)
+        held = parts["calibration"]
+        with progress_bar("raw scores", len(held.mean), console=console) as bar:
+            scores = raw_scores(
+                judge, held, run.path / "calibration", device=where, on_progress=bar.update
+            )
+        refused = ""
+        try:
+            curves = fit_curves(held, scores, config.calibration)
+            judge = set_calibration(judge, Calibration(judge=judge.digest, curves=curves))
+        except UserError as error:  # an uncalibrated judge still ranks
+            refused = f"{error.what}: {error.received}"
         summary = {
             "updates": config.updates,
-            "best_update": model.best_update,
+            "best_update": trained.best_update - 1,
             "wall_s": time.monotonic() - start,
             "seed": config.seed,
             "dimensions": list(config.dimensions),
-            "clips": {name: len(part.mean) for name, part in plan.data.parts.items()},
-            "calibration_part": agreement(plan.data.parts["calibration"], scores),
+            "clips": {name: len(part.mean) for name, part in parts.items()},
+            "calibration_part": agreement(held, scores),
+            "unscored": int(np.isnan(scores).any(1).sum()),
             "calibrated": judge.calibration is not None,
             "not_calibrated": refused,
             "judge": judge.name,
         }
-        self.run.write_json("summary.json", summary)
-        print_agreement(self.console, summary)
-        return judge.path
+        run.write_json("summary.json", summary)
+    found = summary["calibration_part"].items()
+    title = f"{judge.name} on the calibration part (no claim: it chose the update)"
+    rows = [[name, item["plcc"], item["srcc"], item["n"]] for name, item in found]
+    console.print(result_table(title, ["dimension", "PLCC", "SRCC", "n"], rows))
+    if refused:
+        console.print(f"! not calibrated: {refused}", markup=False, soft_wrap=True)
+    return judge.path
 
-    def _train(self, model: JudgeRegression, step: int, bar: ProgressBar) -> None:
-        updates, every = self.config.updates, self.config.eval_every
-        if step == 0:
-            error = model.evaluate(self.held, -1)
-            self.trackers.log({"update": -1, "eval_loss": error}, step=0)
-        for update, loss, norm in model.updates(self.train, step):
-            record = {"update": update, "loss": loss, "grad_norm": norm}
-            done = update + 1
-            if done % every == 0 or done == updates:
-                record["eval_loss"] = model.evaluate(self.held, update)
-            self.trackers.log(record, step=done)
-            if "eval_loss" in record:
-                self.run.save_checkpoint(done, self._writer(model), keep=1)
-            bar.update(done, loss=loss, eval_loss=record.get("eval_loss"))
 
-    @staticmethod
-    def _writer(model: JudgeRegression) -> Callable[[Path], None]:
-        return lambda folder: torch.save(model.state(), folder / _STATE)
+def _record_inputs(
+    run: RunDirectory, config: JudgeTrainingConfig, parts: Parts, base: Mapping[str, Any]
+) -> None:
+    """Write ``provenance.json`` and the lists of the parts that are not trained on."""
+    files = [*config.data.ratings, *([config.data.samples] if config.data.samples else [])]
+    record = collect({name: Path(name) for name in files})
+    run.write_json("provenance.json", {**record, "base": base})
+    for name in ("calibration", "test", "test_new_models"):
+        if name in parts:
+            samples = with_paths_from(parts[name].samples, run.path.absolute())
+            write_samples(run.path / f"{name}.csv", samples)
 
-    def _restore(self, model: JudgeRegression) -> int:
-        latest = self.run.latest_checkpoint()
-        if latest is None:
-            return 0
-        try:
-            state = torch.load(latest / _STATE, map_location="cpu", weights_only=True)
-            model.load_state(state)
-        except (OSError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-            raise CheckpointError(
-                f"the checkpoint of the judge cannot be read: {error}",
-                received=str(latest),
-                remedy="delete this folder and resume; the run starts again",
-            ) from error
-        return int(latest.name.removeprefix("step-"))
 
-    def _export(self, model: JudgeRegression, scores: FloatArray) -> tuple[JudgeDirectory, str]:
-        config, plan, target = self.config, self.plan, self.run.path / JUDGE_FOLDER
-        scale = plan.scale
+def _export(
+    run: RunDirectory,
+    config: JudgeTrainingConfig,
+    kind: "Regression | FineTuning",
+    parts: Parts,
+    trained: Trained,
+) -> JudgeDirectory:
+    target = run.path / JUDGE_FOLDER
+    with run.writing(JUDGE_FOLDER):
+        shutil.rmtree(target, ignore_errors=True)  # of the same run, finished before
+        return write_judge(
+            target,
+            trained.write,
+            backbone=kind.backbone,
+            dimensions=config.dimensions,
+            training=TrainingRecord.of(parts),
+            provenance={
+                "trained_from": to_plain(kind.base()),
+                "best_update": trained.best_update - 1,
+                "seed": config.seed,
+            },
+        )
+
+
+def agreement(part: RatedClips, scores: FloatArray) -> dict[str, dict[str, float]]:
+    """PLCC, SRCC and n of each dimension over clips that are rated and scored [n, D]."""
+    measured = {}
+    for column, name in enumerate(part.dimensions):
+        used = (part.count[:, column] > 0) & np.isfinite(scores[:, column])
+        n = int(used.sum())
+        plcc, srcc, *_ = coefficients(
+            part.mean[used, column], scores[used, column], np.ones((1, n))
+        )[0].tolist()
+        measured[name] = {"plcc": plcc, "srcc": srcc, "n": n}
+    return measured
+
+
+class Regression:
+    """The mean ratings, by a head on the rewards' backbone (:class:`RatingObjective`)."""
+
+    backbone = "qwen2vl"
+
+    def __init__(self, config: JudgeTrainingConfig) -> None:
+        self._config, self._tokens = config, judge_tokens(config.dimensions)
+        self._source = read_reward_directory(config.base)
+        check_kind(self._source)
+
+    def base(self) -> Mapping[str, Any]:
+        """What fixes the model that the training starts from."""
+        return self._source.fingerprint()
+
+    def train(
+        self, parts: Parts, run: RunDirectory, trackers: Trackers, where: torch.device
+    ) -> Trained:
+        """Train, or go on with what is in ``run``."""
+        config, scale = self._config, target_scale(parts["train"])
+        sizes = [len(parts[name].mean) for name in ("train", "calibration")]
+        cache = config.data.cache_mib * 2**20 // sum(sizes)  # bytes for each clip
+        train, held_out = (
+            RatedDataset(parts[name], self._source, scale, cache * size)
+            for name, size in zip(("train", "calibration"), sizes, strict=True)
+        )
+        head = HeadTraining(
+            source=self._source,
+            config=config,
+            tokens=self._tokens,
+            objective=RatingObjective(),
+            train=train,
+            held_out=held_out,
+            collate=collate_rated,
+            updates=config.updates,
+            batch=config.batch_clips,
+        ).run(run, trackers, where, Console(stderr=True))
+        # (raw - mean) / std of a reward directory, so that its scores are points.
         normalization = {
-            # (raw - mean) / std of a reward directory, so that its scores are points.
             TOKEN_OF[name]: Normalization(mean=-mean / std, std=1 / std)
             for name, mean, std in zip(config.dimensions, scale.mean, scale.std, strict=True)
         }
-        spec = dataclasses.replace(plan.source.spec, normalization=normalization)
+        spec = replace(self._source.spec, normalization=normalization)
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        trained_on = to_plain(
-            {"trained_from": plan.source.fingerprint(), "best_update": model.best_update}
+        provenance = to_plain({"trained_from": self.base(), "best_update": head.best_update - 1})
+        return Trained(
+            write=lambda folder: export_reward(
+                head.model, folder, self._source, spec, dtype, provenance
+            ),
+            best_update=head.best_update,
         )
-        with self.run.writing(JUDGE_FOLDER):
-            shutil.rmtree(target, ignore_errors=True)  # of the same run, finished before
-            judge = write_judge(
-                target,
-                lambda folder: export_reward(
-                    model.reward, folder, plan.source, spec, dtype, trained_on
+
+
+class FineTuning:
+    """Answers of single raters, by a vision-language model (:class:`AnswerCollator`)."""
+
+    backbone = "generative"
+
+    def __init__(self, config: GenerativeTrainingConfig) -> None:
+        for name in ("trl", "peft"):
+            if find_spec(name) is None:
+                raise UserError(
+                    f"fine-tuning a judge needs the package `{name}`",
+                    received="not installed",
+                    remedy="pip install 'longtake[judge]', or train the other kind of judge: "
+                    "--kind regression",
+                )
+        self._config, self._folder = config, Path(config.base)
+        check_checkpoint(self._folder)
+        self._spec = VlmSpec(
+            prompt=judge_prompt(config.dimensions),
+            sampler=FrameSampler(target_fps=config.target_fps, max_frames=config.max_frames),
+            max_frame_pixels=config.max_frame_pixels,
+        )
+
+    def base(self) -> Mapping[str, Any]:
+        """What fixes the model that the training starts from."""
+        return {"checkpoint": self._config.base, "sha256": digest(self._folder)}
+
+    def train(
+        self, parts: Parts, run: RunDirectory, trackers: Trackers, where: torch.device
+    ) -> Trained:
+        """Train, or go on with what is in ``run``."""
+        config, processor = self._config, load_processor(self._folder)
+        checkpoint = latest_checkpoint(run.checkpoints)
+        done = updates_in(checkpoint)
+        run.truncate_metrics(done)
+        if done < config.updates:
+            with progress_bar("updates", config.updates, completed=done) as bar:
+                self._fine_tune(processor, parts, run, checkpoint, where, RunLog(trackers, bar))
+            checkpoint = latest_checkpoint(run.checkpoints)
+        assert checkpoint is not None
+        best = int(read_json(checkpoint / "trainer_state.json")["best_global_step"])
+        return Trained(
+            write=lambda folder: write_vlm(
+                folder,
+                self._spec,
+                self._merged(run.checkpoints / f"checkpoint-{best}"),
+                processor,
+            ),
+            best_update=best,
+        )
+
+    def _fine_tune(
+        self,
+        processor: Any,
+        parts: Parts,
+        run: RunDirectory,
+        checkpoint: Path | None,
+        where: torch.device,
+        log: RunLog,
+    ) -> None:
+        from peft import LoraConfig
+
+        from longtake.training.vlm_sft import LANGUAGE_LAYERS, fine_tune
+
+        config = self._config
+        precise = config.method == "full" or config.precision == "float32"
+        dtype = torch.float32 if precise else torch.bfloat16
+        model = load_model(self._folder, torch.device("cpu"), dtype)
+        if not config.train_vision:
+            model.model.visual.requires_grad_(False)
+        lora = LoraConfig(
+            r=config.lora.rank,
+            lora_alpha=config.lora.alpha,
+            lora_dropout=config.lora.dropout,
+            target_modules="all-linear" if config.train_vision else LANGUAGE_LAYERS,
+        )
+        train, held = parts["train"], parts["calibration"]
+        collate = AnswerCollator(
+            (train, held),
+            ClipQuestions(processor, self._spec, config.dimensions),
+            self._spec,
+            # Each loader process keeps clips of its own.
+            config.data.cache_mib * 2**20 // config.workers,
+            config.seed,
+        )
+        with run.writing("checkpoints"):
+            fine_tune(
+                model,
+                processor,
+                trainer_arguments(
+                    config, run.checkpoints, config.updates, config.batch_clips, where
                 ),
-                backbone="qwen2vl",
-                dimensions=config.dimensions,
-                training=plan.data.seen(),
-                provenance={**trained_on, "seed": config.seed},
+                train=training_examples(
+                    len(train.mean), config.batch_clips, config.updates, config.seed
+                ),
+                held_out=held_out_examples(len(held.mean)),
+                collate=collate,
+                lora=lora if config.method == "lora" else None,
+                activation_checkpointing=config.gradient_checkpointing,
+                seed=config.seed,
+                callbacks=[log],
+                resume=checkpoint,
             )
-        try:
-            curves = fit_curves(plan.data.parts["calibration"], scores, config.calibration)
-        except UserError as error:
-            return judge, f"{error.what}: {error.received}"
-        return set_calibration(judge, Calibration(judge=judge.digest, curves=curves)), ""
+
+    def _merged(self, checkpoint: Path) -> Any:
+        """The trained model without LoRA, in the precision in which it is kept."""
+        config, cpu = self._config, torch.device("cpu")
+        if config.method == "lora":
+            from peft import PeftModel
+
+            # Merged in float32: a small update would be lost in bfloat16 twice.
+            base = load_model(self._folder, cpu, torch.float32)
+            model = PeftModel.from_pretrained(base, str(checkpoint)).merge_and_unload()
+        else:
+            model = load_model(checkpoint, cpu, torch.float32)
+        return model.to(torch.bfloat16 if config.precision == "bfloat16" else torch.float32)

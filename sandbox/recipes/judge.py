@@ -7,7 +7,6 @@ never seen, and under the controls; beside it stands the truth itself, the best 
 be with these raters. Every stage that is finished is kept; ``--resume`` goes on from there.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,8 +16,14 @@ from pydantic import Field, NonNegativeFloat, model_validator
 
 from longtake.core.generation import TINY_CHECKPOINT
 from longtake.evaluation.judge.calibration import CalibrationSettings
-from longtake.evaluation.judge.controls import CONTROLS
-from longtake.evaluation.judge.judge_directory import (
+from longtake.evaluation.judge.card import (
+    CONTROLS,
+    ReportCard,
+    report_card_from_files,
+    report_tables,
+)
+from longtake.evaluation.judge.config import JudgeDataConfig, JudgeTrainingConfig
+from longtake.evaluation.judge.directory import (
     MODEL_FOLDER,
     JudgeDirectory,
     read_judge,
@@ -26,11 +31,8 @@ from longtake.evaluation.judge.judge_directory import (
     write_judge,
 )
 from longtake.evaluation.judge.levels import LevelSettings
-from longtake.evaluation.judge.report_card import ReportCard
-from longtake.evaluation.judge.report_tables import report_card_from_files, report_tables
-from longtake.evaluation.judge.scorer import score_samples
+from longtake.evaluation.judge.score import score_samples
 from longtake.evaluation.judge.train import JUDGE_FOLDER, train_judge
-from longtake.evaluation.judge.train_config import JudgeDataConfig, JudgeTrainingConfig
 from longtake.evaluation.ratings import SampleList, read_samples
 from longtake.evaluation.simulate import SimulatedRater
 from longtake.evaluation.tables import write_result
@@ -268,7 +270,7 @@ def halved(judge: JudgeDirectory, path: Path) -> JudgeDirectory:
     )
     if judge.calibration is None:
         return written
-    return set_calibration(written, dataclasses.replace(judge.calibration, judge=written.digest))
+    return set_calibration(written, judge.calibration.replace(judge=written.digest))
 
 
 def _settings(config: TinyJudgeConfig, base: str | Path, data: Path) -> JudgeTrainingConfig:

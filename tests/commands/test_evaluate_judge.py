@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from longtake.commands.evaluate_judge import judge
-from longtake.evaluation.judge.rated_clips import JUDGED
+from longtake.evaluation.judge.data import JUDGED
 from longtake.evaluation.ratings import Rating, append_ratings
 from longtake.runtime.errors import UserError
 

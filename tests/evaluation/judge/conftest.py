@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from longtake.core.video import write_mp4
-from longtake.evaluation.judge.answer import judge_prompt
-from longtake.evaluation.judge.rated_clips import JUDGED
+from longtake.evaluation.judge.data import JUDGED
+from longtake.evaluation.judge.prompt import judge_prompt
 from longtake.evaluation.ratings import Rating, Sample, append_ratings, write_samples
 from longtake.runtime.rng import normal
 from longtake.sandbox.recipes.tiny_vlm import TinySize, write_tiny_base

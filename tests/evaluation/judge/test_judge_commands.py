@@ -3,7 +3,7 @@
 from typer.testing import CliRunner
 
 from longtake.commands.evaluate_judge import judge
-from longtake.evaluation.judge.judge_directory import CALIBRATION_FILE, read_judge
+from longtake.evaluation.judge.directory import CALIBRATION_FILE, read_judge
 
 
 def run(*arguments):

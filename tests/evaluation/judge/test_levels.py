@@ -1,16 +1,113 @@
-"""Agreement at the three levels against direct computation, and against judges known by design."""
+"""Agreement at the three levels against scipy and counting, and on judges known by design."""
 
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
-from longtake.evaluation.agreement import rest_correlations
-from longtake.evaluation.judge.human_ceiling import human_ceiling
-from longtake.evaluation.judge.levels import MEASURES, Judged, LevelSettings, measure_levels
+from longtake.evaluation.judge import levels
+from longtake.evaluation.judge.levels import (
+    COEFFICIENTS,
+    MEASURES,
+    Judged,
+    LevelSettings,
+    accuracies,
+    choose_pairs,
+    coefficients,
+    measure_levels,
+    pair_labels,
+    random_points_interval,
+)
+from longtake.rewards.losses import accuracy_with_ties, accuracy_without_ties
 from longtake.runtime.statistics import resampled
+
+
+def by_scipy(x, y):
+    correlations = [f(x, y).statistic for f in (stats.pearsonr, stats.spearmanr, stats.kendalltau)]
+    return [*correlations, np.sqrt(np.mean((x - y) ** 2))]
+
+
+@pytest.mark.parametrize("rounding", [None, 0])  # without and with many ties
+@pytest.mark.parametrize("block", [10, 2_000_000])
+def test_weighted_coefficients_are_scipys_of_repeated_points(rounding, block, monkeypatch):
+    monkeypatch.setattr(levels, "_VALUES_AT_ONCE", block)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=40)
+    y = 0.6 * x + rng.normal(size=40)
+    if rounding is not None:
+        x, y = x.round(rounding), y.round(rounding)
+    weights = rng.integers(0, 4, size=(5, 40)).astype(float)
+    found = coefficients(x, y, weights)
+    rows = coefficients(np.tile(x, (5, 1)), np.tile(y, (5, 1)), weights)
+    for row, weight in enumerate(weights.astype(int)):
+        expected = by_scipy(x.repeat(weight), y.repeat(weight))
+        assert found[row] == pytest.approx(expected, abs=1e-12)
+        assert rows[row] == pytest.approx(expected, abs=1e-12)
+
+
+def test_undefined_is_nan():
+    x = np.arange(5.0)
+    constant, single = coefficients(x, np.full(5, 0.1), np.ones((2, 5)) * [[1], [0.3]])
+    for row in (constant, single, coefficients(x[:1], x[:1], np.ones((1, 1)))[0]):
+        assert np.isnan(row[:3]).all() and not np.isnan(row[3])
+
+
+@pytest.mark.parametrize(
+    ("n", "low", "high"),
+    [(4, -0.35, 0.998), (8, 0.61, 0.99), (100, 0.88, 0.95), (500, 0.905, 0.932)],
+)
+def test_interval_over_points_gives_the_known_values(n, low, high):
+    found = random_points_interval("plcc", 0.92, n, 0.95)
+    assert found == pytest.approx((low, high), abs=0.006)
+
+
+def test_interval_over_points_covers_the_truth_in_simulation():
+    rng = np.random.default_rng(0)
+    rho, n, trials = 0.7, 25, 400
+    truth = {
+        "plcc": rho,
+        "srcc": 6 / math.pi * math.asin(rho / 2),
+        "krcc": 2 / math.pi * math.asin(rho),
+    }
+    hits = dict.fromkeys(truth, 0)
+    x = rng.normal(size=(trials, n))
+    y = rho * x + math.sqrt(1 - rho**2) * rng.normal(size=(trials, n))
+    for row in coefficients(x, y, np.ones((trials, n))):
+        for name, value in zip(truth, row[:3], strict=True):
+            low, high = random_points_interval(name, value, n, 0.95)
+            hits[name] += low <= truth[name] <= high
+    assert all(0.91 <= count / trials <= 0.985 for count in hits.values()), hits
+    nothing = [("plcc", 0.9, 3), ("krcc", 0.9, 4), ("rmse", 0.9, 50), ("plcc", math.nan, 50)]
+    assert all(math.isnan(random_points_interval(*a, 0.95)[0]) for a in nothing)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weighted_accuracies_are_those_of_the_reward_training(seed):
+    rng = np.random.default_rng(seed)
+    margins, labels = rng.integers(-6, 7, size=30) / 2.0, rng.integers(-1, 2, size=30)
+    weights = rng.integers(0, 4, size=(5, 30)).astype(float)
+    found = accuracies(margins, labels, weights)
+    for row, weight in zip(found, weights.astype(int), strict=True):
+        m, t = torch.tensor(margins.repeat(weight)), torch.tensor(labels.repeat(weight))
+        expected = [accuracy_without_ties(m, t).value, accuracy_with_ties(m, t).value]
+        assert row == pytest.approx(expected)
+    assert np.isnan(accuracies(np.zeros(0), np.zeros(0), np.ones((2, 0)))).all()
+
+
+def test_ties_of_the_raters():
+    human, pairs = np.array([3.0, 3 + 1 / 3, 4.0]), np.array([[0, 1, 2], [1, 2, 0]])
+    assert pair_labels(human, pairs, 1 / 3).tolist() == [0, -1, 1]
+
+
+@pytest.mark.parametrize(("n", "limit"), [(9, 100), (40, 779), (4000, 5000)])
+def test_chosen_pairs_are_different_pairs_of_different_points(n, limit):
+    first, second = choose_pairs(n, limit, np.random.default_rng(0))
+    number = min(limit, n * (n - 1) // 2)
+    assert len(set(zip(first.tolist(), second.tolist(), strict=True))) == number
+    assert (first >= 0).all() and (first < second).all() and (second < n).all()
 
 
 def study(seed=0, num_prompts=40, num_models=5, noise=0.5):
@@ -23,13 +120,9 @@ def study(seed=0, num_prompts=40, num_models=5, noise=0.5):
     return Judged(human=human, judge=judge, prompts=prompts, models=models, clusters=prompts)
 
 
-def counts(clusters, resamples=150, seed=1):
-    return resampled(lambda drawn: drawn, clusters, resamples=resamples, seed=seed)
-
-
 def measured(data, **settings):
-    drawn = counts(int(data.clusters.max()) + 1)
-    found = measure_levels("x", data, drawn, LevelSettings(**settings))
+    number = int(data.clusters.max()) + 1
+    found = measure_levels("x", data, number, LevelSettings(resamples=150, **settings))
     assert [item.measure for item in found] == [*MEASURES] * 3
     return {(item.level, item.measure): item for item in found}
 
@@ -51,20 +144,15 @@ def brute_pairs(human, judge, pairs, margin):
     return np.mean(decided), best
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_values_equal_direct_computation(seed):
-    data = study(seed, num_prompts=15)
+def test_values_equal_direct_computation():
+    data = study(1, num_prompts=15)
     found = measured(data)
     value = {key: item.value for key, item in found.items()}
     h, j = data.human, data.judge
-    assert value["sample", "plcc"] == pytest.approx(stats.pearsonr(h, j).statistic)
-    assert value["sample", "srcc"] == pytest.approx(stats.spearmanr(h, j).statistic)
-    assert value["sample", "krcc"] == pytest.approx(stats.kendalltau(h, j).statistic)
-    assert value["sample", "rmse"] == pytest.approx(np.sqrt(np.mean((h - j) ** 2)))
+    assert [value["sample", name] for name in COEFFICIENTS] == pytest.approx(by_scipy(h, j))
     every = [(a, b) for a in range(len(h)) for b in range(a)]
-    expected = brute_pairs(h, j, every, 0.25)
     got = value["sample", "accuracy"], value["sample", "accuracy_ties"]
-    assert got == pytest.approx(expected)
+    assert got == pytest.approx(brute_pairs(h, j, every, 0.25))
     table = pd.DataFrame({"h": h, "j": j, "p": data.prompts, "m": data.models})
     groups = [group for _, group in table.groupby("p")]
     for name, function in (("plcc", stats.pearsonr), ("krcc", stats.kendalltau)):
@@ -84,21 +172,22 @@ def test_values_equal_direct_computation(seed):
     assert found["model", "plcc"].n == 5 and found["sample", "plcc"].n == 75
 
 
-def test_intervals_equal_recomputation_on_drawn_prompts():
+def test_intervals_are_those_of_resampled_prompts():
+    """Every resample written out as a study of its own."""
     data = study(3, num_prompts=12)
-    drawn = counts(12, 100)
-    found = measure_levels("x", data, drawn, LevelSettings())
-    value = {(item.level, item.measure): item for item in found}
+    settings = LevelSettings(resamples=100, seed=2)
+    value = {(item.level, item.measure): item for item in measure_levels("x", data, 12, settings)}
+    drawn = resampled(lambda counts: counts, 12, resamples=100, seed=2)
     again = {key: [] for key in (("sample", "srcc"), ("prompt", "plcc"), ("model", "plcc"))}
     for row in drawn.astype(int):
         # Copies of a prompt are prompts of their own.
-        chosen = [(p, c) for p in range(12) for c in range(row[p])]
-        index = np.concatenate([np.flatnonzero(data.prompts == p) for p, _ in chosen])
+        chosen = [p for p in range(12) for _ in range(row[p])]
+        index = np.concatenate([np.flatnonzero(data.prompts == p) for p in chosen])
         h, j, m = data.human[index], data.judge[index], data.models[index]
         again["sample", "srcc"].append(stats.spearmanr(h, j).statistic)
         each = [
             stats.pearsonr(data.human[data.prompts == p], data.judge[data.prompts == p]).statistic
-            for p, _ in chosen
+            for p in chosen
         ]
         again["prompt", "plcc"].append(np.mean(each))
         means = [(h[m == k].mean(), j[m == k].mean()) for k in range(5)]
@@ -109,7 +198,6 @@ def test_intervals_equal_recomputation_on_drawn_prompts():
 
 
 def test_intervals_cover_the_truth():
-    # Judge and raters with a known correlation over videos.
     hits, trials, rho = 0, 40, 0.8
     for seed in range(trials):
         rng = np.random.default_rng(seed)
@@ -119,8 +207,8 @@ def test_intervals_cover_the_truth():
         data = Judged(
             human=x, judge=y, prompts=prompts, models=np.tile(np.arange(3), 50), clusters=prompts
         )
-        chosen = resampled(lambda drawn: drawn, 50, resamples=100, seed=seed)
-        found = measure_levels("x", data, chosen, LevelSettings(max_pairs=10))
+        settings = LevelSettings(max_pairs=10, resamples=100, seed=seed)
+        found = measure_levels("x", data, 50, settings)
         hits += found[0].ci_low <= rho <= found[0].ci_high
     assert 0.85 <= hits / trials <= 1, hits
 
@@ -129,15 +217,8 @@ def test_a_judge_of_prompts_fails_within_prompts():
     """The trap of the sample level: a score of the prompt alone correlates over videos."""
     data = study(1, noise=0.0)
     mean = np.bincount(data.prompts, data.human) / np.bincount(data.prompts)
-    rng = np.random.default_rng(0)
-    blind = Judged(
-        human=data.human,
-        judge=mean[data.prompts] + 1e-6 * rng.normal(size=len(data.human)),
-        prompts=data.prompts,
-        models=data.models,
-        clusters=data.clusters,
-    )
-    found = measured(blind)
+    noise = 1e-6 * np.random.default_rng(0).normal(size=len(data.human))
+    found = measured(Judged(**{**vars(data), "judge": mean[data.prompts] + noise}))
     assert found["sample", "plcc"].ci_low > 0.5
     within = found["prompt", "plcc"]
     assert within.ci_low < 0 < within.ci_high and abs(found["prompt", "accuracy"].value - 0.5) < 0.1
@@ -155,7 +236,7 @@ def test_perfect_reversed_and_constant_judges():
     wrong = measured(Judged(**{**vars(data), "judge": 6 - data.human}))
     assert wrong["sample", "plcc"].value == pytest.approx(-1)
     assert wrong["model", "accuracy"].value == 0
-    constant = measured(Judged(**{**vars(data), "judge": np.full(len(data.human), 3.0)}))
+    constant = measured(Judged(**{**vars(data), "judge": np.full(len(data.human), 3.1)}))
     for level in ("sample", "model"):
         assert math.isnan(constant[level, "plcc"].value)
         assert "same score" in constant[level, "plcc"].reason
@@ -173,45 +254,3 @@ def test_four_models_say_nothing_about_other_models():
 def test_one_prompt_has_no_interval():
     found = measured(study(0, num_prompts=1))
     assert math.isnan(found["sample", "plcc"].ci_low) and found["sample", "plcc"].value != 0
-
-
-def ratings(seed, num_prompts=30, raters=6, noise=0.7):
-    rng = np.random.default_rng(seed)
-    quality = rng.normal(3, 1, size=num_prompts * 3)
-    sample = np.repeat(np.arange(len(quality)), 3)
-    rater = np.concatenate([rng.permutation(raters)[:3] for _ in quality])
-    score = quality[sample] + noise * rng.normal(size=len(sample))
-    return score, rater, sample, sample // 3
-
-
-def test_ceiling_is_the_mean_of_rater_against_rest():
-    score, rater, sample, cluster = ratings(0)
-    drawn = counts(30)
-    found = human_ceiling("x", score, rater, sample, cluster, drawn, 0.95)
-    assert found.value == pytest.approx(np.mean(rest_correlations(score, rater, sample)))
-    assert found.n_raters == 6 and found.n_ratings == 270
-    assert found.ci_low < found.value < found.ci_high
-    # One resample by hand: videos of a prompt drawn twice are videos of their own.
-    row = drawn[:1].astype(int)[0]
-    parts, shift = [], 0
-    for prompt, number in enumerate(row):
-        for _ in range(number):
-            part = cluster == prompt
-            parts.append((score[part], rater[part], sample[part] + shift))
-            shift += 1000
-    s, r, v = (np.concatenate(column) for column in zip(*parts, strict=True))
-    _, v = np.unique(v, return_inverse=True)
-    expected = float(np.nanmean(rest_correlations(s, r, v)))
-    one = human_ceiling("x", score, rater, sample, cluster, drawn[:1], 0.95)
-    assert one.ci_low == pytest.approx(expected) and one.ci_high == pytest.approx(expected)
-
-
-def test_noise_lowers_the_ceiling_and_single_raters_have_none():
-    drawn = counts(30)
-    quiet = human_ceiling("x", *ratings(1, noise=0.2), drawn, 0.95)
-    loud = human_ceiling("x", *ratings(1, noise=1.5), drawn, 0.95)
-    assert quiet.ci_low > loud.ci_high
-    alone = human_ceiling(
-        "x", np.arange(9.0), np.arange(9) % 3, np.arange(9), np.arange(9), counts(9), 0.95
-    )
-    assert math.isnan(alone.value) and alone.n_raters == 0 and alone.n_ratings == 0

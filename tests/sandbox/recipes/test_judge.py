@@ -9,8 +9,8 @@ import torch
 
 from longtake.core.weights import read_tensors
 from longtake.evaluation.judge.calibration import Calibration, Curve
-from longtake.evaluation.judge.judge_directory import read_judge, set_calibration, write_judge
-from longtake.evaluation.judge.leakage import TrainingRecord
+from longtake.evaluation.judge.data import TrainingRecord
+from longtake.evaluation.judge.directory import read_judge, set_calibration, write_judge
 from longtake.evaluation.ratings import read_ratings, read_samples
 from longtake.evaluation.simulate import SimulatedRater
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError

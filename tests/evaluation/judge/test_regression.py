@@ -2,26 +2,27 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from longtake.core.video import read_video
+from longtake.evaluation.judge import score as scoring
 from longtake.evaluation.judge.calibration import CalibrationSettings
-from longtake.evaluation.judge.controls import CONTROLS, shuffle_captions
-from longtake.evaluation.judge.judge_directory import read_judge
-from longtake.evaluation.judge.rated_batches import target_scale, update_rows, weighted_error
-from longtake.evaluation.judge.rated_clips import JUDGED, read_rated_clips
-from longtake.evaluation.judge.report_tables import report_card_from_files
-from longtake.evaluation.judge.scorer import JudgeScorer, score_samples
+from longtake.evaluation.judge.card import CONTROLS, report_card_from_files
+from longtake.evaluation.judge.config import JudgeDataConfig, JudgeTrainingConfig
+from longtake.evaluation.judge.data import JUDGED, read_rated_clips
+from longtake.evaluation.judge.directory import read_judge
+from longtake.evaluation.judge.regression import RatedDataset, collate_rated, target_scale
+from longtake.evaluation.judge.score import JudgeScorer, score_samples, shuffle_captions
 from longtake.evaluation.judge.train import train_judge
-from longtake.evaluation.judge.train_config import (
-    JudgeDataConfig,
-    JudgeTrainingConfig,
-)
 from longtake.evaluation.mos_merge import check_judge
 from longtake.evaluation.ratings import read_ratings, read_samples
+from longtake.rewards.pixels import clip_patches, normalize_patches, num_tokens
+from longtake.rewards.reward_directory import read_reward_directory
+from longtake.rewards.train import HeadTrainer
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
 from longtake.runtime.files import digest
 
@@ -96,7 +97,7 @@ def test_scores_controls_and_report_card(run, study, tmp_path):
         assert found[control, "motion_quality"].spread == 0
     assert found["frozen", "motion_quality"].verdict == "not as expected"
     # The log is what the merge with human scores asks for; the controls stay out of it.
-    assert check_judge(read_ratings([tmp_path / "scores.jsonl"])[0]) == card.judge
+    check_judge(read_ratings([tmp_path / "scores.jsonl"])[0])
     # The caption says nothing of the brightness: another one changes little.
     raters = {item.rater for item in read_ratings([tmp_path / "controls.jsonl"])[0]}
     assert {name.partition("+")[2] for name in raters} == set(CONTROLS)
@@ -105,55 +106,57 @@ def test_scores_controls_and_report_card(run, study, tmp_path):
 
 def test_unusable_clips_are_unscored_with_a_reason(run, tmp_path):
     judge = read_judge(run / "judge")
-    scorer = JudgeScorer(judge, judge.load_model(CPU))
+    scorer = JudgeScorer(judge, lambda: judge.load_model(CPU))
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"nothing")
     video = read_samples(run / "test.csv")
     good = video.video_path(video.samples[0])
     for path, caption in ((broken, "a wall"), (good, ""), (good, "a <|MQ_reward|> wall")):
-        for score, reason in scorer.score([(path, caption)])[0].values():
-            assert score is None and reason
-    assert all(1 <= s <= 5 for s, _ in scorer.score([(good, "a gray wall")])[0].values())
+        for score in scorer.score([(path, caption)])[0].values():
+            assert score.value is None and score.reason
+    assert all(1 <= s.value <= 5 for s in scorer.score([(good, "a gray wall")])[0].values())
     with pytest.raises(UserError, match="control"):
-        JudgeScorer(judge, judge.load_model(CPU), control="upside_down")
+        score_samples(video, judge, tmp_path, device=CPU, controls=["upside_down"])
 
 
 def test_clips_are_scored_together_as_alone(run, tmp_path, monkeypatch):
-    from longtake.evaluation.judge import scorer as module
-
     judge = read_judge(run / "judge")
-    scorer = JudgeScorer(judge, judge.load_model(CPU))
+    model = judge.load_model(CPU)
     listed = read_samples(run / "test.csv")
     clips = [(listed.video_path(item), item.caption) for item in listed.samples]
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"nothing")
     clips[2:2] = [(broken, "a wall"), (clips[0][0], "")]
+    calls = []
+
+    class Counted:
+        def judge(self, shown):
+            calls.append(len(shown))
+            return model.judge(shown)
+
+    scorer = JudgeScorer(judge, Counted)
     alone = [scorer.score([clip])[0] for clip in clips]
     size = 4 * 3 * 28 * 28
-    for num_bytes in (module.BATCH_BYTES, 3 * size, 1):
-        monkeypatch.setattr(module, "BATCH_BYTES", num_bytes)
-        calls = []
-        judge_clips = scorer._model.judge
-        seen = SimpleNamespace(
-            judge=lambda c, n=calls, judge_clips=judge_clips: (n.append(len(c)), judge_clips(c))[1]
-        )
-        together = JudgeScorer(judge, seen).score(clips)
+    for num_bytes in (scoring.BATCH_BYTES, 3 * size, 1):
+        monkeypatch.setattr(scoring, "BATCH_BYTES", num_bytes)
+        calls.clear()
+        together = scorer.score(clips)
         assert max(calls) == min(len(clips) - 1, max(1, num_bytes // size))
         for a, b in zip(together, alone, strict=True):
-            assert a.keys() == b.keys()
-            for name in a:
-                assert a[name] == (pytest.approx(b[name][0], abs=1e-5), b[name][1])
+            assert a.keys() == b.keys() and [s.reason for s in a.values()] == [
+                s.reason for s in b.values()
+            ]
+            assert [float(s) for s in a.values()] == pytest.approx(
+                [float(s) for s in b.values()], abs=1e-5, nan_ok=True
+            )
 
 
 def test_the_controls_show_the_clips_that_were_read(run, tmp_path, monkeypatch):
-    from longtake.evaluation.judge import scorer as module
-
     read = []
-    plain = module.read_video
-    monkeypatch.setattr(module, "read_video", lambda *a: (read.append(a[0]), plain(*a))[1])
+    monkeypatch.setattr(scoring, "read_video", lambda *a: (read.append(a[0]), read_video(*a))[1])
     listed = read_samples(run / "test.csv")
     n, judge = len(listed.samples), read_judge(run / "judge")
-    monkeypatch.setattr(module, "KEPT_BYTES", 2 * 4 * 3 * 28 * 28)
+    monkeypatch.setattr(scoring, "KEPT_BYTES", 2 * 4 * 3 * 28 * 28)
     score_samples(listed, judge, tmp_path, device=CPU, controls=["blank", "repeat"])
     assert len(read) == 3 * n - 2 * 2 and len(set(read)) == n  # two clips fit
 
@@ -162,32 +165,31 @@ def test_calibrated_scores_are_the_curve_of_the_raw_ones(run):
     judge = read_judge(run / "judge")
     model = judge.load_model(CPU)
     listed = read_samples(run / "test.csv")
-    raw, mapped = (JudgeScorer(judge, model, calibrated=c) for c in (False, True))
+    raw, mapped = (JudgeScorer(judge, lambda: model, calibrated=c) for c in (False, True))
     assert raw.calibration == "" and mapped.calibration == judge.calibration.digest
     assert raw.name == judge.name and mapped.name.startswith(f"{judge.name}/")
     for item in listed.samples[:3]:
         path = listed.video_path(item)
         (before,), (after,) = (s.score([(path, item.caption)]) for s in (raw, mapped))
         for name, curve in judge.calibration.curves.items():
-            assert after[name][0] == pytest.approx(curve(np.array([before[name][0]]))[0])
+            expected = curve(np.array([before[name].value]))[0]
+            assert after[name].value == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_stopped_run_continues_bit_by_bit(study, tmp_path, monkeypatch, optimizer):
-    from longtake.evaluation.judge.regression import JudgeRegression
-
     config = settings(
         study, optimizer=optimizer, updates=8, eval_every=4, batch_clips=4, micro_batch=2
     )
     whole = train_judge(config, output_dir=tmp_path / "whole", device="cpu")
-    update = JudgeRegression._update
+    compute = HeadTrainer.compute_loss
 
-    def stop(self, source, rows, frames, number):
-        if number == 6:
+    def stop(self, *arguments, **options):
+        if self.state.global_step == 6:
             raise KeyboardInterrupt
-        return update(self, source, rows, frames, number)
+        return compute(self, *arguments, **options)
 
-    monkeypatch.setattr(JudgeRegression, "_update", stop)
+    monkeypatch.setattr(HeadTrainer, "compute_loss", stop)
     with pytest.raises(KeyboardInterrupt):
         train_judge(config, output_dir=tmp_path / "cut", device="cpu")
     monkeypatch.undo()
@@ -198,11 +200,6 @@ def test_a_stopped_run_continues_bit_by_bit(study, tmp_path, monkeypatch, optimi
     assert (tmp_path / "cut/metrics.jsonl").read_text() == (
         tmp_path / "whole/metrics.jsonl"
     ).read_text()
-    # A torn state is named, and nothing is overwritten.
-    state = next((tmp_path / "cut/checkpoints").glob("step-*")) / "state.pt"
-    state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="checkpoint of the judge"):
-        train_judge(config, output_dir=tmp_path / "cut", resume=True, device="cpu")
 
 
 def test_micro_batches_do_not_change_the_update(study, tmp_path):
@@ -226,17 +223,22 @@ def test_the_judge_scores_in_points_what_the_training_predicted(
     """Export, merged LoRA, normalisation and the path from files, against the model in training."""
     from longtake.evaluation.judge import train
 
-    seen = []
+    heads, scored = [], []
+
+    class Seen(train.HeadTraining):
+        def run(self, *arguments):
+            heads.append(super().run(*arguments))
+            return heads[0]
+
     fit = train.fit_curves
-    monkeypatch.setattr(train, "fit_curves", lambda c, s, o: (seen.append((c, s)), fit(c, s, o))[1])
+    monkeypatch.setattr(train, "HeadTraining", Seen)
+    monkeypatch.setattr(train, "fit_curves", lambda c, s, o: (scored.append(s), fit(c, s, o))[1])
     config = settings(study, method=method, precision=precision, updates=4, eval_every=4)
     judge = read_judge(train_judge(config, output_dir=tmp_path / "run", device="cpu"))
-    ((clips, predicted),) = seen
-    scorer = JudgeScorer(judge, judge.load_model(CPU), calibrated=False)
-    for item, row in zip(clips.samples.samples, predicted, strict=True):
-        (found,) = scorer.score([(clips.samples.video_path(item), item.caption)])
-        scores = [found[name][0] for name in judge.dimensions]
-        assert scores == pytest.approx(row.tolist(), abs=tolerance)
+    scales = read_reward_directory(judge.path / "model").spec.normalization
+    for column, token in enumerate(("TA", "VQ", "MQ")):
+        points = (heads[0].outputs[:, column] - scales[token].mean) / scales[token].std
+        assert scored[0][:, column] == pytest.approx(points.numpy(), abs=tolerance)
 
 
 def test_too_few_clips_leave_it_uncalibrated_and_say_so(study, tmp_path):
@@ -250,8 +252,6 @@ def test_too_few_clips_leave_it_uncalibrated_and_say_so(study, tmp_path):
 
 
 def test_changed_judges_are_refused(run, tmp_path):
-    import shutil
-
     for name, expected in (
         ("training.json", "changed"),
         ("model/template.txt", "damaged"),
@@ -288,29 +288,52 @@ def test_settings_that_cannot_work(study, tmp_path):
     assert train_judge(settings(study), output_dir=tmp_path / "x", dry_run=True) is None
 
 
-def test_weighted_error_is_the_likelihood_of_the_single_ratings():
-    """Up to a constant, the sum over single ratings of the squared distance to the score."""
-    rng = np.random.default_rng(0)
-    counts = rng.integers(1, 6, size=7)
-    ratings = [rng.normal(size=k) for k in counts]
-    means = torch.tensor([float(r.mean()) for r in ratings], dtype=torch.float64)[:, None]
-    weights = torch.from_numpy(counts).double()[:, None]
-    a, b = (torch.from_numpy(rng.normal(size=(7, 1))) for _ in range(2))
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_inputs_are_those_of_the_plain_path_bit_by_bit(study, cache_bytes):
+    """Each clip read, normalised and only then cut, and its prompt tokenized, one by one."""
+    clips, directory = (
+        read_rated_clips([study.ratings], study.samples),
+        read_reward_directory(study.base),
+    )
+    scale, spec, encoder = target_scale(clips), directory.spec, directory.encoder()
+    data = RatedDataset(clips, directory, scale, cache_bytes)
+    for rows in ([3, 0, 7], [3, 8]):  # one of them from memory
+        batch = collate_rated([data[row] for row in rows])
+        pixels, grids = [], []
+        for number, row in enumerate(rows):
+            item = clips.samples.samples[row]
+            frames, fps = read_video(clips.samples.video_path(item))
+            patches, grid = clip_patches(
+                frames[spec.sampler.indices(len(frames), fps)], spec.pixels
+            )
+            ids = encoder.encode(item.caption, num_tokens(grid))
+            assert batch["input_ids"][number, : len(ids)].tolist() == ids
+            assert batch["attention_mask"][number].sum() == len(ids)
+            pixels.append(patches)
+            grids.append(grid)
+            points = batch["ratings"][number] * torch.tensor(scale.std) + torch.tensor(scale.mean)
+            assert points.tolist() == pytest.approx(clips.mean[row].tolist(), abs=1e-5)
+        found = normalize_patches(batch["pixel_values"], spec.pixels)
+        assert torch.equal(found, torch.cat(pixels)) and batch["grid_thw"].tolist() == [
+            list(grid) for grid in grids
+        ]
 
-    def single(scores):
-        pairs = zip(ratings, scores[:, 0].tolist(), strict=True)
-        return sum(((r - s) ** 2).sum() for r, s in pairs)
 
-    difference = weighted_error(a, means, weights) - weighted_error(b, means, weights)
-    assert float(difference) == pytest.approx(single(a) - single(b))
-
-
-def test_rows_of_updates_visit_every_clip_once_an_epoch():
-    rows = [update_rows(10, 3, u, 0) for u in range(6)]
-    first, second = [*rows[0], *rows[1], *rows[2]], [*rows[3], *rows[4], *rows[5]]
-    assert len(set(first)) == len(first) == 9 and first != second
-    assert update_rows(10, 3, 4, 0) == rows[4] and update_rows(10, 3, 4, 1) != rows[4]
-    assert sorted(update_rows(2, 8, 0, 0)) == [0, 1]
+def test_unusable_clips_are_named_before_the_training(study, tmp_path):
+    clips, directory = (
+        read_rated_clips([study.ratings], study.samples),
+        read_reward_directory(study.base),
+    )
+    away = dataclasses.replace(clips.samples, folder=tmp_path)
+    with pytest.raises(UserError, match="videos of rated samples are missing"):
+        RatedDataset(dataclasses.replace(clips, samples=away), directory, target_scale(clips), 0)
+    data = RatedDataset(clips, directory, target_scale(clips), 0)
+    (tmp_path / "clips").mkdir()
+    (tmp_path / clips.samples.samples[8].video).write_bytes(b"nothing")
+    data._clips = dataclasses.replace(clips, samples=away)
+    with pytest.raises(UserError, match="a rated clip cannot be used") as caught:
+        data[8]
+    assert clips.samples.samples[8].video in str(caught.value)
 
 
 def test_target_scale_is_weighted(study):

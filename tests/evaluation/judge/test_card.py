@@ -6,13 +6,21 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from longtake.evaluation.judge.controls import CONTROLS, expected_change
-from longtake.evaluation.judge.leakage import TrainingRecord, check_leakage
+from longtake.evaluation.judge.card import (
+    CONTROLS,
+    expected_change,
+    make_report_card,
+    report_tables,
+)
+from longtake.evaluation.judge.data import (
+    JUDGED,
+    TrainingRecord,
+    check_leakage,
+    read_rated_clips,
+)
 from longtake.evaluation.judge.levels import LevelSettings
-from longtake.evaluation.judge.rated_clips import JUDGED, read_rated_clips
-from longtake.evaluation.judge.report_card import make_report_card
-from longtake.evaluation.judge.report_tables import report_tables
 from longtake.evaluation.ratings import Rating, Sample, append_ratings, write_samples
 from longtake.evaluation.tables import with_provenance, write_result
 from longtake.runtime.errors import UserError
@@ -224,7 +232,23 @@ def test_tables_and_json(clips, tmp_path):
     names = {path.name for path in written}
     assert {"judge_report_agreement.csv", "judge_report_controls.csv"} <= names
     agreement = next(table for table in tables if table.name == "agreement")
-    assert len(agreement.rows) == 9 and "[" in str(agreement.rows[0][3])
+    assert len(agreement.frame) == 9 and "[" in agreement.frame["PLCC"][0]
     for table in tables:
         table.as_rich()
-        assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_the_ceiling_is_the_mean_of_rater_against_rest(clips):
+    scores = records(clips, lambda r, c: clips.mean[r, c])
+    found = make_report_card(clips, scores, settings=SETTINGS).ceilings[0]
+    table = clips.ratings[clips.ratings["dimension"] == JUDGED[0]]
+    total, number = (table.groupby("sample")["score"].transform(how) for how in ("sum", "count"))
+    table = table.assign(rest=(total - table["score"]) / (number - 1))
+    each = [stats.pearsonr(part["score"], part["rest"])[0] for _, part in table.groupby("rater")]
+    assert found.value == pytest.approx(np.mean(each)) and found.n_raters == 8
+    assert found.n_ratings == 480 and found.ci_low < found.value < found.ci_high
+    # One rater for each video: nobody to compare with.
+    alone = dataclasses.replace(
+        clips, ratings=clips.ratings.drop_duplicates(["sample", "dimension"])
+    )
+    none = make_report_card(alone, scores, settings=SETTINGS).ceilings[0]
+    assert math.isnan(none.value) and none.n_raters == 0 and none.n_ratings == 0

@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from longtake.evaluation.dimensions import DIMENSIONS
-from longtake.evaluation.judge.answer import (
+from longtake.evaluation.judge.card import reasons
+from longtake.evaluation.judge.data import JUDGED
+from longtake.evaluation.judge.prompt import (
     CAPTION,
     PARSE_FAILURE,
     answer_text,
+    answer_tokens,
     judge_prompt,
     parse_answer,
+    parse_failure,
 )
-from longtake.evaluation.judge.answer_tokens import answer_tokens
-from longtake.evaluation.judge.control_results import reasons
-from longtake.evaluation.judge.rated_clips import JUDGED
+from longtake.evaluation.ratings import Rating
 from longtake.runtime.errors import CheckpointError, UserError
 from longtake.sandbox.recipes.tokenizer import byte_tokenizer
 
@@ -40,45 +42,38 @@ def test_every_answer_reads_back():
     [
         "",
         "4 1 5",
-        "4",
         GOOD.replace("4", "6"),
-        GOOD.replace("4", "0"),
         GOOD.replace("4", "4.5"),
-        GOOD.replace("4", "-4"),
         GOOD.replace("4", "45"),
-        GOOD.replace("4", "N"),
         GOOD.replace("4", "٤"),  # a digit elsewhere
-        GOOD.replace(": ", ":"),
         GOOD.replace("\n", "\n\n"),
-        GOOD.replace("\n", ", "),
         GOOD.replace("Visual", "visual"),
-        "\n" + GOOD,
         "Sure! " + GOOD,
         GOOD + "\nOverall: 3",
         GOOD + " out of 5",
         "\n".join(GOOD.splitlines()[:2]),
         "\n".join(reversed(GOOD.splitlines())),
-        GOOD.replace("Motion Quality", "Text-Alignment"),
-        "<think>\n" + GOOD,
         "I give 5 of 5 " * 100,
     ],
 )
 def test_garbage_is_a_parse_failure_that_quotes_it(text):
-    with pytest.raises(ValueError, match=f"^{PARSE_FAILURE}: ") as caught:
-        parse_answer(text, JUDGED)
-    assert repr(text[:15])[1:-1] in str(caught.value)
-    assert len(str(caught.value)) < 200
+    assert parse_answer(text, JUDGED) is None
+    reason = parse_failure(text)
+    assert reason.startswith(f"{PARSE_FAILURE}: ") and len(reason) < 200
+    assert repr(text[:15])[1:-1] in reason
 
 
 def test_parse_failures_are_one_reason_of_the_report_card():
-    nan = math.nan
-    answers = {
-        ("a", "visual_quality"): (nan, f"{PARSE_FAILURE}: 'hm'"),
-        ("b", "visual_quality"): (nan, f"{PARSE_FAILURE}: 'oh'"),
-        ("c", "visual_quality"): (nan, "no such file"),
-        ("d", "visual_quality"): (3.0, ""),
-    }
-    assert reasons(answers, "visual_quality") == {PARSE_FAILURE: 2, "no such file": 1}
+    records = [
+        Rating(sample="a", dimension="visual_quality", rater="judge", score=score, reason=reason)
+        for score, reason in (
+            (None, "no such file"),
+            (None, parse_failure("hm")),
+            (None, parse_failure("oh")),
+            (3.0, ""),
+        )
+    ]
+    assert reasons(records) == {PARSE_FAILURE: 2, "no such file": 1}
 
 
 def test_the_prompt_asks_what_the_raters_are_asked():
@@ -97,7 +92,7 @@ def test_the_digits_are_found_in_the_tokens():
     for scores in ((1, 2, 3), (5, 5, 1), (4, 3, 2)):
         ids = encode(answer_text(JUDGED, scores))
         assert tokens.answer(scores) == [*ids, 7]
-        assert [ids[place] for place in tokens.places] == [
+        assert [ids[place] for place in tokens.positions] == [
             tokens.digits[line][score - 1] for line, score in enumerate(scores)
         ]
 
@@ -108,7 +103,7 @@ def test_a_tokenizer_that_joins_digits_is_refused():
     def lines(text):  # every line is a token
         return [vocabulary.setdefault(line, len(vocabulary)) for line in text.split("\n")]
 
-    assert answer_tokens(lines, 9, JUDGED).places == (0, 1, 2)  # unusual, and good
+    assert answer_tokens(lines, 9, JUDGED).positions == (0, 1, 2)  # unusual, and good
 
     def pairs(text):  # two lines are a token
         halves = text[:35], text[35:]
@@ -129,13 +124,13 @@ def test_the_expectation_by_hand():
         logits = rng.normal(size=(2, len(tokens.ids), 300)) * 3
         found = tokens.expectation(torch.from_numpy(logits))
         for row in range(2):
-            for line, place in enumerate(tokens.places):
+            for line, place in enumerate(tokens.positions):
                 weights = [math.exp(logits[row, place, i]) for i in tokens.digits[line]]
                 mean = sum(d * w for d, w in enumerate(weights, 1)) / sum(weights)
                 assert float(found[row, line]) == pytest.approx(mean)
     # A sure model gives the digit; one that knows nothing the middle.
     sure = torch.full((len(tokens.ids), 300), -1e9)
-    sure[tokens.places[1], tokens.digits[1][3]] = 1e9
+    sure[tokens.positions[1], tokens.digits[1][3]] = 1e9
     assert tokens.expectation(sure).tolist() == pytest.approx([3.0, 4.0, 3.0])
 
 
@@ -154,5 +149,5 @@ def test_cross_entropy_on_single_ratings_makes_the_expectation_their_mean():
 
     optimizer.step(closure)
     row = torch.zeros(len(tokens.ids), 300)
-    row[tokens.places[0]] = logits.detach()
+    row[tokens.positions[0]] = logits.detach()
     assert float(tokens.expectation(row)[0]) == pytest.approx(4.0, abs=1e-3)

@@ -5,8 +5,13 @@ import math
 
 import pytest
 
-from longtake.evaluation.judge.rated_clips import JUDGED, read_rated_clips, with_paths_from
-from longtake.evaluation.judge.split import PARTS, split_clips
+from longtake.evaluation.judge.data import (
+    JUDGED,
+    PARTS,
+    read_rated_clips,
+    split_clips,
+    with_paths_from,
+)
 from longtake.evaluation.ratings import Rating, Sample, append_ratings
 from longtake.rewards.template import prompt_key
 from longtake.runtime.errors import UserError

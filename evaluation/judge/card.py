@@ -1,0 +1,556 @@
+"""The report card of a judge: agreement, human ceiling, controls, failures, leakage.
+
+It is computed from records alone: ratings, the log of scores and the log of controls. Any judge
+whose scores are in such a log can have one, and none of it needs torch.
+"""
+
+import dataclasses
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from longtake.evaluation.judge.data import (
+    JUDGED,
+    Leakage,
+    RatedClips,
+    TrainingRecord,
+    check_leakage,
+    read_rated_clips,
+)
+from longtake.evaluation.judge.levels import (
+    Judged,
+    LevelSettings,
+    Measurement,
+    measure_levels,
+    pearson,
+    share,
+)
+from longtake.evaluation.judge.prompt import PARSE_FAILURE
+from longtake.evaluation.ratings import Finding, Findings, Rating, read_ratings
+from longtake.evaluation.tables import Table, findings_table, interval_text, table_of, table_of_rows
+from longtake.runtime.errors import UserError
+from longtake.runtime.statistics import (
+    FloatArray,
+    IntArray,
+    check_resampling,
+    percentile_interval,
+    resampled,
+)
+
+CONTROLS = ("shuffled_prompt", "blank", "frozen", "reversed", "repeat")
+"""Inputs made wrong on purpose: see :mod:`longtake.evaluation.judge.score`."""
+CONTROL_MARK = "+"
+"""Between the name of a judge and that of a control in the rater of a record."""
+SAME_WITHIN = 0.05
+"""A repeated score may differ by this much on average (root mean square), points."""
+_TITLES = {
+    "plcc": "PLCC",
+    "srcc": "SRCC",
+    "krcc": "KRCC",
+    "rmse": "RMSE",
+    "accuracy": "pairs",
+    "accuracy_ties": "pairs, ties",
+}
+_LEVEL_TITLES = {"sample": "videos", "prompt": "within prompts", "model": "models"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Coverage:
+    """How many rated videos the judge scored in one dimension."""
+
+    dimension: str
+    rated: int
+    """Videos with ratings."""
+    scored: int
+    """Of these, with a score: the n of everything at sample level."""
+    unscored: int
+    """Of these, with a record that has no score."""
+    missing: int
+    """Of these, without a record."""
+    reasons: dict[str, int]
+    """Why there is no score -> number; an answer that could not be parsed is one of them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class HumanCeiling:
+    """How well one rater predicts the other raters of the same videos.
+
+    The mean over raters of the Pearson correlation of a rater with the mean of the others. A judge
+    that does better has reached what these ratings can show; it may, because it is compared with
+    the mean of all raters, a rater with the mean of one fewer.
+    """
+
+    dimension: str
+    value: float
+    """NaN where no rater has three shared videos."""
+    ci_low: float
+    """Lower end of the bootstrap interval over prompts."""
+    ci_high: float
+    n_raters: int
+    """Raters in the mean."""
+    n_ratings: int
+    """Ratings of videos with at least two raters."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ControlResult:
+    """What one control did in one dimension."""
+
+    control: str
+    dimension: str
+    expected: Literal["falls", "same", ""]
+    verdict: Literal["as expected", "not as expected", "undecided", ""]
+    before: float
+    """Mean score without the control."""
+    after: float
+    """Mean score with it, over the same videos."""
+    change: float
+    """after - before."""
+    ci_low: float
+    """Lower end of the bootstrap interval of ``change`` over prompts."""
+    ci_high: float
+    spread: float
+    """Root mean square change of a video; for ``repeat`` the deviation of one score is this
+    divided by the square root of 2."""
+    plcc_before: float
+    """Correlation with the raters over these videos."""
+    plcc_after: float
+    """The same under the control."""
+    n: int
+    """Videos scored with and without."""
+    unscored: int
+    """Videos scored without and not with the control."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportCard:
+    """How far a judge can be trusted."""
+
+    judge: str
+    """Name, with digest and calibration."""
+    calibrated: bool
+    """Whether every score names its calibration; otherwise there is no RMSE."""
+    coverage: tuple[Coverage, ...]
+    measurements: tuple[Measurement, ...]
+    """Dimension x level x measure."""
+    ceilings: tuple[HumanCeiling, ...]
+    controls: tuple[ControlResult, ...]
+    """Control x dimension, of those that were run."""
+    leakage: Leakage
+    """Training against benchmark."""
+    num_prompts: int
+    models: tuple[str, ...]
+    settings: LevelSettings
+    findings: tuple[Finding, ...]
+    """Everything irregular."""
+
+    def value(self, dimension: str, level: str, measure: str) -> Measurement:
+        """One measurement."""
+        key = (dimension, level, measure)
+        return next(m for m in self.measurements if (m.dimension, m.level, m.measure) == key)
+
+    def as_record(self) -> dict[str, Any]:
+        """JSON-ready but for NaN."""
+        record = dataclasses.asdict(self)
+        record["leakage"]["verdict"] = self.leakage.verdict
+        record["findings"] = [finding.as_record() for finding in self.findings]
+        return record
+
+
+def report_card_from_files(
+    ratings: Sequence[Path],
+    samples: Path | None,
+    scores: Path,
+    *,
+    controls: Path | None = None,
+    judge: Path | None = None,
+    judge_name: str = "",
+    dimensions: Sequence[str] = JUDGED,
+    settings: LevelSettings | None = None,
+) -> ReportCard:
+    """Read the records of a study and make the report card.
+
+    Args:
+        ratings: logs or sheets, or one CSV of clips without ``samples``.
+        samples: the list of samples.
+        scores: log of the judge.
+        controls: log of the controls.
+        judge: its directory, for the leakage check.
+        judge_name: which judge of the log.
+        dimensions: which are reported.
+        settings: pairs and intervals.
+    """
+    training = None
+    if judge is not None:
+        from longtake.evaluation.judge.directory import read_judge
+
+        training = read_judge(judge).training
+    clips = read_rated_clips(ratings, samples, dimensions)
+    records, irregular = read_ratings([scores])
+    others, more = read_ratings([] if controls is None else [controls])
+    return make_report_card(
+        clips,
+        records,
+        others,
+        training=training,
+        judge=judge_name,
+        settings=settings,
+        earlier=(*irregular, *more),
+    )
+
+
+def make_report_card(
+    clips: RatedClips,
+    scores: Sequence[Rating],
+    controls: Sequence[Rating] = (),
+    *,
+    training: TrainingRecord | None = None,
+    judge: str = "",
+    settings: LevelSettings | None = None,
+    earlier: Sequence[Finding] = (),
+) -> ReportCard:
+    """Compare the scores of a judge with the ratings of people.
+
+    Args:
+        clips: rated videos that the judge was neither trained nor calibrated on.
+        scores: records of the judge.
+        controls: records of the controls.
+        training: what the judge was trained on, for the leakage check.
+        judge: name of the judge, where the records hold several.
+        settings: pairs, intervals.
+        earlier: findings of reading the logs.
+    """
+    settings = settings or LevelSettings()
+    check_resampling(settings.confidence, settings.resamples)
+    name = find_judge(scores, judge)
+    answers = latest_records(scores, name)
+    findings = Findings([*clips.findings, *earlier])
+    rated = {item.sample for item in clips.samples.samples}
+    strange = sorted({sample for sample, _ in answers} - rated)
+    findings.add("scored sample without ratings", "not used", strange)
+    calibrated = all(
+        item.provenance.get("calibration")
+        for item in scores
+        if item.rater == name and item.score is not None
+    )
+    study = _Study(clips, score_table(scores, name, clips), settings)
+    measurements, ceilings, results = [], [], []
+    for column, dimension in enumerate(clips.dimensions):
+        if study.used(column).any():
+            measurements += study.measurements(column, calibrated=calibrated)
+            ceilings.append(study.ceiling(dimension))
+            results += study.controls(column, controls, name)
+    if not measurements:
+        raise UserError(
+            "no video has both a rating and a score of the judge",
+            received=f"{len(rated)} rated videos, {len(answers)} records of {name}",
+            expected="scores of the rated samples",
+            remedy="score the list of samples that was rated",
+        )
+    leakage = check_leakage(clips.samples.samples, training)
+    findings.add("prompt that the judge was trained on", "used", leakage.same_prompts)
+    findings.add("prompt near one that the judge was trained on", "used", leakage.near_prompts)
+    return ReportCard(
+        judge=name,
+        calibrated=calibrated,
+        coverage=tuple(_coverage(clips, c, answers) for c in range(len(clips.dimensions))),
+        measurements=tuple(measurements),
+        ceilings=tuple(ceilings),
+        controls=tuple(results),
+        leakage=leakage,
+        num_prompts=len({item.prompt for item in clips.samples.samples}),
+        models=clips.samples.models,
+        settings=settings,
+        findings=findings.all(),
+    )
+
+
+def find_judge(records: Sequence[Rating], name: str = "") -> str:
+    """Name of the judge of a log: the given one, or without one the only one."""
+    automatic = (item for item in records if item.kind == "automatic")
+    names = sorted({item.rater.partition(CONTROL_MARK)[0] for item in automatic})
+    if name in names:
+        return name
+    if name or len(names) != 1:
+        raise UserError(
+            "the judge is not in the log" if name else "the log does not hold one judge",
+            received=name or ", ".join(names) or "no record of kind automatic",
+            expected=f"one of: {', '.join(names)}" if names else "the log of `eval judge score`",
+            remedy="name the judge with --judge-name" if names else "score the samples first",
+        )
+    return names[0]
+
+
+def latest_records(records: Iterable[Rating], rater: str) -> dict[tuple[str, str], Rating]:
+    """(sample, dimension) -> the last record of one judge (or of one of its controls)."""
+    return {(item.sample, item.dimension): item for item in records if item.rater == rater}
+
+
+def score_table(records: Iterable[Rating], rater: str, clips: RatedClips) -> FloatArray:
+    """The latest scores [n, D] of one judge for rated clips; NaN where there is none."""
+    answers = latest_records(records, rater)
+    cells = [[answers.get((s.sample, d)) for d in clips.dimensions] for s in clips.samples.samples]
+    return np.array(
+        [[math.nan if a is None or a.score is None else a.score for a in row] for row in cells],
+        dtype=np.float64,
+    )
+
+
+def reasons(records: Iterable[Rating]) -> dict[str, int]:
+    """Why records have no score -> number, most frequent first.
+
+    Answers that cannot be parsed are one reason; each is quoted in the log of scores.
+    """
+    whys = (item.reason or "no reason given" for item in records if item.score is None)
+    tally = Counter(PARSE_FAILURE if why.startswith(PARSE_FAILURE) else why for why in whys)
+    return dict(tally.most_common())
+
+
+def _coverage(
+    clips: RatedClips, column: int, answers: Mapping[tuple[str, str], Rating]
+) -> Coverage:
+    dimension = clips.dimensions[column]
+    rated = [s for s, n in zip(clips.samples.samples, clips.count[:, column], strict=True) if n]
+    given = [answers[key] for s in rated if (key := (s.sample, dimension)) in answers]
+    unscored = sum(item.score is None for item in given)
+    return Coverage(
+        dimension=dimension,
+        rated=len(rated),
+        scored=len(given) - unscored,
+        unscored=unscored,
+        missing=len(rated) - len(given),
+        reasons=reasons(given),
+    )
+
+
+class _Study:
+    """Ratings and scores [n, D] as numbers."""
+
+    def __init__(self, clips: RatedClips, scores: FloatArray, settings: LevelSettings) -> None:
+        self._clips, self._scores, self._settings = clips, scores, settings
+        samples = clips.samples.samples
+        self._row = {item.sample: row for row, item in enumerate(samples)}
+        first: dict[str, str] = {}  # all videos of a prompt are in the cluster of its first one
+        clusters = [first.setdefault(s.prompt, s.cluster or s.prompt) for s in samples]
+        self._prompts, _ = pd.factorize(np.array([s.prompt for s in samples]))
+        self._models, _ = pd.factorize(np.array([s.model for s in samples]))
+        self._clusters, names = pd.factorize(np.array(clusters))
+        self._num_clusters = len(names)
+
+    def used(self, column: int) -> FloatArray:
+        """Which videos have both a rating and a score."""
+        return (self._clips.count[:, column] > 0) & np.isfinite(self._scores[:, column])
+
+    def measurements(self, column: int, *, calibrated: bool) -> list[Measurement]:
+        """Every measure of a dimension; without a calibration there is no error in points."""
+        used = self.used(column)
+        data = Judged(
+            human=self._clips.mean[used, column],
+            judge=self._scores[used, column],
+            prompts=self._prompts[used],
+            # Numbered without gaps: a model without a score has no mean.
+            models=np.unique(self._models[used], return_inverse=True)[1],
+            clusters=self._clusters[used],
+        )
+        measured = measure_levels(
+            self._clips.dimensions[column], data, self._num_clusters, self._settings
+        )
+        none = {"value": math.nan, "ci_low": math.nan, "ci_high": math.nan}
+        reason = "the scores are not calibrated to the raters' scale"
+        return [
+            m
+            if calibrated or m.measure != "rmse"
+            else dataclasses.replace(m, **none, reason=reason)
+            for m in measured
+        ]
+
+    def ceiling(self, dimension: str) -> HumanCeiling:
+        """The ceiling of one dimension."""
+        part = self._clips.ratings
+        part = part[part["dimension"] == dimension]
+        own = part["score"].to_numpy(dtype=np.float64)
+        rows = np.array([self._row[name] for name in part["sample"]], dtype=np.int64)
+        raters, _ = pd.factorize(part["rater"])
+        others = np.bincount(rows)[rows] - 1
+        shared = others > 0
+        rest = (np.bincount(rows, weights=own)[rows] - own)[shared] / others[shared]
+        own, raters, clusters = own[shared], raters[shared], self._clusters[rows[shared]]
+        usable = [who for who in np.unique(raters) if (raters == who).sum() >= 3]
+
+        def mean_correlation(counts: FloatArray) -> FloatArray:
+            each = [
+                pearson(own[mine], rest[mine], counts[:, clusters[mine]])
+                for mine in (raters == who for who in usable)
+            ]
+            table = np.array(each).reshape(len(usable), len(counts))  # a resample may lack a rater
+            return share(np.nan_to_num(table).sum(axis=0), np.isfinite(table).sum(axis=0))
+
+        value, low, high = self._interval(mean_correlation)
+        return HumanCeiling(
+            dimension=dimension,
+            value=value,
+            ci_low=low,
+            ci_high=high,
+            n_raters=len(usable),
+            n_ratings=int(shared.sum()),
+        )
+
+    def controls(self, column: int, records: Sequence[Rating], judge: str) -> list[ControlResult]:
+        """Every control that was run, in one dimension."""
+        dimension, used, results = self._clips.dimensions[column], self.used(column), []
+        for control in CONTROLS:
+            rater = f"{judge}{CONTROL_MARK}{control}"
+            answers = latest_records(records, rater)
+            run = np.array([(sample, dimension) in answers for sample in self._row])
+            scores = score_table(records, rater, self._clips)[:, column]
+            both = used & np.isfinite(scores)
+            if run.any():
+                unscored = int((used & run & ~both).sum())
+                human, before = self._clips.mean[both, column], self._scores[both, column]
+                values = human, before, scores[both], self._clusters[both]
+                results.append(self._control(control, dimension, *values, unscored))
+        return results
+
+    def _control(
+        self,
+        control: str,
+        dimension: str,
+        human: FloatArray,
+        before: FloatArray,
+        after: FloatArray,
+        clusters: IntArray,
+        unscored: int,
+    ) -> ControlResult:
+        def mean_of(values: FloatArray, counts: FloatArray) -> FloatArray:
+            weights = counts[:, clusters]
+            return share(weights @ values, weights.sum(axis=1))
+
+        change, low, high = self._interval(functools.partial(mean_of, after - before))
+        ones = np.ones((1, self._num_clusters))
+        spread = math.sqrt(float(mean_of((after - before) ** 2, ones)[0]))
+        expected = expected_change(control, dimension)
+        weights = np.ones((1, len(after)))
+        return ControlResult(
+            control=control,
+            dimension=dimension,
+            expected=expected,
+            verdict=_verdict(expected, high, spread),
+            before=float(mean_of(before, ones)[0]),
+            after=float(mean_of(after, ones)[0]),
+            change=change,
+            ci_low=low,
+            ci_high=high,
+            spread=spread,
+            plcc_before=float(pearson(before, human, weights)[0]),
+            plcc_after=float(pearson(after, human, weights)[0]),
+            n=len(after),
+            unscored=unscored,
+        )
+
+    def _interval(
+        self, statistic: Callable[[FloatArray], FloatArray]
+    ) -> tuple[float, float, float]:
+        """Value and both ends of a statistic that maps draw counts [b, C] to [b]."""
+        settings = self._settings
+        draws = resampled(
+            statistic, self._num_clusters, resamples=settings.resamples, seed=settings.seed
+        )
+        (low,), (high,) = percentile_interval(draws[:, None], settings.confidence)
+        return float(statistic(np.ones((1, self._num_clusters)))[0]), float(low), float(high)
+
+
+def expected_change(control: str, dimension: str) -> Literal["falls", "same", ""]:
+    """What a good judge does under a control: its mean score falls, stays the same, or either."""
+    if control == "repeat":
+        return "same"
+    target = {"shuffled_prompt": "text_alignment", "frozen": "motion_quality"}.get(control)
+    return "falls" if control == "blank" or target == dimension else ""
+
+
+def _verdict(
+    expected: str, high: float, spread: float
+) -> Literal["as expected", "not as expected", "undecided", ""]:
+    if not expected:
+        return ""
+    if math.isnan(spread if expected == "same" else high):
+        return "undecided"
+    good = spread <= SAME_WITHIN if expected == "same" else high < 0
+    return "as expected" if good else "not as expected"
+
+
+def report_tables(card: ReportCard) -> tuple[Table, ...]:
+    """All tables: the record has every number of the controls, ``measurements`` those of people."""
+    coverage = tuple(
+        (
+            c.dimension,
+            c.rated,
+            c.scored,
+            c.unscored,
+            c.missing,
+            "; ".join(f"{reason} ({n})" for reason, n in c.reasons.items()),
+        )
+        for c in card.coverage
+    )
+    controls = tuple(
+        (
+            c.control,
+            c.dimension,
+            c.n,
+            interval_text(c.change, c.ci_low, c.ci_high),
+            c.plcc_after,
+            c.expected or "-",
+            c.verdict or "-",
+        )
+        for c in card.controls
+    )
+    return (
+        _agreement(card),
+        table_of("measurements", "Every measure", card.measurements),
+        table_of("ceiling", "One rater against the others", card.ceilings),
+        table_of_rows(
+            "coverage",
+            "Rated videos that the judge scored",
+            ("dimension", "rated", "scored", "unscored", "no record", "reasons"),
+            coverage,
+            "A video without a score is left out of every number, never counted as 0.",
+        ),
+        table_of_rows(
+            "controls",
+            "Controls: inputs made wrong on purpose",
+            ("control", "dimension", "n", "change", "PLCC", "expected", "found"),
+            controls,
+            "Change of the mean score, and the correlation with the raters that is left.",
+        ),
+        findings_table(card.findings),
+    )
+
+
+def _agreement(card: ReportCard) -> Table:
+    rows = []
+    for c in card.ceilings:
+        for level, title in _LEVEL_TITLES.items():
+            measured = [card.value(c.dimension, level, name) for name in _TITLES]
+            cells = [interval_text(m.value, m.ci_low, m.ci_high) for m in measured]
+            human = interval_text(c.value, c.ci_low, c.ci_high) if level == "sample" else "-"
+            rows.append((c.dimension, title, measured[0].n, *cells, human))
+    shared = ", ".join(card.leakage.shared_models) or "none"
+    return table_of_rows(
+        "agreement",
+        f"Agreement of {card.judge} with the raters",
+        ("dimension", "over", "n", *_TITLES.values(), "one rater (PLCC)"),
+        rows,
+        f"{card.settings.confidence * 100:g} % bootstrap intervals over {card.num_prompts} "
+        f"prompts; the {len(card.models)} models are taken as given (measurements: models_low, "
+        "models_high take them as a sample). PLCC and RMSE "
+        + ("after" if card.calibrated else "WITHOUT")
+        + " calibration; pairs: share ordered as by the raters, "
+        f"equal within {card.settings.tie_margin:g} points "
+        f"(models: {card.settings.model_tie_margin:g}). Training of the judge: "
+        f"{card.leakage.verdict}; models of the training among those judged: {shared}.",
+    )

@@ -1,0 +1,199 @@
+"""A judge directory: weights, what they score, what they were trained on, and the calibration.
+
+    judge.json        backbone, dimensions, digests of the other files, provenance
+    model/            the weights, in the form of the backbone
+    training.json     prompts and models of the training, for the leakage check
+    calibration.json  curves to the raters' scale; missing until the judge is calibrated
+
+The calibration may be replaced later; it names the digest of the weights it was fitted for, and is
+refused with others. A backbone is a module with ``model_digest`` and ``load_judge``; another one
+joins in :func:`_backbone`, and training, calibration, controls and the report card do not change.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from longtake.core.weights import read_json
+from longtake.evaluation.judge.calibration import Calibration, read_calibration
+from longtake.evaluation.judge.data import TrainingRecord
+from longtake.rewards.template import text_digest
+from longtake.runtime.errors import CheckpointError
+from longtake.runtime.files import TEMPORARY, digest, explained, write_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from longtake.rewards.contract import Score
+
+JUDGE_FILE, MODEL_FOLDER = "judge.json", "model"
+TRAINING_FILE, CALIBRATION_FILE = "training.json", "calibration.json"
+BACKBONES = ("qwen2vl", "generative")
+"""What ``judge.json`` may name: a regression on the rewards' backbone, or a model of answers."""
+FORMAT = 1
+"""Version of ``judge.json``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeClip:
+    """One clip to judge."""
+
+    frames: "Tensor"
+    """uint8 [T, 3, H, W]."""
+    fps: float
+    """Frames per second of playback."""
+    caption: str
+
+
+class JudgeModel(Protocol):
+    """A model that judges clips."""
+
+    def judge(self, clips: Sequence[JudgeClip]) -> "list[dict[str, Score]]":
+        """Dimension -> score of each clip, which do not depend on the others."""
+
+
+class Backbone(Protocol):
+    """A module that knows one form of weights."""
+
+    def model_digest(self, folder: Path) -> str:
+        """Digest of everything in the folder that fixes the scores."""
+
+    def load_judge(
+        self, folder: Path, dimensions: Sequence[str], device: "torch.device"
+    ) -> JudgeModel:
+        """The model; bfloat16 on a GPU, as the public scorers run, float32 on a CPU."""
+
+
+def _backbone(name: str) -> Backbone:
+    from longtake.evaluation.judge import regression, vlm
+
+    return vlm if name == "generative" else regression
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeDirectory:
+    """A directory that was read and checked; the weights are loaded on demand."""
+
+    path: Path
+    backbone: str
+    dimensions: tuple[str, ...]
+    digest: str
+    """Of weights, dimensions and settings."""
+    training: TrainingRecord
+    calibration: Calibration | None
+    """To the raters' scale; None when it has none."""
+    provenance: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the judge without calibration, for records."""
+        return f"judge@{self.digest[:12]}"
+
+    def load_model(self, device: "torch.device") -> JudgeModel:
+        """The model on a device."""
+        folder = self.path / MODEL_FOLDER
+        return _backbone(self.backbone).load_judge(folder, self.dimensions, device)
+
+
+def write_judge(
+    path: Path,
+    write_model: Callable[[Path], object],
+    *,
+    backbone: str,
+    dimensions: Sequence[str],
+    training: TrainingRecord,
+    provenance: Mapping[str, Any],
+) -> JudgeDirectory:
+    """Write a judge without calibration to a new directory; a failure leaves nothing behind.
+
+    ``write_model`` writes the weights into the folder that it is given, which does not exist.
+    """
+    if path.exists():
+        raise CheckpointError(
+            "the path of the judge is taken",
+            received=str(path),
+            remedy="remove it, or choose another path",
+        )
+    temporary = path.absolute().with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        with explained("write the judge", path):
+            temporary.mkdir(parents=True)
+            write_model(temporary / MODEL_FOLDER)
+            seen = {"prompts": training.prompts, "models": training.models}
+            record = {
+                "format": FORMAT,
+                "backbone": backbone,
+                "dimensions": dimensions,
+                "model_digest": _backbone(backbone).model_digest(temporary / MODEL_FOLDER),
+                "training_sha256": digest(write_json(temporary / TRAINING_FILE, seen)),
+                "provenance": provenance,
+            }
+            write_json(temporary / JUDGE_FILE, record)
+            temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return read_judge(path)
+
+
+def read_judge(path: Path) -> JudgeDirectory:
+    """Read and check a judge directory; the weights stay on the disk."""
+    record = read_json(path / JUDGE_FILE)
+    backbone, dimensions = record.get("backbone"), record.get("dimensions")
+    usable = record.get("format") == FORMAT and backbone in BACKBONES
+    if not (usable and isinstance(dimensions, list) and dimensions):
+        raise CheckpointError(
+            "judge.json cannot be used",
+            received=f"format {record.get('format')!r}, backbone {backbone!r}, "
+            f"dimensions {dimensions!r} in {path}",
+            expected=f"format {FORMAT}, backbone {', '.join(BACKBONES)}, a list of dimensions",
+        )
+    seen = read_json(path / TRAINING_FILE)
+    model = _backbone(str(backbone)).model_digest(path / MODEL_FOLDER)
+    for name, same in (
+        (TRAINING_FILE, digest(path / TRAINING_FILE) == record.get("training_sha256")),
+        (MODEL_FOLDER, model == record.get("model_digest")),
+    ):
+        if not same:
+            raise CheckpointError(
+                "the judge directory was changed",
+                received=f"{name} in {path} has another digest than judge.json records",
+                remedy="copy the directory again from its source",
+            )
+    whole = text_digest(json.dumps([backbone, dimensions, model]))
+    calibration = None
+    if (path / CALIBRATION_FILE).exists():
+        calibration = read_calibration(path / CALIBRATION_FILE)
+        _check_calibration(calibration, whole, dimensions)
+    return JudgeDirectory(
+        path=path,
+        backbone=str(backbone),
+        dimensions=tuple(dimensions),
+        digest=whole,
+        training=TrainingRecord(
+            prompts=tuple(seen.get("prompts", ())), models=tuple(seen.get("models", ()))
+        ),
+        calibration=calibration,
+        provenance=record.get("provenance", {}),
+    )
+
+
+def set_calibration(judge: JudgeDirectory, calibration: Calibration) -> JudgeDirectory:
+    """Write or replace the calibration and read the judge again."""
+    _check_calibration(calibration, judge.digest, judge.dimensions)
+    write_json(judge.path / CALIBRATION_FILE, calibration.model_dump())
+    return read_judge(judge.path)
+
+
+def _check_calibration(calibration: Calibration, judge: str, dimensions: Sequence[str]) -> None:
+    if calibration.judge != judge or not set(dimensions) <= set(calibration.curves):
+        raise CheckpointError(
+            "the calibration does not belong to this judge",
+            received=f"fitted for {calibration.judge[:12]}, {', '.join(calibration.curves)}",
+            expected=f"{judge[:12]}, {', '.join(dimensions)}",
+            remedy="calibrate the judge again",
+        )

@@ -1,0 +1,253 @@
+"""Scores of a judge for files of video: records for the log, on the raters' scale if calibrated.
+
+Controls are inputs made wrong on purpose, to see what a judge really looks at:
+
+    shuffled_prompt  the caption of another prompt: text alignment must fall
+    blank            a gray video: everything must fall
+    frozen           the first frame repeated: motion quality must fall
+    reversed         time runs backwards: shown, without an expectation
+    repeat           the same input again: nothing may change
+
+A judge whose scores hardly depend on the prompt (a known failure) looks fine in a correlation and
+fails the first control.
+"""
+
+import dataclasses
+import functools
+import random
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longtake.core.video import read_video
+from longtake.evaluation.judge.card import CONTROL_MARK, CONTROLS, score_table
+from longtake.evaluation.judge.data import RatedClips
+from longtake.evaluation.judge.directory import JudgeClip, JudgeDirectory, JudgeModel
+from longtake.evaluation.ratings import Sample, SampleList, read_ratings
+from longtake.evaluation.score import RescoreReport, VideoScores, rescore
+from longtake.rewards.contract import Score
+from longtake.rewards.template import prompt_key
+from longtake.runtime.errors import UserError
+from longtake.runtime.rng import derive_key
+from longtake.runtime.statistics import FloatArray
+
+MAX_FRAMES = 1000
+"""Longer clips are unscored instead of filling the memory."""
+BATCH = 64
+"""Clips that the judge gets at once, if they are small: see :data:`BATCH_BYTES`."""
+BATCH_BYTES = 1 << 28
+"""Frames that the judge gets at once; a larger clip goes alone."""
+KEPT_BYTES = 1 << 30
+"""Frames that are kept for the controls, which show the same clips again."""
+GRAY = 128
+"""Level of every pixel of a blank video."""
+
+_CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "blank": lambda frames: torch.full_like(frames, GRAY),
+    "frozen": lambda frames: frames[:1].expand_as(frames).contiguous(),
+    "reversed": lambda frames: frames.flip(0),
+}
+"""What controls do to frames uint8 [T, 3, H, W]."""
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Memory(Generic[K, V]):
+    """A function of a key whose first values are kept, as far as the bytes reach."""
+
+    def __init__(self, make: Callable[[K], V], size: Callable[[V], int], num_bytes: int) -> None:
+        self._make, self._size, self._left = make, size, num_bytes
+        self._kept: dict[K, V] = {}
+
+    def __call__(self, key: K) -> V:
+        """The value, made now or earlier."""
+        if key in self._kept:
+            return self._kept[key]
+        value = self._make(key)
+        if self._size(value) <= self._left:
+            self._left -= self._size(value)
+            self._kept[key] = value
+        return value
+
+
+Video = tuple[Tensor, float]
+"""Frames uint8 [T, 3, H, W] and their rate."""
+
+
+def _read(path: Path) -> Video:
+    return read_video(path, MAX_FRAMES + 1)
+
+
+class JudgeScorer:
+    """Implements :class:`longtake.evaluation.score.Scorer`.
+
+    Args:
+        judge: the directory.
+        load: gives its model when the first clip needs it: a finished log costs no loading.
+        calibrated: apply its calibration; raw scores are for fitting one.
+        control: name of a control whose change of the frames is applied; empty: none.
+        read: where frames come from.
+
+    Attributes:
+        batch: clips that are scored together.
+    """
+
+    batch = BATCH
+
+    def __init__(
+        self,
+        judge: JudgeDirectory,
+        load: Callable[[], JudgeModel],
+        *,
+        calibrated: bool = True,
+        control: str = "",
+        read: Callable[[Path], Video] = _read,
+    ) -> None:
+        if calibrated and judge.calibration is None:
+            raise UserError(
+                "the judge is not calibrated",
+                received=str(judge.path),
+                expected="a judge with calibration.json",
+                remedy="run `eval judge calibrate`, or ask for raw scores with --raw",
+            )
+        self._load, self._read, self._change = load, read, _CHANGES.get(control)
+        self._curves = judge.calibration.curves if calibrated and judge.calibration else {}
+        self.dimensions, self.name, self.calibration = judge.dimensions, judge.name, ""
+        if calibrated and judge.calibration is not None:
+            self.calibration = judge.calibration.digest
+            self.name += f"/{self.calibration[:8]}"
+        if control:
+            self.name += f"{CONTROL_MARK}{control}"
+
+    def score(self, clips: Sequence[tuple[Path, str]]) -> list[VideoScores]:
+        """The scores of each video with its caption."""
+        scores: list[VideoScores] = [{}] * len(clips)
+        shown: dict[int, JudgeClip] = {}
+        for number, (video, caption) in enumerate(clips):
+            try:
+                clip = self._clip(video, caption)
+            except UserError as error:
+                scores[number] = dict.fromkeys(self.dimensions, Score.unscored(error.what))
+                continue
+            if sum(c.frames.nbytes for c in [*shown.values(), clip]) > BATCH_BYTES:
+                self._judge(shown, scores)
+            shown[number] = clip
+        self._judge(shown, scores)
+        return scores
+
+    def _clip(self, video: Path, caption: str) -> JudgeClip:
+        frames, fps = self._read(video)
+        if len(frames) > MAX_FRAMES:
+            raise UserError(f"longer than {MAX_FRAMES} frames")
+        if self._change is not None:
+            frames = self._change(frames)
+        return JudgeClip(frames=frames, fps=fps, caption=caption)
+
+    def _judge(self, shown: dict[int, JudgeClip], scores: list[VideoScores]) -> None:
+        if shown:
+            verdicts = self._load().judge(list(shown.values()))
+            for number, verdict in zip(shown, verdicts, strict=True):
+                scores[number] = {name: self._points(name, s) for name, s in verdict.items()}
+            shown.clear()
+
+    def _points(self, name: str, score: Score) -> Score:
+        curve = self._curves.get(name)
+        if curve is None or score.value is None:
+            return score
+        return Score.of(float(curve(np.array([score.value]))[0]))
+
+
+def score_samples(
+    samples: SampleList,
+    judge: JudgeDirectory,
+    folder: Path,
+    *,
+    device: torch.device,
+    calibrated: bool = True,
+    controls: Sequence[str] = (),
+    seed: int = 0,
+    on_progress: Callable[[str, int], None] = lambda name, done: None,
+) -> dict[str, RescoreReport]:
+    """Score a list of samples, and again under each control; what a log has is kept.
+
+    Args:
+        samples: with captions and videos.
+        judge: the directory.
+        folder: gets ``scores.jsonl`` and, with controls, ``controls.jsonl``.
+        device: of the model.
+        calibrated: scores on the raters' scale.
+        controls: names of :data:`longtake.evaluation.judge.card.CONTROLS`.
+        seed: of the shuffled captions.
+        on_progress: called with the name of the pass and the number of finished samples.
+
+    Returns:
+        "scores" and the controls -> what was done.
+    """
+    unknown = sorted(set(controls) - set(CONTROLS))
+    if unknown:
+        raise UserError(
+            "unknown control", received=", ".join(unknown), expected=", ".join(CONTROLS)
+        )
+    load = functools.cache(lambda: judge.load_model(device))
+    read = Memory[Path, Video](_read, lambda video: video[0].nbytes, KEPT_BYTES if controls else 0)
+    # All scorers are made before the weights are loaded, so that what is wrong shows at once.
+    scorers = {
+        name: JudgeScorer(judge, load, calibrated=calibrated, control=name, read=read)
+        for name in ("", *dict.fromkeys(controls))
+    }
+    reports = {}
+    for name, scorer in scorers.items():
+        listed = shuffle_captions(samples, seed) if name == "shuffled_prompt" else samples
+        log = folder / ("controls.jsonl" if name else "scores.jsonl")
+        label = name or "scores"
+        reports[label] = rescore(listed, scorer, log, functools.partial(on_progress, label))
+    return reports
+
+
+def raw_scores(
+    judge: JudgeDirectory,
+    clips: RatedClips,
+    folder: Path,
+    *,
+    device: torch.device,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> FloatArray:
+    """Scores [n, D] of n rated clips without calibration; NaN = unscored.
+
+    ``folder`` gets ``scores.jsonl``; scores that it has are kept.
+    """
+    score_samples(
+        clips.samples,
+        judge,
+        folder,
+        device=device,
+        calibrated=False,
+        on_progress=lambda _, done: on_progress(done),
+    )
+    records, _ = read_ratings([folder / "scores.jsonl"])
+    return score_table(records, judge.name, clips)
+
+
+def shuffle_captions(samples: SampleList, seed: int = 0) -> SampleList:
+    """Every sample with the caption of another prompt; samples of one prompt get the same one."""
+    captions = {prompt_key(item.caption): item.caption for item in samples.samples}
+    if len(captions) < 2:
+        raise UserError(
+            "captions cannot be shuffled",
+            received=f"{len(captions)} different captions",
+            expected="at least two prompts",
+        )
+    order = sorted(captions)
+    random.Random(derive_key(seed, "shuffled captions")).shuffle(order)
+    # One cycle through all of them: none stays in its place.
+    following = dict(zip(order, order[1:] + order[:1], strict=True))
+
+    def moved(item: Sample) -> Sample:
+        return dataclasses.replace(item, caption=captions[following[prompt_key(item.caption)]])
+
+    return dataclasses.replace(samples, samples=tuple(moved(item) for item in samples.samples))
