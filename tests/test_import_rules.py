@@ -14,7 +14,7 @@ BELOW = {
     "core": {"runtime", "kernels"},
     "rewards": {"runtime", "kernels", "core"},
     "grpo": {"runtime", "kernels", "core", "rewards"},
-    "evaluation": {"runtime", "kernels", "core", "rewards"},
+    "evaluation": {"runtime", "kernels", "core", "rewards", "training"},
     "training": {"runtime", "kernels", "core"},
     # The sandbox's recipes make checkpoints/tiny by what users call; only commands may use them.
     "sandbox": {"runtime", "kernels", "core", "rewards", "grpo", "training", "evaluation"},
