@@ -54,7 +54,7 @@ from longtake.rewards.template import (
 from longtake.runtime.files import write_json
 from longtake.runtime.provenance import collect
 from longtake.runtime.rng import generator
-from longtake.sandbox.recipes.tiny_vlm import TINY_PIXELS, VECTOR_DEVIATION, tiny_config
+from longtake.tests.tiny_reward import TINY_PIXELS, VECTOR_DEVIATION, tiny_config
 
 COLUMNS = (GENERAL, PERCENTILE)
 WAYS: dict[str, tuple[tuple[str, ...], ...]] = {

@@ -7,7 +7,7 @@ import torch
 
 from longtake.core.video import write_mp4, write_png
 from longtake.rewards.pairs import A_WINS, B_WINS, TIE, PreferencePair, write_pairs
-from longtake.sandbox.recipes.tiny_vlm import tiny_spec, write_tiny_reward
+from longtake.tests.tiny_reward import tiny_spec, write_tiny_reward
 
 
 def clip(bright, seed):

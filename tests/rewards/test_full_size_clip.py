@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from longtake.core.video import write_mp4
-from longtake.sandbox.recipes.tiny_vlm import tiny_spec, write_tiny_reward
+from longtake.tests.tiny_reward import tiny_spec, write_tiny_reward
 
 FRAMES, HEIGHT, WIDTH = 93, 480, 832
 SCRIPT = """

@@ -20,15 +20,14 @@ from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.suite import RewardSuite
 from longtake.rewards.template import PromptEncoder
 from longtake.runtime.rng import generator
-from longtake.sandbox.recipes.tiny_vlm import (
+from longtake.sandbox.recipes.tiny_vlm import TINY_TEMPLATES, byte_tokenizer
+from longtake.tests.tiny_reward import (
     TINY_PIXELS,
-    TINY_TEMPLATES,
     tiny_model_config,
     tiny_reward_model,
     tiny_spec,
     write_tiny_reward,
 )
-from longtake.sandbox.recipes.tokenizer import byte_tokenizer
 
 COLUMNS = (GENERAL, PERCENTILE)
 CAPTIONS = ["A red ball rolls.", "A-hm, two dogs", "a cat {text_prompt} sleeps on the warm roof"]

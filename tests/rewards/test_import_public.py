@@ -19,8 +19,8 @@ from longtake.rewards.reward_directory import RewardDirectory, read_reward_direc
 from longtake.rewards.reward_spec import RewardKind
 from longtake.rewards.template_source import TemplateDigest
 from longtake.runtime.errors import CheckpointError, UserError
-from longtake.sandbox.recipes.tiny_vlm import TINY_TEMPLATES, tiny_model_config, tiny_reward_model
-from longtake.sandbox.recipes.tokenizer import byte_tokenizer
+from longtake.sandbox.recipes.tiny_vlm import TINY_TEMPLATES, byte_tokenizer
+from longtake.tests.tiny_reward import tiny_model_config, tiny_reward_model
 
 
 def digest(kind: RewardKind) -> TemplateDigest:

@@ -11,7 +11,7 @@ from longtake.rewards.qwen2vl import Prefix, Qwen2VLRewardModel
 from longtake.rewards.qwen2vl_keys import merge_lora
 from longtake.rewards.qwen2vl_load import load_reward_model
 from longtake.runtime.errors import UserError
-from longtake.sandbox.recipes.tiny_vlm import random_prompts, tiny_config, tiny_reward_model
+from longtake.tests.tiny_reward import random_prompts, tiny_config, tiny_reward_model
 
 VIDEO = (4, 4, 6)
 IMAGE = (1, 4, 6)

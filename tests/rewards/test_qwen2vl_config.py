@@ -12,7 +12,7 @@ from longtake.rewards.qwen2vl_config import (
     videoreward_config,
 )
 from longtake.runtime.errors import ConfigError
-from longtake.sandbox.recipes.tiny_vlm import tiny_config
+from longtake.tests.tiny_reward import tiny_config
 
 CONFIGS = [
     hpsv3_config(),

@@ -15,7 +15,7 @@ from longtake.rewards.qwen2vl_keys import (
 )
 from longtake.rewards.qwen2vl_load import empty_reward_model
 from longtake.runtime.errors import CheckpointError, UserError
-from longtake.sandbox.recipes.tiny_vlm import tiny_config, tiny_reward_model
+from longtake.tests.tiny_reward import tiny_config, tiny_reward_model
 
 PARTS = ("weight", "bias")
 

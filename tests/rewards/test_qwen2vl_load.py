@@ -10,7 +10,7 @@ from longtake.core.weights import write_shards
 from longtake.rewards.qwen2vl_keys import public_layout
 from longtake.rewards.qwen2vl_load import WEIGHTS_STEM, empty_reward_model, load_reward_model
 from longtake.runtime.errors import CheckpointError
-from longtake.sandbox.recipes.tiny_vlm import random_prompts, tiny_config, tiny_reward_model
+from longtake.tests.tiny_reward import random_prompts, tiny_config, tiny_reward_model
 
 CONFIG = tiny_config("shared_linear", lora_rank=4)
 

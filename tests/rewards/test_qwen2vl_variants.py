@@ -7,7 +7,7 @@ from torch import Tensor
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.qwen2vl_variants import common_lengths, score_variants
 from longtake.runtime.errors import UserError
-from longtake.sandbox.recipes.tiny_vlm import random_prompts, tiny_config, tiny_reward_model
+from longtake.tests.tiny_reward import random_prompts, tiny_config, tiny_reward_model
 
 Variant = tuple[Tensor, Tensor]
 

@@ -9,7 +9,7 @@ import longtake.rewards.qwen2vl_vision as ours_module
 from longtake.rewards.qwen2vl import Qwen2VLRewardModel
 from longtake.rewards.qwen2vl_vision import VisionAttention, patch_positions
 from longtake.runtime.rng import generator, normal
-from longtake.sandbox.recipes.tiny_vlm import random_prompts, tiny_config, tiny_reward_model
+from longtake.tests.tiny_reward import random_prompts, tiny_config, tiny_reward_model
 
 EQUAL = [[1, 4, 6], [1, 4, 6], [1, 4, 6]]
 VIDEO_AND_IMAGE = [[3, 4, 6], [1, 4, 6]]  # a video's frame pairs attend alone: four equal parts

@@ -13,7 +13,7 @@ from longtake.rewards.registry import REWARDS, check_sources, load_rewards, load
 from longtake.rewards.registry import split_sources as split
 from longtake.rewards.serve import ServerConfig, serving
 from longtake.runtime.errors import UserError
-from longtake.sandbox.recipes.tiny_vlm import tiny_spec, write_tiny_reward
+from longtake.tests.tiny_reward import tiny_spec, write_tiny_reward
 
 ROOT = Path(__file__).parents[2]
 

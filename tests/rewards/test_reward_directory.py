@@ -19,8 +19,8 @@ from longtake.rewards.reward_directory import (
 from longtake.rewards.reward_spec import ColorMode, Normalization, RewardKind, RewardSpec
 from longtake.rewards.template import PromptTemplate
 from longtake.runtime.errors import CheckpointError, UserError
-from longtake.sandbox.recipes.tiny_vlm import tiny_reward_model, tiny_spec, write_tiny_reward
-from longtake.sandbox.recipes.tokenizer import byte_tokenizer
+from longtake.sandbox.recipes.tiny_vlm import byte_tokenizer
+from longtake.tests.tiny_reward import tiny_reward_model, tiny_spec, write_tiny_reward
 
 MakeReward = Callable[..., RewardDirectory]
 

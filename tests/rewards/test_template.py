@@ -4,7 +4,7 @@ import pytest
 
 from longtake.rewards.template import PromptEncoder, PromptTemplate, chat_text
 from longtake.runtime.errors import UserError
-from longtake.sandbox.recipes.tokenizer import byte_tokenizer
+from longtake.sandbox.recipes.tiny_vlm import byte_tokenizer
 
 TOKENS = ("<|a|>", "<|b|>")
 TEMPLATE = PromptTemplate(

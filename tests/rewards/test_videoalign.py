@@ -16,7 +16,7 @@ from longtake.rewards.reward_spec import Normalization
 from longtake.rewards.suite import RewardSuite
 from longtake.rewards.template import chat_text
 from longtake.rewards.videoalign import VideoAlignReward, load_videoalign
-from longtake.sandbox.recipes.tiny_vlm import tiny_spec, write_tiny_reward
+from longtake.tests.tiny_reward import tiny_spec, write_tiny_reward
 
 SCALES = {
     "VQ": Normalization(mean=0.3, std=2.0),

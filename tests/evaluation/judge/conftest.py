@@ -12,8 +12,7 @@ from longtake.evaluation.judge.data import JUDGED
 from longtake.evaluation.judge.prompt import judge_prompt
 from longtake.evaluation.ratings import Rating, Sample, append_ratings, write_samples
 from longtake.runtime.rng import normal
-from longtake.sandbox.recipes.tiny_vlm import TinySize, write_tiny_base
-from longtake.sandbox.recipes.tokenizer import byte_tokenizer
+from longtake.sandbox.recipes.tiny_vlm import TinySize, byte_tokenizer, write_tiny_base
 
 SIZE = TinySize(
     width=32, layers=1, heads=2, vision_width=32, vision_layers=1, side=28, frames_per_second=4.0

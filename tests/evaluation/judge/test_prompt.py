@@ -20,7 +20,7 @@ from longtake.evaluation.judge.prompt import (
 )
 from longtake.evaluation.ratings import Rating
 from longtake.runtime.errors import CheckpointError, UserError
-from longtake.sandbox.recipes.tokenizer import byte_tokenizer
+from longtake.sandbox.recipes.tiny_vlm import byte_tokenizer
 
 GOOD = "Text-Alignment: 4\nVisual Quality: 1\nMotion Quality: 5"
 

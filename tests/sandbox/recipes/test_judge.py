@@ -19,7 +19,7 @@ from longtake.sandbox.recipes import judge as judge_recipe
 from longtake.sandbox.recipes.judge import PARTS, summary_rows, train_tiny_judge
 from longtake.sandbox.recipes.ratings import ORACLE_OF, RatingConfig, rate_clip
 from longtake.sandbox.recipes.samples import QUALITIES, Quality
-from longtake.sandbox.recipes.tiny_vlm import tiny_spec, write_tiny_reward
+from longtake.tests.tiny_reward import tiny_spec, write_tiny_reward
 
 SMALL = (
     "train_prompts=6",
