@@ -92,10 +92,10 @@ def round_trip(
     from longtake.evaluation.vbench.scores import aggregate
     from longtake.evaluation.vbench.suites import VBENCH1
     from longtake.evaluation.vbench.tables import round_trip_report
-    from longtake.evaluation.vbench.upstream import NEEDS
+    from longtake.evaluation.vbench.upstream import is_native
     from longtake.evaluation.vbench.videos import find_videos
 
-    native = [name for name, need in NEEDS[VBENCH1.name].items() if need.native]
+    native = [name for name in VBENCH1.dimensions if is_native(VBENCH1, name)]
     data = sandbox_data(VBENCH1, native) if source is None else read_suite(VBENCH1, source)
     plan = make_plan(
         data, seed=seed, dimensions=native, prompts_per_dimension=prompts, samples=samples
@@ -243,13 +243,13 @@ def doctor_command(
     Example: python cli.py eval vbench doctor --checkout VBench --weights weights
     """
     from longtake.evaluation.vbench.tables import doctor_report
-    from longtake.evaluation.vbench.upstream import NEEDS
+    from longtake.evaluation.vbench.upstream import is_native
 
     upstream = _upstream(suite, checkout, python, weights, commit, device, allow_downloads)
     names = [upstream.suite.dimension(name).name for name in dimension or ()]
     lacking = {name: upstream.missing(name) for name in names or upstream.suite.dimensions}
     _show(*doctor_report(upstream.suite, lacking))
-    ready = all(NEEDS[suite][name].native or not things for name, things in lacking.items())
+    ready = all(not lacking[name] or is_native(upstream.suite, name) for name in lacking)
     raise typer.Exit(0 if ready else 1)
 
 

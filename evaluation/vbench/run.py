@@ -32,11 +32,12 @@ from longtake.evaluation.vbench.results import (
     write_results,
 )
 from longtake.evaluation.vbench.scores import Scores, aggregate
+from longtake.evaluation.vbench.suites import Dimension
 from longtake.evaluation.vbench.upstream import (
-    NEEDS,
     Upstream,
     clear_stale_clips,
     inflated_results,
+    is_native,
     unfit,
 )
 from longtake.evaluation.vbench.videos import (
@@ -49,7 +50,7 @@ from longtake.evaluation.vbench.videos import (
     unlike_the_rest,
 )
 from longtake.runtime.errors import RunDirectoryError, UserError
-from longtake.runtime.files import append_jsonl, explained, read_jsonl, write_json, write_jsonl
+from longtake.runtime.files import append_jsonl, explained, read_jsonl, write_json
 from longtake.runtime.progress import progress_bar
 
 _SCORERS = {"temporal_flickering": temporal_flickering}
@@ -66,12 +67,12 @@ class RunSettings:
     """How to run."""
 
     timeout_s: float = 3600.0
-    """Longest time without a finished call; making the environment and loading weights count."""
+    """Of one call; making the environment and loading weights count."""
     attempts: int = 2
     """Tries of a prompt by itself before its videos are unscored, >= 1."""
     prompts_per_call: int = 8
-    """Prompts that one call of the public function scores. It loads its weights in every call, and
-    a crash loses the call."""
+    """Prompts that one call of the public function scores. A crash loses the call, and every call
+    loads the weights."""
     gpus: tuple[str, ...] = ()
     """GPUs to share the dimensions among, one dimension each at a time; empty: one, the default."""
     allow_missing: bool = False
@@ -144,7 +145,7 @@ def run_dimensions(
     _keep_plan(plan, output_dir / "plan.json")
     lacking = {name: upstream.missing(name) for name in names}
     ready = [n for n in names if settings.ignore_doctor or not lacking[n]]
-    native = [n for n in names if n not in ready and NEEDS[plan.suite.name][n].native]
+    native = [n for n in names if n not in ready and is_native(plan.suite, n)]
     facts = {path: probe(path) for (owner, _), path in files.paths.items() if owner in ready}
     runs = {
         name: _prepare(plan, upstream, name, files, facts, output_dir, settings) for name in ready
@@ -238,7 +239,7 @@ def _prepare(
     return _DimensionRun(
         plan=plan,
         upstream=upstream,
-        dimension=dimension,
+        dimension=plan.suite.dimensions[dimension],
         links=link_view(files, dimension, path / "views" / model),
         facts={name: facts[file] for name, file in files.of_dimension(dimension).items()},
         work=work,
@@ -300,25 +301,13 @@ def _show_progress(
             bar.update(sum(len(read_entries(run.work)) for run in runs.values()))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Ending:
-    """How one start of the public code ended."""
-
-    stage: str
-    """Last stage that was reached: start, import, weights, compute, done."""
-    call: int
-    """The call that it was at, in the stage compute."""
-    reason: str
-    log: Path
-
-
 @dataclass(kw_only=True)
 class _DimensionRun:
     """The state of one dimension; :meth:`run` brings it to its end."""
 
     plan: Plan
     upstream: Upstream
-    dimension: str
+    dimension: Dimension
     links: Mapping[str, Path]
     """File that the public code is given, by file name."""
     facts: Mapping[str, VideoFacts]
@@ -327,15 +316,17 @@ class _DimensionRun:
     settings: RunSettings
     given_up: dict[str, str] = field(default_factory=dict)
     """Reason by file name."""
+    left_out: set[str] = field(default_factory=set)
+    """Videos in which the public code found nothing to score, and of which it says nothing."""
     problem: str = ""
     """Why the whole dimension ended early."""
     failures: Counter[str] = field(default_factory=Counter)
-    """Tries by prompt that failed with no other prompt in the call."""
+    """Failed calls with nothing but this prompt in them."""
     suspects: set[str] = field(default_factory=set)
     """Prompts of a call that failed; they are tried one by one."""
 
     def run(self, stop: threading.Event, gpu: str | None = None) -> DimensionResults:
-        """Start the public code until nothing is left, or nothing helps.
+        """Call the public code until nothing is left, or nothing helps.
 
         Args:
             stop: ends the run early; what is finished stays.
@@ -343,22 +334,16 @@ class _DimensionRun:
         """
         with _only_here(self.work):
             self._give_up_unfit()
-            while calls := self._calls():
-                entries = read_entries(self.work)
-                write_jsonl(self.work / "records.jsonl", entries.values())  # without a torn line
-                ending = self._start(calls, stop, gpu)
-                self._reject(set(entries), ending.log)
-                if ending.stage == "done":
-                    self._accept_silence()
-                    break
-                if stop.is_set():
+            while not self.problem and (rows := self._next_rows()):
+                outcome, log = self._call(rows, stop, gpu)
+                if "videos" in outcome:
+                    self._keep(rows, outcome["videos"], log)
+                elif stop.is_set():
                     self.problem = "stopped on request"
-                elif ending.stage == "compute":
-                    self._blame(calls[ending.call], ending)
-                else:
-                    self.problem = f"{ending.stage}: {ending.reason} (see {ending.log})"
-                if self.problem:
-                    break
+                elif outcome["stage"] == "compute":
+                    self._blame(rows, f"{outcome['error']}", log)
+                else:  # no call will come further
+                    self.problem = f"{outcome['stage']}: {outcome['error']} (see {log})"
             return self._results()
 
     @property
@@ -368,53 +353,59 @@ class _DimensionRun:
             "upstream_commit": self.upstream.head,
             "suite": self.plan.suite.name,
             "suite_sha256": self.plan.digest,
-            "command": self.upstream.command(self.dimension, self.work / "job.json"),
+            "command": self.upstream.command(self.dimension.name, self.work / "job.json"),
             "device": self.upstream.device,
             "seed": self.plan.seed,
             "plan_remarks": list(self.plan.remarks),
         }
 
     def _give_up_unfit(self) -> None:
-        samples = self.plan.scored_samples_of(self.dimension)
-        for video in self.plan.of_dimension(self.dimension):
+        samples = self.plan.scored_samples_of(self.dimension.name)
+        for video in self.plan.of_dimension(self.dimension.name):
             if video.index >= samples:
                 continue
             if video.name not in self.links:
                 self.given_up[video.name] = "the video is missing"
-            elif reason := unfit(self.dimension, self.facts[video.name]):
+            elif reason := unfit(self.dimension.name, self.facts[video.name]):
                 self.given_up[video.name] = reason
 
-    def _left(self) -> dict[str, dict[str, Any]]:
-        """Row for the public code by prompt, with the videos that still lack a result."""
-        suite, dimension = self.plan.suite, self.plan.suite.dimensions[self.dimension]
-        done = read_entries(self.work)
-        rows = {}
+    def _next_rows(self) -> list[dict[str, Any]]:
+        """Rows for the next call, with the videos that lack a result: a suspect comes alone."""
+        done = read_entries(self.work).keys() | self.given_up.keys() | self.left_out
+        rows = []
         for row in self.plan.rows:
-            if self.dimension not in row.dimensions:
+            if self.dimension.name not in row.dimensions:
                 continue
-            samples = range(self.plan.scored_samples_of(self.dimension))
-            names = [suite.video_name(row.prompt, index) for index in samples]
-            lost = [name for name in names if name in self.given_up]
-            if dimension.per_prompt:  # one result over all videos, filed under the first
-                if lost:
+            samples = range(self.plan.scored_samples_of(self.dimension.name))
+            names = [self.plan.suite.video_name(row.prompt, index) for index in samples]
+            left = [name for name in names if name not in done]
+            if self.dimension.per_prompt:  # one result over all videos, filed under the first
+                if lost := [name for name in names if name in self.given_up]:
                     self.given_up.setdefault(names[0], f"{lost[0]}: {self.given_up[lost[0]]}")
                 left = [] if names[0] in done or lost else names
-            else:
-                left = [name for name in names if name not in done and name not in self.given_up]
             if left:
                 paths = [str(self.links[name]) for name in left]
-                rows[row.prompt] = row.as_upstream(self.dimension, paths)
-        return rows
+                rows.append(row.as_upstream(self.dimension.name, paths))
+        fresh = [row for row in rows if row["prompt_en"] not in self.suspects]
+        return fresh[: self.settings.prompts_per_call] or rows[:1]
 
-    def _calls(self) -> list[list[dict[str, Any]]]:
-        """Rows of each call: suspects alone, the others together."""
-        left = self._left()
-        alone = [[row] for prompt, row in left.items() if prompt in self.suspects]
-        rest = [row for prompt, row in left.items() if prompt not in self.suspects]
-        size = self.settings.prompts_per_call
-        return [*(rest[i : i + size] for i in range(0, len(rest), size)), *alone]
+    def _keep(self, rows: list[dict[str, Any]], entries: list[dict[str, Any]], log: Path) -> None:
+        """Record the results of a call that may count; a later run tries the others again."""
+        by_name = {Path(entry["video_path"]).name: entry for entry in entries}
+        reasons = parse_dimension(self.dimension, None, entries).unscored
+        reasons |= inflated_results(self.dimension.name, by_name, log)
+        kept = [entry for name, entry in by_name.items() if name not in reasons]
+        append_jsonl(self.work / "records.jsonl", kept)
+        for row in rows:
+            names = [Path(path).name for path in row["video_list"]]
+            for name in names[:1] if self.dimension.per_prompt else names:
+                if name not in by_name and self.dimension.leaves_out:
+                    self.left_out.add(name)
+                elif name not in by_name:
+                    reasons[name] = "the public code returned no result"
+        self.given_up |= reasons
 
-    def _blame(self, rows: list[dict[str, Any]], ending: _Ending) -> None:
+    def _blame(self, rows: list[dict[str, Any]], reason: str, log: Path) -> None:
         """Count a failed call against its prompts."""
         self.suspects |= {row["prompt_en"] for row in rows}
         if len(rows) > 1:
@@ -424,93 +415,73 @@ class _DimensionRun:
         if self.failures[prompt] < self.settings.attempts:
             return
         for path in rows[0]["video_list"]:
-            self.given_up[Path(path).name] = f"{ending.reason} (tries: {self.failures[prompt]})"
+            self.given_up[Path(path).name] = f"{reason} (tries: {self.failures[prompt]})"
         hopeless = [n for n in self.failures.values() if n >= self.settings.attempts]
         if len(hopeless) >= _HOPELESS and not read_entries(self.work):
-            self.problem = f"{ending.reason} (see {ending.log})"
+            self.problem = f"{reason} (see {log})"
 
-    def _accept_silence(self) -> None:
-        """Videos without a result after every call returned."""
-        if self.plan.suite.dimensions[self.dimension].leaves_out:
-            return  # upstream's way to say that it found no object
-        for row in self._left().values():
-            for path in row["video_list"]:
-                self.given_up[Path(path).name] = "the public code returned no result"
+    def _call(
+        self, rows: list[dict[str, Any]], stop: threading.Event, gpu: str | None
+    ) -> tuple[dict[str, Any], Path]:
+        """Let the public code score the videos of ``rows``, in a process of its own.
 
-    def _reject(self, before: set[str], log: Path) -> None:
-        """Drop results of the last start that must not count; a later run tries them again."""
-        entries = read_entries(self.work)
-        fresh = {name: entry for name, entry in entries.items() if name not in before}
-        dimension = self.plan.suite.dimensions[self.dimension]
-        reasons = parse_dimension(dimension, None, list(fresh.values())).unscored
-        reasons |= inflated_results(self.dimension, fresh, log)
-        if reasons:
-            kept = [entry for name, entry in entries.items() if name not in reasons]
-            write_jsonl(self.work / "records.jsonl", kept)
-            self.given_up |= reasons
-
-    def _start(
-        self, calls: list[list[dict[str, Any]]], stop: threading.Event, gpu: str | None
-    ) -> _Ending:
-        """Start the public code and wait until it ends, hangs or ``stop`` is set.
-
-        How it ended is read from the files it wrote; the exit code is never trusted.
+        A process for each call costs its imports, and the public function loads its weights in
+        every call anyway; a crash or a leak ends with it. Returns what the runner wrote (the exit
+        code is never trusted), or stage and error, and the log of the output.
         """
-        links = [Path(path) for rows in calls for row in rows for path in row["video_list"]]
-        clear_stale_clips(self.dimension, self.upstream.root, links)
-        log = self.work / f"attempt-{1 + len(list(self.work.glob('attempt-*.log')))}.log"
-        status, job = self.work / "status.json", self.work / "job.json"
-        status.unlink(missing_ok=True)
+        links = [Path(path) for row in rows for path in row["video_list"]]
+        clear_stale_clips(self.dimension.name, self.upstream.root, links)
+        log = self.work / f"call-{1 + len(list(self.work.glob('call-*.log')))}.log"
+        job, outcome = self.work / "job.json", self.work / "outcome.json"
+        outcome.unlink(missing_ok=True)
+        info = write_json(self.work / "full_info.json", rows)
         content = {
             "package": self.plan.suite.package,
-            "dimension": self.dimension,
+            "dimension": self.dimension.name,
             "device": self.upstream.device,
-            "may_not_apply": self.plan.suite.dimensions[self.dimension].may_not_apply,
+            "may_not_apply": self.dimension.may_not_apply,
             "root": str(self.upstream.root),
-            "info": str(self.work / "full_info.json"),
-            "records": str(self.work / "records.jsonl"),
-            "status": str(status),
-            "calls": calls,
+            "info": str(info),
+            "outcome": str(outcome),
         }
         write_json(job, content)
         with (
-            explained(f"start the public code for {self.dimension}", self.upstream.root),
+            explained(f"start the public code for {self.dimension.name}", self.upstream.root),
             log.open("wb") as output,
         ):
             process = subprocess.Popen(
-                self.upstream.command(self.dimension, job),
+                self.upstream.command(self.dimension.name, job),
                 cwd=self.upstream.root,
-                env=self.upstream.variables(gpu, self.upstream.python(self.dimension)),
+                env=self.upstream.variables(gpu, self.upstream.python(self.dimension.name)),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that its own children can be stopped with it
             )
             try:
-                stopped = self._wait(process, status, stop)
+                deadline = time.monotonic() + self.settings.timeout_s
+                while process.poll() is None and time.monotonic() < deadline:
+                    if stop.wait(_POLL_S):
+                        break
+                hangs = process.poll() is None
             finally:
                 _end(process)
-        return _ending(process, status, stopped, log)
-
-    def _wait(self, process: subprocess.Popen[bytes], status: Path, stop: threading.Event) -> str:
-        """Wait for the end; the reason when it was not the process that ended it."""
-        last, seen = time.monotonic(), 0
-        while process.poll() is None:
-            changed = status.stat().st_mtime_ns if status.exists() else 0
-            if changed != seen:  # a new stage or call
-                last, seen = time.monotonic(), changed
-            if stop.wait(_POLL_S):
-                return "stopped on request"
-            if time.monotonic() - last > self.settings.timeout_s:
-                return f"no call finished for {self.settings.timeout_s:g} s"
-        return ""
+        content = {"stage": "start"}
+        if outcome.exists():
+            content = json.loads(outcome.read_text(encoding="utf-8"))
+        if hangs:
+            content["error"] = f"not finished after {self.settings.timeout_s:g} s"
+        elif "error" not in content:
+            code = process.returncode
+            memory = " (out of memory?)" if code == -signal.SIGKILL else ""
+            content["error"] = f"it left with code {code}{memory} and no word"
+        return content, log
 
     def _results(self) -> DimensionResults:
-        dimension = self.plan.suite.dimensions[self.dimension]
         entries = read_entries(self.work)
-        results = parse_dimension(dimension, None, list(entries.values()))
+        results = parse_dimension(self.dimension, None, list(entries.values()))
         results.origin = "upstream runner"
-        filed = set(self.plan.results_of(self.dimension))  # per prompt: under the first video
+        filed = set(self.plan.results_of(self.dimension.name))  # per prompt: under the first video
         results.unscored |= {
             name: why
             for name, why in self.given_up.items()
@@ -518,7 +489,7 @@ class _DimensionRun:
         }
         if self.problem:
             results.problems.append(f"ended early: {self.problem}")
-        if dimension.frames_hidden:
+        if self.dimension.frames_hidden:
             results.problems.append("plain mean over videos; upstream weighs them by their frames")
         return results
 
@@ -533,19 +504,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE_S)
     process.wait()
-
-
-def _ending(process: subprocess.Popen[bytes], status: Path, stopped: str, log: Path) -> _Ending:
-    content = json.loads(status.read_text(encoding="utf-8")) if status.exists() else {}
-    code = process.returncode
-    if stopped or content.get("error"):
-        reason = stopped or content["error"]
-    elif code < 0:
-        reason = f"killed by signal {-code}" + (" (out of memory?)" if code == -9 else "")
-    else:
-        reason = f"it left with exit code {code} and no word"
-    stage, call = content.get("stage", "start"), content.get("call") or 0
-    return _Ending(stage=stage, call=call, reason=reason, log=log)
 
 
 @contextmanager

@@ -1,10 +1,9 @@
-"""Run one dimension of the public code: executed by another environment's Python, stdlib only.
+"""Call one function of the public code: executed by another environment's Python, stdlib only.
 
     ENV/bin/python -I -u runner.py JOB.json      (working directory: the checkout)
 
 The public functions return everything at the end, so a crash would lose hours. They are called for
-a few prompts at a time instead, and each call's results go to the records file at once. Nothing of
-the public code is changed.
+a few prompts at a time instead; nothing of the public code is changed.
 """
 
 import importlib
@@ -14,12 +13,13 @@ import sys
 from typing import Any
 
 
-def write_status(job: dict[str, Any], **fields: object) -> None:
-    """Replace the status file: the stage reached, and how it ended."""
-    temporary = job["status"] + ".tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
+def write(path: str, **fields: object) -> None:
+    """Replace the outcome: the stage reached, and what came of it."""
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
         json.dump(fields, file)
-    os.replace(temporary, job["status"])
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".tmp", path)
 
 
 def plain(value: Any) -> Any:
@@ -35,49 +35,35 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def add_records(path: str, videos: list[dict[str, Any]]) -> None:
-    """Append finished videos; they are on the disk when this returns."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(plain(video)) + "\n" for video in videos))
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def run(job: dict[str, Any]) -> None:
     """Import, find the weights, compute; each stage is on the disk before it starts."""
     stage = "import"
     try:
-        write_status(job, stage=stage)
+        write(job["outcome"], stage=stage)
         sys.path.insert(0, job["root"])
         loading = importlib.import_module(f"{job['package']}.utils")
         name = job["dimension"].replace("-", "_").lower()
         function = getattr(importlib.import_module(f"{job['package']}.{name}"), f"compute_{name}")
         stage = "weights"
-        write_status(job, stage=stage)
+        write(job["outcome"], stage=stage)
         submodules = loading.init_submodules([job["dimension"]], local=True)[job["dimension"]]
         torch = sys.modules.get("torch")
         device = torch.device(job["device"]) if torch else job["device"]
         stage = "compute"
-        for number, rows in enumerate(job["calls"]):
-            write_status(job, stage=stage, call=number)
-            with open(job["info"], "w", encoding="utf-8") as file:
-                json.dump(rows, file, ensure_ascii=False)
-            try:
-                videos = list(function(job["info"], device, submodules)[1])
-            except ZeroDivisionError:
-                if not job["may_not_apply"]:
-                    raise
-                # The public mean over the videos other than -1 has none to divide by.
-                paths = [path for row in rows for path in row["video_list"]]
-                videos = [{"video_path": path, "video_results": -1} for path in paths]
-            add_records(job["records"], videos)
-        write_status(job, stage="done")
-    finally:
-        error = sys.exc_info()[1]
-        if error is not None:
-            message = f"{type(error).__name__}: {error}"
-            call = number if stage == "compute" else None
-            write_status(job, stage=stage, call=call, error=message)
+        write(job["outcome"], stage=stage)
+        try:
+            videos = list(function(job["info"], device, submodules)[1])
+        except ZeroDivisionError:
+            if not job["may_not_apply"]:
+                raise
+            # The public mean over the videos other than -1 has none to divide by.
+            with open(job["info"], encoding="utf-8") as file:
+                paths = [path for row in json.load(file) for path in row["video_list"]]
+            videos = [{"video_path": path, "video_results": -1} for path in paths]
+        write(job["outcome"], stage="done", videos=plain(videos))
+    except BaseException as error:  # SystemExit too: the public code may leave anywhere
+        write(job["outcome"], stage=stage, error=f"{type(error).__name__}: {error}")
+        raise
 
 
 if __name__ == "__main__":

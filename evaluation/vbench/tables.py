@@ -12,7 +12,7 @@ from longtake.evaluation.vbench.plan import Plan
 from longtake.evaluation.vbench.run import RunReport, read_entries, work_folder
 from longtake.evaluation.vbench.scores import Comparison, ScoreLine, Scores
 from longtake.evaluation.vbench.suites import SUITES, Suite
-from longtake.evaluation.vbench.upstream import NEEDS
+from longtake.evaluation.vbench.upstream import NEEDS, is_native
 from longtake.evaluation.vbench.videos import VideoFiles
 
 _MISSING = "-"
@@ -106,9 +106,9 @@ def doctor_report(suite: Suite, lacking: Mapping[str, Mapping[str, str]]) -> lis
     )
     for name, things in lacking.items():
         need = NEEDS[suite.name][name]
-        ready = "yes" if not things else "ours" if need.native else "no"
-        missing = Text(", ".join(things))
-        table.add_row(name, need.environment.name, _memory(need.memory_gib), ready, missing)
+        ready = "yes" if not things else "ours" if is_native(suite, name) else "no"
+        memory = str(need.get("memory_gib", "?"))
+        table.add_row(name, need["environment"], memory, ready, Text(", ".join(things)))
     ways = dict.fromkeys(f"{what}: {how}" for own in lacking.values() for what, how in own.items())
     return [table, *(Text(way) for way in ways)]
 
@@ -118,18 +118,15 @@ def run_plan_table(
 ) -> Table:
     """What a run would do."""
     table = _table(
-        f"{plan.suite.title}: what a run would do",
-        "dimension|>videos|>missing|>finished|>GPU, GiB|would run",
+        f"{plan.suite.title}: what a run would do", "dimension|>videos|>missing|>finished|would run"
     )
     for name, things in lacking.items():
-        need = NEEDS[plan.suite.name][name]
-        how = "ours" if need.native else f"no, missing: {', '.join(things)}"
+        how = "ours" if is_native(plan.suite, name) else f"no, missing: {', '.join(things)}"
         table.add_row(
             name,
             str(len(files.of_dimension(name))),
             str(sum(owner == name for owner, _ in files.missing)),
             str(len(read_entries(work_folder(output_dir, name)))),
-            _memory(need.memory_gib),
             Text(how if things else "upstream runner"),
         )
     return table
@@ -185,21 +182,4 @@ def round_trip_report(plan: Plan, scores: Scores) -> list[Table | Text]:
         f"{total - len(scored)}, whose weights are not here; `eval vbench doctor` says how to get "
         "each. No total is given: a missing dimension is not 0."
     )
-    needs = [_needs_table(suite) for suite in SUITES.values()]
-    return [*needs, score_table(scores, only=scored), *notes, *remarks, last]
-
-
-def _needs_table(suite: Suite) -> Table:
-    """What each dimension needs, in short."""
-    table = _table(
-        f"{suite.title}: not scored without these weights", "dimension|>GPU, GiB|weights"
-    )
-    for name, need in NEEDS[suite.name].items():
-        if not need.native:
-            names = ", ".join(weights.name for weights in need.weights)
-            table.add_row(name, _memory(need.memory_gib), Text(names))
-    return table
-
-
-def _memory(gib: float | None) -> str:
-    return "?" if gib is None else f"{gib:g}"
+    return [score_table(scores, only=scored), *notes, *remarks, last]

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from longtake.evaluation.vbench.suites import PINNED_COMMIT, Suite
 from longtake.evaluation.vbench.videos import VideoFacts
@@ -27,71 +27,15 @@ _CLIP_S = 2
 _HUBS = {"torch": ("TORCH_HOME", "torch"), "hf": ("HF_HOME", "huggingface")}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """A file or folder that must be on the disk before a dimension can run."""
-
-    name: str
-    path: str
-    """Relative to its place."""
-    get: str
-    """Where it comes from."""
-    place: Literal["cache", "torch", "hf"] = "cache"
+TABLE = tomllib.loads(Path(__file__).with_name("requirements.toml").read_text(encoding="utf-8"))
+NEEDS: dict[str, dict[str, dict[str, Any]]] = TABLE["needs"]
+"""Suite -> dimension -> environment, and where there are any weights, programs, memory_gib; the
+fields are explained in requirements.toml."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Environment:
-    """Packages that dimensions share."""
-
-    name: str
-    python: str
-    packages: tuple[str, ...]
-    requirements: tuple[str, ...] = ()
-    """Files of the checkout."""
-    by_hand: str = ""
-    """What uv cannot do from a list of packages."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Need:
-    """What one dimension needs, beyond the checkout itself."""
-
-    environment: Environment
-    weights: tuple[Weights, ...] = ()
-    programs: tuple[str, ...] = ()
-    memory_gib: float | None = None
-    """GPU memory; None: not known."""
-    native: bool = False
-    """Whether it is scored here too, without the public code."""
-
-
-def _read_needs() -> dict[str, dict[str, Need]]:
-    text = Path(__file__).with_name("requirements.toml").read_text(encoding="utf-8")
-    tables = tomllib.loads(text)
-    weights = {key: Weights(**fields) for key, fields in tables["weights"].items()}
-    environments = {
-        name: Environment(name=name, **{k: _frozen(v) for k, v in fields.items()})
-        for name, fields in tables["environments"].items()
-    }
-    return {
-        suite: {
-            dimension: Need(
-                environment=environments[fields.pop("environment")],
-                weights=tuple(weights[key] for key in fields.pop("weights", ())),
-                **{k: _frozen(v) for k, v in fields.items()},
-            )
-            for dimension, fields in needs.items()
-        }
-        for suite, needs in tables["needs"].items()
-    }
-
-
-def _frozen(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-NEEDS = _read_needs()
-"""Suite -> dimension -> what it needs."""
+def is_native(suite: Suite, dimension: str) -> bool:
+    """Whether a dimension is scored here too, without the public code: it needs no weights."""
+    return "weights" not in NEEDS[suite.name][dimension]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,13 +78,13 @@ class Upstream:
         """The user's interpreter for a dimension; None: uv makes the environment."""
         return self.pythons.get(dimension, self.pythons.get(""))
 
-    def place(self, weights: Weights) -> Path:
+    def place(self, weights: Mapping[str, str]) -> Path:
         """Where weights must lie."""
-        cache = Path.home() / ".cache"
-        if weights.place == "cache":
-            return self.cache / weights.path
-        variable, name = _HUBS[weights.place]
-        return Path(os.environ.get(variable) or cache / name) / "hub" / weights.path
+        if "place" not in weights:
+            return self.cache / weights["path"]
+        variable, name = _HUBS[weights["place"]]
+        home = os.environ.get(variable) or Path.home() / ".cache" / name
+        return Path(home) / "hub" / weights["path"]
 
     @property
     def cache(self) -> Path:
@@ -154,11 +98,15 @@ class Upstream:
         if python := self.python(dimension):
             return [str(python), *runner]
         assert self.checkout is not None
-        own = NEEDS[self.suite.name][dimension].environment
-        files = [str((self.checkout / name).resolve()) for name in own.requirements]
-        options = [word for name in files for word in ("--with-requirements", name)]
-        options += [word for package in own.packages for word in ("--with", package)]
-        return [_uv(), "run", "--no-project", "--python", own.python, *options, "python", *runner]
+        from uv import find_uv_bin
+
+        own = TABLE["environments"][NEEDS[self.suite.name][dimension]["environment"]]
+        options = ["--no-project", "--python", own["python"]]
+        for name in own.get("requirements", ()):
+            options += ["--with-requirements", str((self.checkout / name).resolve())]
+        for package in own["packages"]:
+            options += ["--with", package]
+        return [str(find_uv_bin()), "run", *options, "python", *runner]
 
     def variables(self, gpu: str | None = None, python: Path | None = None) -> dict[str, str]:
         """Variables of a child process: nothing of this Python, offline unless allowed.
@@ -195,16 +143,17 @@ class Upstream:
                 f"the checkout is at {(head or 'an unknown commit')[:17]}: git checkout "
                 f"{self.commit}, or say --commit (another version is another metric)"
             )
-        if need.environment.by_hand and self.python(dimension) is None:
-            lacking[f"environment {need.environment.name}"] = (
-                f"{need.environment.by_hand}; then --python {dimension}=ENV/bin/python"
+        by_hand = TABLE["environments"][need["environment"]].get("by_hand")
+        if by_hand and self.python(dimension) is None:
+            lacking[f"environment {need['environment']}"] = (
+                f"{by_hand}; then --python {dimension}=ENV/bin/python"
             )
-        for weights in need.weights:
+        for weights in (TABLE["weights"][key] for key in need.get("weights", ())):
             if not self.allow_downloads and not _has_content(self.place(weights)):
-                how = weights.get.replace("CACHE", str(self.cache))
-                lacking[weights.name] = f"{how}, to {self.place(weights)}"
+                how = weights["get"].replace("CACHE", str(self.cache))
+                lacking[weights["name"]] = f"{how}, to {self.place(weights)}"
         path = self.variables(python=self.python(dimension)).get("PATH")
-        for program in need.programs:
+        for program in need.get("programs", ()):
             if shutil.which(program, path=path) is None:
                 lacking[program] = "must be on PATH"
         return lacking
@@ -212,12 +161,6 @@ class Upstream:
 
 def _has_content(path: Path) -> bool:
     return any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size > 0
-
-
-def _uv() -> str:
-    from uv import find_uv_bin
-
-    return str(find_uv_bin())
 
 
 def parse_pythons(suite: Suite, texts: Sequence[str]) -> dict[str, Path]:
@@ -259,17 +202,12 @@ def unfit(dimension: str, facts: VideoFacts) -> str:
 def clear_stale_clips(dimension: str, root: Path, links: Iterable[Path]) -> None:
     """Remove clips that Instance Preservation cut earlier from videos of the same names.
 
-    It keeps them in ``model_clip/<model>/`` of the checkout and never cuts a clip again, so another
-    model's, or a replaced video's, old clips would be judged.
-
-    Args:
-        dimension: name.
-        root: folder that the public code is started from.
-        links: videos that it will be given, ``.../<model>/<dimension>/<name>``.
+    It keeps them in ``model_clip/<model>/`` of the checkout ``root`` and never cuts a clip again,
+    so another model's, or a replaced video's, old clips would be judged.
     """
     if dimension != "Instance_Preservation":
         return
-    for link in links:
+    for link in links:  # .../<model>/<dimension>/<name>
         clips = root / "model_clip" / link.parts[-3]
         for old in clips.glob(f"{glob.escape(link.stem)}_clip_*.mp4"):
             old.unlink()
@@ -278,23 +216,17 @@ def clear_stale_clips(dimension: str, root: Path, links: Iterable[Path]) -> None
 def inflated_results(
     dimension: str, entries: Mapping[str, Mapping[str, Any]], log: Path
 ) -> dict[str, str]:
-    """Videos whose result must not count, and why.
+    """Videos whose result must not count, and why, told from the output of the public code.
 
     Instance Preservation takes a clip that it could not judge for one without anomaly (a bare
-    `except`; for example where ffmpeg lacks the encoder), and says so only in its output.
-
-    Args:
-        dimension: name.
-        entries: of the videos that the last start finished, by file name.
-        log: output of that start.
+    `except`; for example where ffmpeg lacks the encoder), and says so only there.
     """
     if dimension != "Instance_Preservation":
         return {}
     text = log.read_text(encoding="utf-8", errors="replace")
     failed = {match["stem"] for match in _FAILED_CLIP.finditer(text)}
-    reason = "judging a clip failed, which upstream takes for no anomaly"
     return {
-        name: reason
+        name: "judging a clip failed, which upstream takes for no anomaly"
         for name, entry in entries.items()
         if entry.get("video_results") == 1 and Path(name).stem in failed
     }
