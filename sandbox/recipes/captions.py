@@ -11,8 +11,6 @@ fixed prompt of ``hpsv3_general``, gets that one half of the time ("...; noise 3
 """
 
 import dataclasses
-import json
-import math
 import random
 import shutil
 from collections.abc import Iterable, Sequence
@@ -37,7 +35,7 @@ from longtake.rewards.reward_spec import RewardKind, RewardSpec
 from longtake.rewards.template import PromptEncoder, PromptTemplate
 from longtake.runtime.config import Config
 from longtake.runtime.device import pick_device
-from longtake.runtime.errors import UserError
+from longtake.runtime.files import write_jsonl
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.rng import derive_key, generator
 from longtake.sandbox.captions import SPLIT_ATTRIBUTES, caption, parse_caption
@@ -63,6 +61,7 @@ from longtake.sandbox.facts import (
 from longtake.sandbox.recipes.tiny_vlm import TinySize, write_tiny_base
 from longtake.sandbox.render import render
 from longtake.sandbox.scene import LANE_MOTIONS, Scene, Sprite, sample_scenes
+from longtake.training.flow_matching import finite, learning_rate
 
 ATTRIBUTES = (*SPRITE_ATTRIBUTES, "background")
 """What a caption can state, and misstate."""
@@ -77,6 +76,8 @@ GENERAL_SHARE = 0.5
 """Share of an image reward's texts with the fixed prompt in the place of a caption."""
 SATURATED_SHARE = 0.5
 """Share of clips with another saturation, which no text mentions."""
+GRAY_SHARE = 0.5
+"""Share of the clips that a motion reward's backbone sees in the gray of its own inputs."""
 WARMUP_UPDATES = 50
 LOG_EVERY = 50
 
@@ -166,25 +167,18 @@ def _is_train(scene: Scene) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionText:
-    """What is said about a clip.
-
-    Args:
-        caption: of its scene, perhaps misstated.
-        verdict: what is wrong in it, or "fits".
-        condition: "clean", "static", or a damage and its grade.
-    """
+    """What is said about a clip."""
 
     caption: str
+    """Of its scene, perhaps misstated."""
     verdict: str
+    """What is wrong in the caption, or "fits"."""
     condition: str
+    """"clean", "static", or a damage and its grade."""
 
 
 def captioned_clips(count: int, seed: int, batch: int) -> tuple[Tensor, list[CaptionText]]:
-    """Clips and texts of a batch; only scenes of the train split.
-
-    Returns:
-        uint8 [count, T, 3, H, W] and ``count`` texts.
-    """
+    """Clips uint8 [count, T, 3, H, W] and texts of a batch; only scenes of the train split."""
     scenes = sample_scenes(derive_key(seed, "captioned scenes"), batch * count, count, "train")
     video = render(scenes, dtype=torch.float32)
     rng = generator(seed, "captioned damage", batch)
@@ -221,13 +215,9 @@ def captioned_clips(count: int, seed: int, batch: int) -> tuple[Tensor, list[Cap
 class CaptionBatches(Dataset[dict[str, Tensor]]):
     """Batch u as arguments of the reward model (``collate_clips``); named by seed and u alone.
 
-    Args:
-        spec: of the reward: its frames and their size. An image reward gets one random frame.
-        encoder: of its prompts.
-        config: of the pretraining.
-        seed: names scenes, damage and texts.
-        gray_share: share of the clips shown in the gray of motion rewards.
-        condition_first: whether the damage is named before the caption.
+    A head of motion alone (``is_motion``) reads its score before the caption and from gray clips:
+    its texts name the damage first, and half of its clips are gray. An image reward gets one random
+    frame of each clip.
     """
 
     def __init__(
@@ -236,11 +226,10 @@ class CaptionBatches(Dataset[dict[str, Tensor]]):
         encoder: PromptEncoder,
         config: CaptionConfig,
         seed: int,
-        gray_share: float = 0.0,
-        condition_first: bool = False,
+        is_motion: bool = False,
     ) -> None:
         self.spec, self.encoder, self.config = spec, encoder, config
-        self.seed, self.gray_share, self.condition_first = seed, gray_share, condition_first
+        self.seed, self.is_motion = seed, is_motion
 
     def __len__(self) -> int:
         return self.config.updates
@@ -250,43 +239,37 @@ class CaptionBatches(Dataset[dict[str, Tensor]]):
         video, texts = captioned_clips(count, self.seed, batch)
         draws = torch.rand(count, 3, generator=generator(self.seed, "captioned view", batch))
         clips = []
-        for frames, said, (gray, when, general) in zip(video, texts, draws.tolist(), strict=True):
+        for frames, text, (gray, when, general) in zip(video, texts, draws.tolist(), strict=True):
             if self.spec.sampler is None:
-                chosen = frames[[int(when * len(frames))]]
+                frames = frames[[int(when * len(frames))]]
             else:
-                chosen = frames[self.spec.sampler.indices(len(frames), FPS)]
-            if gray < self.gray_share:
-                chosen = to_grayscale(chosen, "bt601")
-            shown = shown_frames(chosen, self.spec)
-            text = self._text(said, general)
-            clips.append(clip_inputs(shown, text, self.encoder, key=None, stop_at=None))
+                frames = frames[self.spec.sampler.indices(len(frames), FPS)]
+            if self.is_motion and gray < GRAY_SHARE:
+                frames = to_grayscale(frames, "bt601")
+            shown, words = shown_frames(frames, self.spec), self._words(text, general)
+            clips.append(clip_inputs(shown, words, self.encoder, key=None, stop_at=None))
         return collate_clips(clips)
 
-    def _text(self, said: CaptionText, general: float) -> str:
+    def _words(self, text: CaptionText, general: float) -> str:
         if self.spec.kind == "hpsv3" and general < GENERAL_SHARE:
-            return f"{GENERAL_PROMPT}; {said.condition}"
-        facts = f"{said.caption}; {said.verdict}"
-        if self.condition_first:
-            return f"{said.condition}; {facts}"
-        return f"{facts}; {said.condition}"
+            return f"{GENERAL_PROMPT}; {text.condition}"
+        facts = f"{text.caption}; {text.verdict}"
+        return f"{text.condition}; {facts}" if self.is_motion else f"{facts}; {text.condition}"
 
 
 def caption_loss(model: Qwen2VLRewardModel, batch: dict[str, Tensor]) -> Tensor:
     """Mean cross-entropy, nats per token, of what follows the image or video.
 
-    The output matrix is the embedding, over the square root of the width (unit gain).
-
-    Args:
-        model: the reward model.
-        batch: normalised arguments of its forward pass.
+    The output matrix is the embedding, over the square root of the width (unit gain). ``batch``
+    holds the arguments of the model's forward pass, patches normalised.
     """
     ids = batch["input_ids"].to(model.device)
     mask = batch["attention_mask"].to(model.device, torch.bool)
     states = model.hidden_states(**batch)
     seen = (ids == model.config.backbone.vision_end_token_id).cumsum(1) > 0
-    wanted = (seen & mask)[:, 1:] & seen[:, :-1]  # not the end of the vision tokens itself
-    logits = F.linear(states[:, :-1][wanted], model.embedding.weight) / states.shape[-1] ** 0.5
-    return F.cross_entropy(logits.float(), ids[:, 1:][wanted])
+    is_text = (seen & mask)[:, 1:] & seen[:, :-1]  # not the end of the vision tokens itself
+    logits = F.linear(states[:, :-1][is_text], model.embedding.weight) / states.shape[-1] ** 0.5
+    return F.cross_entropy(logits.float(), ids[:, 1:][is_text])
 
 
 def captioned_base(
@@ -298,8 +281,7 @@ def captioned_base(
     *,
     seed: int,
     template: PromptTemplate | None = None,
-    gray_share: float = 0.0,
-    condition_first: bool = False,
+    is_motion: bool = False,
     device: str = "auto",
     loaders: int = 0,
 ) -> Path:
@@ -307,20 +289,19 @@ def captioned_base(
 
     Args:
         folder: gets ``base`` and ``captions.jsonl``.
-        kind: ``hpsv3`` or ``videoreward``.
+        kind: of the reward.
         captions: the tokenizer learns their words.
         size: of the model and its frames.
         config: of the pretraining; without updates the weights stay random.
         seed: names weights and data.
         template: of the prompt; None is the tiny reward's of the kind.
-        gray_share: see :class:`CaptionBatches`.
-        condition_first: see :class:`CaptionBatches`.
+        is_motion: see :class:`CaptionBatches`.
         device: "auto", "cpu" or "cuda".
         loaders: processes that render; 0 is this one.
 
     Raises:
         CheckpointError: the folder cannot be written.
-        UserError: the training diverged.
+        DivergenceError: the loss is no longer a number.
     """
     base, random = folder / "base", folder / "random"
     if base.is_dir():
@@ -330,93 +311,54 @@ def captioned_base(
     if not config.updates:
         return write_tiny_base(base, kind, texts, size, seed, template=template).path
     start = write_tiny_base(random, kind, texts, size, seed, template=template)
-    pretrain_on_captions(
-        start,
-        base,
-        config,
-        seed=seed,
-        gray_share=gray_share,
-        condition_first=condition_first,
-        device=device,
-        loaders=loaders,
-    )
+    data = CaptionBatches(start.spec, start.encoder(), config, seed, is_motion)
+    pretrain_on_captions(start, data, base, device, loaders)
     shutil.rmtree(random)
     return base
 
 
 def pretrain_on_captions(
-    source: RewardDirectory,
-    target: Path,
-    config: CaptionConfig,
-    *,
-    seed: int,
-    gray_share: float = 0.0,
-    condition_first: bool = False,
-    device: str = "auto",
-    loaders: int = 0,
+    source: RewardDirectory, data: CaptionBatches, target: Path, device: str, loaders: int = 0
 ) -> RewardDirectory:
-    """Train the backbone of ``source`` on captions and write it to ``target``.
+    """Train the backbone of ``source`` on captions and write it to the new directory ``target``.
 
-    The loss of every 50 updates goes to ``target.parent / "captions.jsonl"``. Nothing is kept of an
+    The loss of every 50 updates goes to ``captions.jsonl`` beside it. Nothing is kept of an
     interrupted run: it takes minutes.
-
-    Args:
-        source: a reward directory of a tiny model.
-        target: a new directory.
-        config: of the pretraining.
-        seed: names the data.
-        gray_share: see :class:`CaptionBatches`.
-        condition_first: see :class:`CaptionBatches`.
-        device: "auto", "cpu" or "cuda".
-        loaders: processes that render; 0 is this one.
-
-    Raises:
-        CheckpointError: ``target`` is taken or cannot be written.
-        UserError: the training diverged.
     """
-    place = pick_device(device)
-    model = source.load_model().float().to(place).train()
+    config = data.config
+    model = source.load_model().float().to(pick_device(device)).train()
     model.requires_grad_(True)
-    data = CaptionBatches(source.spec, source.encoder(), config, seed, gray_share, condition_first)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.98)
     )
     losses: list[Tensor] = []
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        (target.parent / "captions.jsonl").open("w", encoding="utf-8") as log,
-        progress_bar(f"captions {target.parent.name}", config.updates) as bar,
-    ):
-        for update, batch in enumerate(DataLoader(data, batch_size=None, num_workers=loaders)):
-            warm = min(1.0, (update + 1) / WARMUP_UPDATES)
-            decay = 0.5 * (1 + math.cos(math.pi * update / config.updates))
-            optimizer.param_groups[0]["lr"] = config.learning_rate * warm * decay
-            on_device = {name: value.to(place) for name, value in batch.items()}
-            on_device["pixel_values"] = normalize_patches(
-                on_device["pixel_values"], source.spec.pixels
+    records: list[dict[str, float]] = []
+    batches = DataLoader(data, batch_size=None, num_workers=loaders)
+    with progress_bar(f"captions {target.parent.name}", config.updates) as bar:
+        for update, batch in enumerate(batches, start=1):
+            optimizer.param_groups[0]["lr"] = learning_rate(
+                config.learning_rate, update - 1, config.updates, WARMUP_UPDATES
             )
-            loss = caption_loss(model, on_device)
+            batch = {name: value.to(model.device) for name, value in batch.items()}
+            batch["pixel_values"] = normalize_patches(batch["pixel_values"], source.spec.pixels)
+            loss = caption_loss(model, batch)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            finite(norm, "gradient of caption pretraining", update)
             optimizer.step()
             losses.append(loss.detach())
-            if len(losses) == LOG_EVERY or update + 1 == config.updates:
-                mean = float(torch.stack(losses).mean())
+            if len(losses) == LOG_EVERY or update == config.updates:
+                records.append({"update": update, "loss": float(torch.stack(losses).mean())})
                 losses.clear()
-                if not math.isfinite(mean):
-                    raise UserError(
-                        "caption pretraining diverged",
-                        received=f"a loss of {mean} near update {update + 1}",
-                        remedy="lower captions.learning_rate",
-                    )
-                log.write(json.dumps({"update": update + 1, "loss": mean}) + "\n")
-                bar.update(update + 1, loss=mean)
+                bar.update(update, loss=records[-1]["loss"])
+    write_jsonl(target.parent / "captions.jsonl", records)
+    provenance = {"updates": config.updates, "seed": data.seed, "loss": records[-1]["loss"]}
     return write_reward_directory(
         target,
         source.spec,
         source.encoder().template,
         source.tokenizer(),
         model.state_dict(),
-        provenance={"captions": {"updates": config.updates, "seed": seed, "loss": mean}},
+        provenance={"captions": provenance},
     )

@@ -277,7 +277,6 @@ def train_head(
     head, base = config.head(name), folder / "base"
     if config.bases is not None and not base.is_dir():
         shutil.copytree(_base(config.bases, name), base)
-    is_motion = head.dimension == "MQ"
     base = captioned_base(
         folder,
         head.kind,
@@ -285,10 +284,7 @@ def train_head(
         head.size,
         config.captions,
         seed=seed,
-        # Half of the clips are gray, as those of the motion head will be. Its token stands before
-        # the caption.
-        gray_share=0.5 if is_motion else 0.0,
-        condition_first=is_motion,
+        is_motion=head.dimension == "MQ",
         device=device,
         loaders=config.loaders,
     )
