@@ -31,7 +31,7 @@ def generate(
     """
     from longtake.core.generation import generate_to_file
 
-    generate_to_file(
+    clip = generate_to_file(
         prompt,
         out,
         checkpoint=checkpoint,
@@ -41,4 +41,11 @@ def generate(
         overrides=overrides or [],
         seed=seed,
         device=device,
+    )
+    if clip.unknown_words:
+        words = ", ".join(clip.unknown_words)
+        typer.echo(f"note: the text encoder was never trained on: {words}", err=True)
+    typer.echo(
+        f"{clip.path}: {clip.width}x{clip.height}, {clip.num_frames} frames, "
+        f"{clip.num_frames / clip.fps:.1f} s at {clip.fps:g} fps, seed {seed}"
     )

@@ -1,7 +1,7 @@
 """`grpo`: reward-driven post-training."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -9,13 +9,12 @@ from longtake.commands.options import Checkpoint, Device, DryRun, Overrides, Res
 
 grpo = group("Reward-driven post-training (Algorithm 1 of the report).")
 
-# Names of grpo/config.py, repeated so that --help need not import it; tests/test_cli.py compares.
-Preset = Literal["tiny", "tiny_2026_11", "tiny_analytic", "table9"]
-
 
 @grpo.command("run")
 def grpo_run(
-    preset: Annotated[Preset, typer.Option(help="Settings to start from.")] = "tiny",
+    preset: Annotated[
+        str, typer.Option(help="Settings to start from: tiny, tiny_analytic, table9, ...")
+    ] = "tiny",
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML laid over the preset.")
     ] = None,
@@ -25,6 +24,9 @@ def grpo_run(
     ] = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="List every setting of the preset, then stop.")
+    ] = False,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Training prompts, one a line, UTF-8.")
     ] = None,
@@ -38,13 +40,19 @@ def grpo_run(
     import json
 
     from longtake.grpo.config import PRESETS
-    from longtake.runtime.config import merge_config
+    from longtake.runtime.config import merge_config, settings_list
+    from longtake.runtime.errors import ConfigError
 
+    if preset not in PRESETS:
+        raise ConfigError("unknown preset", received=preset, expected=" | ".join(PRESETS))
     options = {"prompts": prompts, "checkpoint": checkpoint}
     options |= {"device": None if device == "auto" else device}
     values = [f"{key}={json.dumps(str(v))}" for key, v in options.items() if v is not None]
     # A mistyped setting is answered here, before torch and the models are imported.
     merged = merge_config(PRESETS[preset](), config, [*(overrides or []), *values])
+    if settings:
+        typer.echo(settings_list(merged))
+        return
 
     from longtake.grpo.run import run_grpo
     from longtake.sandbox.oracles import ORACLES  # held-out only: grpo never imports the sandbox

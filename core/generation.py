@@ -1,7 +1,7 @@
 """From a prompt to an mp4: the `generate` command (text-, image- and video-conditioned)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -31,9 +31,9 @@ class GenerationConfig(Config):
     width: int = 64
     """Pixels, a multiple of 16. Release: 832."""
     fps: PositiveFloat = 8.0
-    """Frames per second of the file, > 0. Release: 15."""
+    """Frames per second of the file. Release: 15."""
     num_steps: PositiveInt = 16
-    """Euler steps, >= 1. Release: 50, or 16 with its distilled LoRA."""
+    """Euler steps. Release: 50, or 16 with its distilled LoRA."""
     guidance_scale: float = 4.0
     """Guidance strength, dimensionless; 1 is none."""
     cfg: Literal["cfg_zero", "cfg", "none"] = "cfg_zero"
@@ -43,16 +43,16 @@ class GenerationConfig(Config):
     distilled: bool = False
     """Use the noise levels of the step-distilled model."""
     shift: PositiveFloat | None = None
-    """Timestep shift, > 0; null takes the checkpoint's."""
+    """Timestep shift; null takes the checkpoint's."""
     num_condition_frames: PositiveInt = 5
     """Frames taken from the end of the clip to continue, 4 n + 1."""
     scale: PositiveInt = 1
-    """Enlargement of the pixels in the file, >= 1."""
+    """Enlargement of the pixels in the file."""
     bsa: bool | None = None
     """Block-sparse self-attention (report section 3.4.2); null takes the checkpoint's choice. A
     model that was not trained with it loses quality, above all on clips of few blocks."""
     bsa_sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of key blocks left out under ``bsa=true``, in [0, 1); null takes the checkpoint's."""
+    """Share of key blocks left out under ``bsa=true``; null takes the checkpoint's."""
 
     @model_validator(mode="after")
     def _settings_fit(self) -> Self:
@@ -73,6 +73,19 @@ class GenerationConfig(Config):
         return self
 
 
+@dataclass(frozen=True, kw_only=True)
+class GeneratedClip:
+    """What was written."""
+
+    path: Path
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    unknown_words: list[str]
+    """Words of the prompt that the text encoder was never trained on."""
+
+
 def generate_to_file(
     prompt: str,
     out: Path,
@@ -84,8 +97,8 @@ def generate_to_file(
     overrides: Sequence[str] = (),
     seed: int = 0,
     device: str = "auto",
-) -> Path:
-    """Sample one video and write it as mp4.
+) -> GeneratedClip:
+    """Sample one video and write it as mp4; a UserError leaves nothing behind.
 
     Args:
         prompt: what it should show.
@@ -96,10 +109,7 @@ def generate_to_file(
         video: clip whose last frames are continued.
         overrides: ``key=value`` of :class:`GenerationConfig`.
         seed: of the noise.
-        device: see :func:`longtake.runtime.device.pick_device`.
-
-    Raises:
-        UserError: any wrong input; nothing is written.
+        device: auto, cpu, cuda or cuda:N.
     """
     config = merge_config(GenerationConfig(), overrides=overrides)
     if image is not None and video is not None:
@@ -111,7 +121,15 @@ def generate_to_file(
     first_frame = None if image is None else read_video(image, max_frames=1)[0][0]
     clip = None if video is None else read_video(video)[0][-config.num_condition_frames :]
     model = load_model(config, checkpoint, loras, device)
-    return sample_to_file(model, prompt, out, config, seed=seed, image=first_frame, video=clip)
+    sample_to_file(model, prompt, out, config, seed=seed, image=first_frame, video=clip)
+    return GeneratedClip(
+        path=out,
+        width=config.width * config.scale,
+        height=config.height * config.scale,
+        num_frames=config.num_frames,
+        fps=config.fps,
+        unknown_words=model.text.unknown_words(prompt),
+    )
 
 
 def load_model(

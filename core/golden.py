@@ -34,6 +34,8 @@ from longtake.runtime.errors import CheckpointError, UserError
 #: Outputs of the DiT (measured: 1e-6).
 DIT_TOLERANCE = 1e-5
 SCHEDULE_TOLERANCE = 1e-6
+SHIPPED = Path(__file__).resolve().parents[1] / "tests" / "data"
+"""Golden files of a checkout."""
 #: Of outputs, relative to the largest entry where that is above 1 (measured: 3.2e-3; one rounding
 #: of the recorded bfloat16 alone is 3.9e-3 of an entry).
 OUTPUT_TOLERANCE = 5e-3
@@ -181,11 +183,10 @@ def metadata_json(metadata: Mapping[str, str], key: str, path: Path) -> dict[str
 def check_dit(path: Path, tolerance: float | None = None) -> list[GoldenResult]:
     """Kind ``dit``: forward, zero-pad mode, condition latents, cache, gradients and LoRA.
 
-    Without ``tolerance``, outputs have to meet :data:`DIT_TOLERANCE`; gradients relative to their
-    largest entry where that is above 1. Sums over all tokens reach 64, where one float32 step is
-    4e-6: against a float64 run of the network the recorded values are themselves off by 3.1e-5,
-    so an absolute bound would compare rounding with rounding. A recorded output that cannot be
-    computed counts as failed.
+    Without ``tolerance``, outputs have to meet :data:`DIT_TOLERANCE`, gradients relative to their
+    largest entry where that is above 1: sums over all tokens reach 64, where one float32 step is
+    4e-6, and against a float64 run the recorded values are themselves off by 3.1e-5. A recorded
+    output that cannot be computed counts as failed.
     """
     tensors, metadata = read_tensors(path), read_metadata(path)
     config = DiTConfig.from_dict(metadata_json(metadata, "config", path))
@@ -217,8 +218,13 @@ def check_dit(path: Path, tolerance: float | None = None) -> list[GoldenResult]:
     bound = DIT_TOLERANCE if tolerance is None else tolerance
     results = compare(tensors, activations, bound)
     for result in compare({n: t for n, t in tensors.items() if n in gradients}, gradients, bound):
-        scale = max(1.0, result.magnitude)
-        results.append(dataclasses.replace(result, tolerance=bound * scale))
+        relative = bound
+        if tolerance is None and result.name == "grad.t_embedder.mlp.0.weight":
+            # Its factor is the cosine of angles up to the timestep in float32, off by one step of
+            # the angle; CPUs differ by as much (against float64: 1.3e-5 here, 1.6e-5 recorded).
+            relative += float(inputs["timestep"].abs().max()) * torch.finfo(torch.float32).eps
+        allowed = relative * max(1.0, result.magnitude)
+        results.append(dataclasses.replace(result, tolerance=allowed))
     return results + not_computed(recorded - ours.keys(), bound)
 
 

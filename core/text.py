@@ -168,6 +168,22 @@ class TextEncoder(nn.Module):
         device = self._device
         return batch["input_ids"].to(device), batch["attention_mask"].to(device, torch.int64)
 
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words that the tokenizer can only spell: the encoder was never trained on them.
+
+        A word in several pieces is no sign of that, a word in single letters is.
+        """
+        words = dict.fromkeys(re.findall(r"[^\W\d_]{2,}", clean_prompt(prompt)))
+        unknown = self.tokenizer.unk_token
+        return [
+            word
+            for word in words
+            if all(
+                len(piece.strip(_SPACE)) <= 1 or piece == unknown
+                for piece in self.tokenizer.tokenize(word)
+            )
+        ]
+
     def embed(self, token_ids: Tensor, mask: Tensor) -> Tensor:
         """Embeddings [B, 1, L, Dc], zero after the mask; keeps gradients (for pretraining)."""
         states = self.model(input_ids=token_ids, attention_mask=mask).last_hidden_state

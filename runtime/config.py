@@ -119,6 +119,13 @@ def settings(config: Config, prefix: str = "") -> Iterator[tuple[str, str, str, 
         yield f"{prefix}{name}", kind, default.removesuffix("...\n").strip(), meaning
 
 
+def settings_list(config: Config) -> str:
+    """Every setting as a line of Markdown; paths of the checkout are relative to it."""
+    root = str(Path(__file__).resolve().parents[1])
+    lines = [f"- `{key}`: {kind} = `{v}`. {text}" for key, kind, v, text in settings(config)]
+    return "\n".join(lines).replace(f"{root}/", "")
+
+
 def _bounds(metadata: Sequence[Any]) -> str:
     """The range among a type's annotations, " > 0" and so on."""
     inner = [m for item in metadata for m in getattr(item, "metadata", (item,))]

@@ -110,12 +110,10 @@ def test_version() -> None:
 
 
 def test_repeated_names_match_their_owners() -> None:
-    from longtake.commands import grpo, rewards, sandbox
-    from longtake.grpo.config import PRESETS
+    from longtake.commands import rewards, sandbox
     from longtake.rewards.reward_spec import COLOR_MODES, RewardKind
     from longtake.sandbox import facts
 
-    assert set(typing.get_args(grpo.Preset)) == set(PRESETS)
     assert typing.get_args(sandbox.Split) == typing.get_args(facts.Split)
     assert typing.get_args(rewards.Kind) == typing.get_args(RewardKind)
     assert typing.get_args(rewards.ColorMode) == COLOR_MODES

@@ -1,6 +1,7 @@
 """The golden files pass, and the check itself can fail."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from longtake.core import blocks
 from longtake.core.golden import CHECKS, GoldenResult, check_file, compare
 from longtake.runtime.errors import CheckpointError, UserError
 
@@ -48,11 +50,22 @@ def test_dit_matches_every_recorded_output() -> None:
     results = by_name(check_file(DATA / "dit.safetensors"))
     gradients = {name for name in results if name.startswith("grad.")}
     assert results.keys() - gradients == DIT_OUTPUTS and len(gradients) == 7
-    for name in DIT_OUTPUTS:
-        assert results[name].max_abs_error <= 1e-5, name
-    for name in gradients:
-        assert results[name].max_abs_error <= 1e-6 * max(1.0, results[name].magnitude) * 4, name
     assert all(result.passed for result in results.values())
+    for name in gradients:
+        assert results[name].tolerance <= 2e-4 * max(1.0, results[name].magnitude), name
+
+
+def test_cosines_of_another_cpu_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vector libraries differ in the last digit of the angle; here the angles are exact."""
+
+    def exact(t: Tensor, dim: int) -> Tensor:
+        step = torch.arange(dim // 2, dtype=torch.float64) / (dim // 2)
+        angle = t.double()[:, None] * torch.exp(-math.log(10000.0) * step)
+        return torch.cat((angle.cos(), angle.sin()), dim=-1).to(t.dtype)
+
+    monkeypatch.setattr(blocks, "timestep_features", exact)
+    result = by_name(check_file(DATA / "dit.safetensors"))["grad.t_embedder.mlp.0.weight"]
+    assert result.passed and result.max_abs_error > 1.03e-5  # more than a bound of 1e-5 allows
 
 
 def test_lora_file_is_checked_through_its_model() -> None:
@@ -119,10 +132,10 @@ def test_changed_schedule_fails(tmp_path: Path) -> None:
 
 
 def test_unsupported_and_unreadable_files(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(1)}, tmp_path / "new.safetensors", metadata={"kind": "bsa"})
+    save_file({"a": torch.zeros(1)}, tmp_path / "new.safetensors", metadata={"kind": "new"})
     with pytest.raises(UserError, match="not supported yet") as caught:
         check_file(tmp_path / "new.safetensors")
-    assert "bsa" in str(caught.value) and all(kind in str(caught.value) for kind in CHECKS)
+    assert "new" in str(caught.value) and all(kind in str(caught.value) for kind in CHECKS)
     with pytest.raises(UserError, match="not found"):
         check_file(tmp_path / "absent.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")

@@ -10,7 +10,7 @@ import pytest
 from longtake.grpo import config
 from longtake.grpo.config import GRPOConfig
 from longtake.rewards.registry import TINY_REWARDS
-from longtake.runtime.config import Config, config_to_yaml, merge_config, settings
+from longtake.runtime.config import Config, config_to_yaml, merge_config, settings, settings_list
 from longtake.runtime.errors import ConfigError
 
 # Parameter of Table 5 or 9 -> where it is in the configuration, and its printed value.
@@ -178,3 +178,10 @@ def test_a_source_without_a_weight_is_refused_before_anything_runs() -> None:
     )
     fine = merge_config(config.PRESETS["tiny"](), None, [*wrong, "rewards.sources={}"])
     assert fine.rewards.reward_weights == {"general": 1.0} and not fine.rewards.sources
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    page = Path(config.__file__).parents[1] / "docs" / "settings.md"
+    assert page.read_text(encoding="utf-8").endswith(f"\n\n{settings_list(config.tiny())}\n"), (
+        "write it again: the list is what `grpo run --settings` prints"
+    )
