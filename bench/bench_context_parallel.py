@@ -81,8 +81,8 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
             assert isinstance(o, Tensor)
             return o
 
-        found = results(together, local)
-        error = max(relative(a, b) for a, b in zip(found, expected, strict=True))
+        measured = results(together, local)
+        error = max(relative(a, b) for a, b in zip(measured, expected, strict=True))
         record[mode] = {"error": slowest(error, device)}
         if record[mode]["error"] <= options.tolerance:
             record[mode] |= times(together, local, options.repeats, device)
@@ -114,7 +114,7 @@ def times(
     attention: Attention, tensors: Sequence[Tensor], repeats: int, device: torch.device
 ) -> dict[str, float]:
     """Median seconds of the slowest rank and, on a GPU, its peak of additional memory."""
-    found: dict[str, float] = {}
+    measured: dict[str, float] = {}
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -131,11 +131,11 @@ def times(
             call()
             synchronize(device)
             taken.append(time.perf_counter() - start)
-        found[name] = slowest(statistics.median(taken[1:]), device)  # the first one warms up
+        measured[name] = slowest(statistics.median(taken[1:]), device)  # the first one warms up
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) - before
-        found["peak_gib"] = slowest(peak / 2**30, device)
-    return found
+        measured["peak_gib"] = slowest(peak / 2**30, device)
+    return measured
 
 
 def synchronize(device: torch.device) -> None:

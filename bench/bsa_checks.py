@@ -177,8 +177,8 @@ def check_memory_orders(device: torch.device, backend: str) -> Iterator[Finding]
     )
     assert isinstance(o, Tensor)
     results = o, *torch.autograd.grad((o * 0.5).sum(), (q, k, v))
-    names, wanted = ("output", *GRADIENTS), (expected[0], *expected[2:])
-    for name, a, b in zip(names, results, wanted, strict=True):
+    names, exact = ("output", *GRADIENTS), (expected[0], *expected[2:])
+    for name, a, b in zip(names, results, exact, strict=True):
         yield Finding(f"unaligned tensors: {name}", _relative(a, b.double()), 1e-2)
 
 
@@ -192,14 +192,14 @@ def check_selection(device: torch.device, backend: str) -> Iterator[Finding]:
     sizes = layout.block_sizes(device).tolist()
     means = [torch.stack([b.double().mean(2) for b in x.split(sizes, 2)], 2) for x in (q, k)]
     scores = means[0] @ means[1].mT
-    chosen = run(topk=15).to_dense_mask()
-    best = torch.zeros_like(chosen).scatter_(-1, scores.topk(15).indices, True)
-    missed = 1 - float((chosen & best).sum() / best.sum())
+    ours = run(topk=15).to_dense_mask()
+    best = torch.zeros_like(ours).scatter_(-1, scores.topk(15).indices, True)
+    missed = 1 - float((ours & best).sum() / best.sum())
     yield Finding("blocks missed by top-r", missed, 1e-3)
     weights = (scores * 128**-0.5).softmax(-1)
-    chosen = run(cdf_p=0.9).to_dense_mask()
-    held = (weights * chosen).sum(-1)
-    weakest = weights.masked_fill(~chosen, math.inf).amin(-1)
+    ours = run(cdf_p=0.9).to_dense_mask()
+    held = (weights * ours).sum(-1)
+    weakest = weights.masked_fill(~ours, math.inf).amin(-1)
     yield Finding("mass missing from sets", float((0.9 - held).max()), 1e-5)
     yield Finding("mass too much in sets", float((held - weakest - 0.9).max()), 1e-5)
     equal = torch.ones((1, 1, layout.num_tokens, 64), device=device, dtype=torch.bfloat16)
@@ -296,11 +296,11 @@ def compare(name: str, case: Case, backend: str) -> Iterator[Finding]:
     """Errors of one case, bounded by those of dense attention in the same type."""
     ours, exact, dense = case.run(backend), case.exact(), case.dense()
     wide = case.q.dtype == torch.float32
-    for result, wanted, other, part in zip(
+    for result, truth, other, part in zip(
         (ours[0], *ours[2:]), (exact[0], *exact[2:]), dense, ("output", *GRADIENTS), strict=True
     ):
-        bound = DENSE_ERRORS * max(_relative(other, wanted), 2e-6 if wide else 1e-3)
-        yield Finding(f"{name}: {part}", _relative(result, wanted), bound)
+        bound = DENSE_ERRORS * max(_relative(other, truth), 2e-6 if wide else 1e-3)
+        yield Finding(f"{name}: {part}", _relative(result, truth), bound)
     difference = torch.where(exact[1].isneginf(), 0.0, ours[1].double() - exact[1]).abs().max()
     misplaced = ours[1].isneginf() != exact[1].isneginf()
     # Scores are exact to float32: 2^-24 of their size, added up over the head.
@@ -308,9 +308,9 @@ def compare(name: str, case: Case, backend: str) -> Iterator[Finding]:
     yield Finding(f"{name}: rows taken for empty", float(misplaced.sum()), 0)
 
 
-def _relative(x: Tensor, wanted: Tensor) -> float:
+def _relative(x: Tensor, exact: Tensor) -> float:
     """Relative error in the Euclidean norm."""
-    return float((x.detach().double() - wanted).norm() / wanted.norm())
+    return float((x.detach().double() - exact).norm() / exact.norm())
 
 
 def _shifted(x: Tensor) -> Tensor:

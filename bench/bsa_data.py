@@ -63,13 +63,13 @@ def smooth_field(layout: BlockLayout, heads: int, dim: int, draw: torch.Generato
     """Features [1, H, N, D] whose products fall with the distance of two tokens in the grid."""
     device = draw.device
     axes = [torch.arange(n, device=device, dtype=torch.float32) for n in layout.grid]
-    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
-    places = layout.to_block(places, 0)
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
+    points = layout.to_block(points, 0)
     waves = torch.randn((heads, 3, dim), generator=draw, device=device) / 8
     shifts = torch.rand((heads, 1, dim), generator=draw, device=device) * 2 * math.pi
-    field = torch.empty((1, heads, len(places), dim), device=device, dtype=torch.bfloat16)
+    field = torch.empty((1, heads, len(points), dim), device=device, dtype=torch.bfloat16)
     for head in range(heads):
-        field[0, head] = (places @ waves[head] + shifts[head]).cos() * math.sqrt(2)
+        field[0, head] = (points @ waves[head] + shifts[head]).cos() * math.sqrt(2)
     return field
 
 
@@ -115,7 +115,7 @@ def sampled_errors(
     tokens = [slice(*pair) for pair in itertools.pairwise(layout.offsets(q.device).tolist())]
     lists = index.indices[0, head]
     target = int(lists[0, 0])
-    wanted: dict[str, list[Tensor]] = {name: [] for name in ("output", "dq", "dk", "dv")}
+    exact_parts: dict[str, list[Tensor]] = {name: [] for name in ("output", "dq", "dk", "dv")}
     attending = (lists == target).any(-1).nonzero()[:, 0].tolist()
     for block in attending:
         listed = [key for key in lists[block].tolist() if key >= 0]
@@ -126,19 +126,19 @@ def sampled_errors(
         p = (query @ keys.T * scale).softmax(-1)
         o = p @ values
         ds = p * (d_out @ values.T - (d_out * o).sum(-1, keepdim=True)) * scale
-        place = listed.index(target)
-        start = sum(tokens[key].stop - tokens[key].start for key in listed[:place])
-        mine = slice(start, start + tokens[target].stop - tokens[target].start)
-        wanted["output"].append(o)
-        wanted["dq"].append(ds @ keys)
-        wanted["dk"].append(ds[:, mine].T @ query)
-        wanted["dv"].append(p[:, mine].T @ d_out)
+        number = listed.index(target)
+        start = sum(tokens[key].stop - tokens[key].start for key in listed[:number])
+        span = slice(start, start + tokens[target].stop - tokens[target].start)
+        exact_parts["output"].append(o)
+        exact_parts["dq"].append(ds @ keys)
+        exact_parts["dk"].append(ds[:, span].T @ query)
+        exact_parts["dv"].append(p[:, span].T @ d_out)
     errors = {}
-    for (name, parts), result in zip(wanted.items(), results, strict=True):
+    for (name, parts), result in zip(exact_parts.items(), results, strict=True):
         if name in ("output", "dq"):
             exact = torch.cat(parts)
-            found = torch.cat([result[0, head, tokens[block]] for block in attending])
+            ours = torch.cat([result[0, head, tokens[block]] for block in attending])
         else:
-            exact, found = torch.stack(parts).sum(0), result[0, head, tokens[target]]
-        errors[name] = float((found.double() - exact).norm() / exact.norm())
+            exact, ours = torch.stack(parts).sum(0), result[0, head, tokens[target]]
+        errors[name] = float((ours.double() - exact).norm() / exact.norm())
     return errors

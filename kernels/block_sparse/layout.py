@@ -212,9 +212,9 @@ class BlockLayout:
                 length = _tokens_of_block(size, block, first)
                 parts.append(torch.stack((before + at // block, at - first, length)))
                 before += -(-size // block)
-            of_axis, place, length = torch.cat(parts, 1)
+            of_axis, offset, length = torch.cat(parts, 1)
             number = number[..., None] * before + of_axis
-            inside = inside[..., None] * length + place
+            inside = inside[..., None] * length + offset
         return (self._offsets(device)[number] + inside).flatten()
 
     def _permutation(self, device: torch.device) -> Tensor:

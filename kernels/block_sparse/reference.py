@@ -81,8 +81,8 @@ def highest(
         weights = (scores * scale).softmax(-1).gather(-1, order)
         count = torch.maximum(count, (weights.cumsum(-1) < cdf_p).sum(-1) + 1)
     rank = torch.arange(order.shape[-1], device=order.device)
-    taken = rank < count.clamp(max=width)[:, None]
-    return torch.zeros_like(taken).scatter_(-1, order, taken)
+    best = rank < count.clamp(max=width)[:, None]
+    return torch.zeros_like(best).scatter_(-1, order, best)
 
 
 def forward(
@@ -188,7 +188,7 @@ class _Cut:
     """int64 [Nblk + 1]: tokens per block, 0 for the one behind the last."""
     slots: Tensor
     """int64 [Nblk + 1, size]: token in every slot, N where there is none."""
-    places: Tensor
+    tokens: Tensor
     """int64 [N]: slot of every token."""
 
     @classmethod
@@ -198,7 +198,7 @@ class _Cut:
         slot = torch.arange(blocks.largest, device=starts.device)
         used = slot < sizes[:, None]
         slots = torch.where(used, starts[:, None] + slot, blocks.num_tokens)
-        return cls(sizes=sizes, slots=slots, places=used.flatten().nonzero()[:, 0])
+        return cls(sizes=sizes, slots=slots, tokens=used.flatten().nonzero()[:, 0])
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, H, N, D] -> [B, H, Nblk + 1, size, D] in at least float32."""
@@ -208,7 +208,7 @@ class _Cut:
 
     def join(self, blocks: Tensor) -> Tensor:
         """Undo the cut, with or without the last axis."""
-        return blocks.flatten(2, 3)[:, :, self.places]
+        return blocks.flatten(2, 3)[:, :, self.tokens]
 
     def valid(self, listed: Tensor) -> Tensor:
         """Which slots of the listed blocks [rows, R] hold a token: bool [rows, R size]."""

@@ -199,7 +199,8 @@ def _bits_of(
     The second number comes from shapes alone, because looking would wait for the device.
     """
     batch, heads, num_queries, _ = q_pool.shape
-    longest, shape = num_keys, ()
+    longest = num_keys
+    shape: tuple[int, ...] = ()
     if isinstance(must_keep, BlockIndex):
         shape = (*must_keep.counts.shape, must_keep.num_key_blocks)
         longest = must_keep.indices.shape[-1]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from longtake.kernels.block_sparse.api import cast_as_autocast, check_tensors
 from longtake.kernels.block_sparse.context_parallel.ring import ring_attention
-from longtake.kernels.block_sparse.context_parallel.shards import BlockShards, Placement
+from longtake.kernels.block_sparse.context_parallel.shards import BlockShards, Mesh
 from longtake.kernels.block_sparse.context_parallel.ulysses import ulysses_attention
 from longtake.kernels.block_sparse.layout import BlockLayout
 from longtake.kernels.block_sparse.select import Rule, score_scale
@@ -85,7 +85,7 @@ def context_parallel_attention(
     if layout_k is None:
         layout_k, blocks_k = layout_q, blocks_q if blocks_k is None else blocks_k
     q, k, v = cast_as_autocast(q, k, v)
-    place = Placement(
+    mesh = Mesh(
         group=group,
         rank=rank,
         queries=BlockShards.of(layout_q, size, blocks_q),
@@ -93,15 +93,15 @@ def context_parallel_attention(
         scale=score_scale(scale, q.shape[-1]),
         backend=backend,
     )
-    tokens = place.queries.tokens[rank], place.keys.tokens[rank]
-    grids = f"the blocks of rank {rank}: {place.queries.blocks} of {layout_q.grid}, "
-    grids += f"{place.keys.blocks} of {layout_k.grid}; cut with BlockShards.local"
+    tokens = mesh.queries.tokens[rank], mesh.keys.tokens[rank]
+    grids = f"the blocks of rank {rank}: {mesh.queries.blocks} of {layout_q.grid}, "
+    grids += f"{mesh.keys.blocks} of {layout_k.grid}; cut with BlockShards.local"
     check_tensors(q, k, v, tokens, heads_first, grids)
     if not heads_first:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     run = MODES[mode] if size > 1 else ulysses_attention  # one rank has nobody to send to
-    o, lse = run(q, k, v, place, rule, return_lse)
+    o, lse = run(q, k, v, mesh, rule, return_lse)
     if not heads_first:
         o = o.transpose(1, 2)
     return o if lse is None or not return_lse else (o, lse)

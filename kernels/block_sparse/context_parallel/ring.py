@@ -23,33 +23,33 @@ from longtake.kernels.block_sparse.context_parallel.comm import (
     start_pass_on,
     to_rows,
 )
-from longtake.kernels.block_sparse.context_parallel.shards import Placement, narrow_kept
+from longtake.kernels.block_sparse.context_parallel.shards import Mesh, narrow_kept
 from longtake.kernels.block_sparse.index import BlockIndex, BlockPairs
 from longtake.kernels.block_sparse.reference import empty_in_order_of, empty_outputs
 from longtake.kernels.block_sparse.select import Rule, select_from_pooled
 
 
 def ring_attention(
-    q: Tensor, k: Tensor, v: Tensor, place: Placement, rule: Rule, return_lse: bool
+    q: Tensor, k: Tensor, v: Tensor, mesh: Mesh, rule: Rule, return_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of this rank's queries [B, Hq, n, D] to the keys of all; differentiable.
 
     Returns:
         Output [B, Hq, n, D] and log-sum-exp [B, Hq, n], which costs nothing here.
     """
-    return attend_in_ring(q, k, v, select_global(q, k, place, rule), place)
+    return attend_in_ring(q, k, v, select_global(q, k, mesh, rule), mesh)
 
 
 def attend_in_ring(
-    q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, place: Placement
+    q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, mesh: Mesh
 ) -> tuple[Tensor, Tensor]:
     """Attention from an index [B, Hq, query blocks of this rank, R] over all key blocks."""
-    o, lse = _Ring.apply(q, k, v, index.indices, place)
+    o, lse = _Ring.apply(q, k, v, index.indices, mesh)
     return o, lse
 
 
 @torch.no_grad()
-def select_global(q: Tensor, k: Tensor, place: Placement, rule: Rule) -> BlockIndex:
+def select_global(q: Tensor, k: Tensor, mesh: Mesh, rule: Rule) -> BlockIndex:
     """Select key blocks of all ranks for the query blocks of this one.
 
     Only block means travel: 1/64 of the keys for blocks of 64 tokens.
@@ -57,33 +57,32 @@ def select_global(q: Tensor, k: Tensor, place: Placement, rule: Rule) -> BlockIn
     Returns:
         The index [B, Hq, query blocks of this rank, R] over the key blocks of all ranks.
     """
-    first, stop = place.queries.block_range(place.rank)
-    total = place.queries.layout.num_blocks
-    k_pool = place.keys.pool(k, place.rank, place.backend)
-    coming = start_all_gather(to_rows(k_pool), place.keys.blocks, place.group)
+    first, stop = mesh.queries.block_range(mesh.rank)
+    total = mesh.queries.layout.num_blocks
+    k_pool = mesh.keys.pool(k, mesh.rank, mesh.backend)
+    coming = start_all_gather(to_rows(k_pool), mesh.keys.blocks, mesh.group)
     must_keep = narrow_kept(rule.get("must_keep"), 2, first, stop - first, total)
-    q_pool = place.queries.pool(q, place.rank, place.backend)
+    own: Rule = {**rule, "must_keep": must_keep if first < stop else None}
+    q_pool = mesh.queries.pool(q, mesh.rank, mesh.backend)
     (k_pool,) = from_rows(coming.wait())
-    options = {"scale": place.scale, "backend": place.backend}
-    if first < stop:
-        return select_from_pooled(q_pool, k_pool, **options, **{**rule, "must_keep": must_keep})
-    # No query block: kernels are not launched on nothing, but a wrong rule is refused here too.
-    row = q_pool.new_zeros((*q_pool.shape[:2], 1, q_pool.shape[-1]))
-    index = select_from_pooled(row, k_pool, **options, **{**rule, "must_keep": None})
-    return BlockIndex(index.indices[:, :, :0], index.counts[:, :, :0], index.num_key_blocks)
+    if first == stop:  # kernels are not launched on nothing, but a wrong rule is refused here too
+        q_pool = q_pool.new_zeros((*q_pool.shape[:2], 1, q_pool.shape[-1]))
+    index = select_from_pooled(q_pool, k_pool, scale=mesh.scale, backend=mesh.backend, **own)
+    lists, counts = index.indices[:, :, : stop - first], index.counts[:, :, : stop - first]
+    return BlockIndex(lists, counts, index.num_key_blocks)
 
 
 class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, indices: Tensor, place: Placement
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, indices: Tensor, mesh: Mesh
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(q.dtype, torch.float32)
         total: Tensor | None = None
-        for k_here, v_here, pairs, _ in _steps(q, k, v, indices, place):
+        for k_here, v_here, pairs, _ in _steps(q, k, v, indices, mesh):
             if q.shape[2] and k_here.shape[2]:
                 part = block_sparse_forward(
-                    q, k_here, v_here, *pairs.flat(), place.scale, place.backend
+                    q, k_here, v_here, *pairs.flat(), mesh.scale, mesh.backend
                 )
             else:  # kernels are not launched on nothing
                 part_o, part_lse = empty_outputs(q)
@@ -95,7 +94,7 @@ class _Ring(torch.autograd.Function):
         assert total is not None
         o = empty_in_order_of(q).copy_(total)
         ctx.save_for_backward(q, k, v, o, lse, indices)
-        ctx.place = place
+        ctx.mesh = mesh
         ctx.set_materialize_grads(False)
         return o, lse
 
@@ -107,12 +106,12 @@ class _Ring(torch.autograd.Function):
         do = torch.zeros_like(o) if do is None else do
         wide = torch.promote_types(q.dtype, torch.float32)
         dq = torch.zeros_like(q, dtype=wide)
-        place: Placement = ctx.place
+        mesh: Mesh = ctx.mesh
         homeward: Pending | None = None
-        for k_here, v_here, pairs, next_tokens in _steps(q, k, v, indices, place):
+        for k_here, v_here, pairs, next_tokens in _steps(q, k, v, indices, mesh):
             if q.shape[2] and k_here.shape[2]:
                 dq_part, *share = block_sparse_backward(
-                    do, q, k_here, v_here, o, lse, dlse, *pairs.flat(), place.scale, place.backend
+                    do, q, k_here, v_here, o, lse, dlse, *pairs.flat(), mesh.scale, mesh.backend
                 )
                 dq += dq_part
                 gradient = to_rows(*share).to(wide)
@@ -120,7 +119,7 @@ class _Ring(torch.autograd.Function):
                 gradient = torch.zeros_like(to_rows(k_here, v_here), dtype=wide)
             if homeward is not None:
                 gradient += homeward.wait()
-            homeward = start_pass_on(gradient, next_tokens, place.group)
+            homeward = start_pass_on(gradient, next_tokens, mesh.group)
         assert homeward is not None
         dk, dv = (
             empty_in_order_of(x).copy_(arrived)
@@ -130,26 +129,27 @@ class _Ring(torch.autograd.Function):
 
 
 def _steps(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, place: Placement
+    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, mesh: Mesh
 ) -> Iterator[tuple[Tensor, Tensor, BlockPairs, int]]:
     """(keys, values, blocks that meet, tokens that the previous rank holds) of every step.
 
     The next step's keys are on their way while the caller works on one.
     """
-    tokens = place.keys.tokens
-    queries = place.queries.blocks_of(place.rank, q.device)
+    tokens = mesh.keys.tokens
+    queries = mesh.queries.blocks_of(mesh.rank, q.device)
     rows, coming = to_rows(k, v), None
-    for step in range(place.num_ranks):
-        owner = (place.rank - step) % place.num_ranks
+    for step in range(mesh.num_ranks):
+        owner = (mesh.rank - step) % mesh.num_ranks
         before = tokens[owner - 1]  # the last rank's for owner 0
         if coming is not None:
             rows = coming.wait()
-        if step + 1 < place.num_ranks:
-            coming = start_pass_on(rows, before, place.group)
-        keys = place.keys.blocks_of(owner, q.device)
-        lists, counts = lists_within(indices, *place.keys.block_range(owner))
+        if step + 1 < mesh.num_ranks:
+            coming = start_pass_on(rows, before, mesh.group)
+        keys = mesh.keys.blocks_of(owner, q.device)
+        lists, counts = lists_within(indices, *mesh.keys.block_range(owner))
         index = BlockIndex(lists, counts, max(keys.count, 1))
-        yield *from_rows(rows), BlockPairs(index, queries, keys), before
+        k_here, v_here = from_rows(rows)
+        yield k_here, v_here, BlockPairs(index, queries, keys), before
 
 
 def lists_within(indices: Tensor, first: int, stop: int) -> tuple[Tensor, Tensor]:

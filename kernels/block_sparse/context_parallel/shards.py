@@ -93,7 +93,7 @@ class BlockShards:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
+class Mesh:
     """Who owns which blocks, seen from this rank, and how to attend."""
 
     group: dist.ProcessGroup | None

@@ -78,11 +78,10 @@ def forward_kernel(
     rows: gl.constexpr = gl.SliceLayout(1, scores)
     memory: gl.constexpr = memory_layout(D)
 
-    row, batch, head, number, blocks, count, first, size = query_tile(
-        lists, list_strides, counts, count_strides, q_offsets, order, num_heads, num_blocks,
-        TILES_Q, RAGGED_Q, ORDERED,
+    row, batch, head, key_head, number, blocks, count, first, size = query_tile(
+        lists, list_strides, counts, count_strides, q_offsets, order, num_heads, num_key_heads,
+        num_blocks, TILES_Q, RAGGED_Q, ORDERED,
     )  # fmt: skip
-    key_head = head // (num_heads // num_key_heads)
     out = token_of(head_of(o, batch, head, o_strides), first, o_strides[2])
     lse_out = lse + ((batch * num_heads + head).to(gl.int64) * num_tokens + first)
     lse_row = gl.arange(0, 64, rows)

@@ -77,11 +77,10 @@ def query_gradient_kernel(
     rows: gl.constexpr = gl.SliceLayout(1, product_layout(64))
     memory: gl.constexpr = memory_layout(D)
 
-    row, batch, head, number, blocks, count, first, size = query_tile(
-        lists, list_strides, counts, count_strides, q_offsets, order, num_heads, num_blocks,
-        TILES_Q, RAGGED_Q, ORDERED,
+    row, batch, head, key_head, number, blocks, count, first, size = query_tile(
+        lists, list_strides, counts, count_strides, q_offsets, order, num_heads, num_key_heads,
+        num_blocks, TILES_Q, RAGGED_Q, ORDERED,
     )  # fmt: skip
-    key_head = head // (num_heads // num_key_heads)
     if count <= 0:
         out = token_of(head_of(dq, batch, head, dq_strides), first, dq_strides[2])
         store_rows(out, gl.zeros([64, D], dtype, memory), size, dq_strides[2], 64, D, memory)

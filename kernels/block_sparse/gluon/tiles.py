@@ -46,6 +46,7 @@ def query_tile(
     offsets,
     order,
     num_heads,
+    num_key_heads,
     num_blocks,
     TILES: gl.constexpr,
     RAGGED: gl.constexpr,
@@ -54,8 +55,9 @@ def query_tile(
     """What a program works on that holds one tile of queries.
 
     Returns:
-        Row of the lists, batch, head, number of the tile in its head, the list of key blocks and
-        its length (0 for a tile behind the end of a short block), first token, tokens from it on.
+        Row of the lists, batch, head, head of the keys, number of the tile in its head, the list of
+        key blocks and its length (0 for a tile behind the end of a short block), first token,
+        tokens from it on.
     """
     tile = gl.program_id(0)
     row = tile // TILES
@@ -65,6 +67,7 @@ def query_tile(
     number = block * TILES + tile % TILES
     head = row // num_blocks % num_heads
     batch = row // num_blocks // num_heads
+    key_head = head // (num_heads // num_key_heads)
     count_at = (
         batch.to(gl.int64) * count_strides[0] + head * count_strides[1] + block * count_strides[2]
     )
@@ -78,7 +81,7 @@ def query_tile(
     else:
         first = (block * TILES + tile % TILES) * 64
         size = 64
-    return row, batch, head, number, blocks, count, first, size
+    return row, batch, head, key_head, number, blocks, count, first, size
 
 
 @gluon.jit

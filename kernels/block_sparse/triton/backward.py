@@ -92,12 +92,10 @@ def query_gradient_kernel(
     STAGES: tl.constexpr,
 ):
     """Gradient of one tile of queries; arguments as in the forward kernel."""
-    batch, head, blocks, count, first, size = query_tile(
-        lists, list_strides, counts, count_strides, q_offsets, order, num_heads, num_blocks,
-        TILE_Q, TILES_Q, RAGGED_Q, ORDERED,
+    batch, head, key_head, blocks, count, first, size = query_tile(
+        lists, list_strides, counts, count_strides, q_offsets, order, num_heads, num_key_heads,
+        num_blocks, TILE_Q, TILES_Q, TILES_K, RAGGED_Q, ORDERED,
     )  # fmt: skip
-    count *= TILES_K
-    key_head = head // (num_heads // num_key_heads)
     query = load_tile(q, batch, head, first, size, q_strides, TILE_Q, D, TMA)
     d_out = load_tile(do, batch, head, first, size, do_strides, TILE_Q, D, TMA)
     at = tl.arange(0, TILE_Q)

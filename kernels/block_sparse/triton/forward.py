@@ -51,12 +51,10 @@ def forward_kernel(
     A query block has TILES_Q tiles of TILE_Q tokens, a key block TILES_K of TILE_K; the last ones
     may be short or empty where RAGGED. ``order`` permutes the rows of lists when ORDERED.
     """
-    batch, head, blocks, count, first, size = query_tile(
-        lists, list_strides, counts, count_strides, q_offsets, order, num_heads, num_blocks,
-        TILE_Q, TILES_Q, RAGGED_Q, ORDERED,
+    batch, head, key_head, blocks, count, first, size = query_tile(
+        lists, list_strides, counts, count_strides, q_offsets, order, num_heads, num_key_heads,
+        num_blocks, TILE_Q, TILES_Q, TILES_K, RAGGED_Q, ORDERED,
     )  # fmt: skip
-    count *= TILES_K
-    key_head = head // (num_heads // num_key_heads)
     query = load_tile(q, batch, head, first, size, q_strides, TILE_Q, D, TMA)
     top = tl.full([TILE_Q], float("-inf"), tl.float32)
     total = tl.zeros([TILE_Q], tl.float32)

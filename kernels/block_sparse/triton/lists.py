@@ -162,15 +162,15 @@ def _bits_kernel(
     )
     listed = indices + batch * list_strides[0] + head * list_strides[1] + query * list_strides[2]
     word = tl.arange(0, WORDS)
-    found = tl.zeros([WORDS], tl.int32)
+    union = tl.zeros([WORDS], tl.int32)
     for first in range(0, count, CHUNK):
         at = first + tl.arange(0, CHUNK)
         key = tl.load(listed + at, mask=at < count, other=-1)
         bit = tl.where(key >= 0, 1, 0) << (key & 31)
         # Entries are distinct, so the sum of their bits is their union.
-        here = (key >> 5)[:, None] == word[None, :]
-        found += tl.sum(tl.where(here, bit[:, None], 0), 0)
-    tl.store(bits + (row * words + word) * num_queries + query, found, mask=word < words)
+        match = (key >> 5)[:, None] == word[None, :]
+        union += tl.sum(tl.where(match, bit[:, None], 0), 0)
+    tl.store(bits + (row * words + word) * num_queries + query, union, mask=word < words)
 
 
 @triton.jit
@@ -208,26 +208,26 @@ def _fill_kernel(
     key = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     column = bits + (row * words + key // 32) * num_queries
-    place = tl.load(row_pointers + row * (num_keys + 1) + key)
+    slot = tl.load(row_pointers + row * (num_keys + 1) + key)
     out = query_blocks + row * list_size
     for part in tl.static_range(2 if SPLIT else 1):
-        begin = place
+        begin = slot
         for first in range(0, num_queries, CHUNK):
             at = first + tl.arange(0, CHUNK)
             value = tl.load(column + at, mask=at < num_queries, other=0)
-            mine = (value >> (key % 32)) & 1
+            member = (value >> (key % 32)) & 1
             if SPLIT:
                 inside = at < num_queries
                 start = tl.load(q_offsets + at, mask=inside, other=0)
                 size = tl.load(q_offsets + at + 1, mask=inside, other=0) - start
                 if part == 0:
-                    mine = tl.where(size == whole_size, mine, 0)
+                    member = tl.where(size == whole_size, member, 0)
                 else:
-                    mine = tl.where(size == whole_size, 0, mine)
-            tl.store(out + place + tl.cumsum(mine, 0) - 1, at, mask=mine > 0)
-            place += tl.sum(mine, 0)
+                    member = tl.where(size == whole_size, 0, member)
+            tl.store(out + slot + tl.cumsum(member, 0) - 1, at, mask=member > 0)
+            slot += tl.sum(member, 0)
         if SPLIT and part == 0:
-            tl.store(wholes + row * num_keys + key, place - begin)
+            tl.store(wholes + row * num_keys + key, slot - begin)
 
 
 @triton.jit
@@ -255,7 +255,7 @@ def _wholes_first_kernel(
     )
     listed = indices + batch * list_strides[0] + head * list_strides[1] + query * list_strides[2]
     out = lists + (row * num_queries + query) * width
-    place = count * 0
+    slot = count * 0
     for part in tl.static_range(2):
         for first in range(0, count, CHUNK):
             at = first + tl.arange(0, CHUNK)
@@ -264,10 +264,10 @@ def _wholes_first_kernel(
             size = tl.load(offsets + key + 1, mask=inside, other=0)
             size -= tl.load(offsets + key, mask=inside, other=0)
             if part == 0:
-                mine = tl.where(inside & (size == whole_size), 1, 0)
+                member = tl.where(inside & (size == whole_size), 1, 0)
             else:
-                mine = tl.where(inside & (size != whole_size), 1, 0)
-            tl.store(out + place + tl.cumsum(mine, 0) - 1, key, mask=mine > 0)
-            place += tl.sum(mine, 0)
+                member = tl.where(inside & (size != whole_size), 1, 0)
+            tl.store(out + slot + tl.cumsum(member, 0) - 1, key, mask=member > 0)
+            slot += tl.sum(member, 0)
         if part == 0:
-            tl.store(wholes + row * num_queries + query, place)
+            tl.store(wholes + row * num_queries + query, slot)

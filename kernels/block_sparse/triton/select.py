@@ -78,7 +78,7 @@ def select(
     words = counts.new_empty((step, num_queries, num_words))
     q_halves, q_scales = _split(q_pool)
     k_halves, k_scales = _split(k_pool)
-    kept_strides = (0, 0, 0)
+    kept_strides: tuple[int, ...] = (0, 0, 0)
     if kept is not None:  # rows that all share are read again and again
         axes = zip(kept.shape[:3], kept.stride()[:3], strict=True)
         kept_strides = tuple(0 if size == 1 else stride for size, stride in axes)
@@ -384,7 +384,7 @@ def _best(score, valid, count, num_keys, mean, deviation, KEYS: tl.constexpr):
     rest = tl.exp2(0.1349 * tl.log2(1 - share))
     guess = mean + deviation * (rest - tail) * 5.063
     slope = deviation * 0.4734 * (tail + rest * share / (1 - share))  # per doubling of the number
-    wanted = tl.log2(count + 0.5)
+    target = tl.log2(count + 0.5)
     low = tl.full([], -2139095041, tl.int32)  # -infinity
     high = tl.full([], 2139095041, tl.int32)  # past infinity
     at_low = num_keys + 0 * count  # blocks of at least that rank: >= count
@@ -400,8 +400,8 @@ def _best(score, valid, count, num_keys, mean, deviation, KEYS: tl.constexpr):
         above = tl.where(enough, above, reached)
         step += 1
         bottom, top = _score(low), _score(high)
-        over = tl.log2(at_low + 0.5) - wanted
-        under = wanted - tl.log2(above + 0.5)
+        over = tl.log2(at_low + 0.5) - target
+        under = target - tl.log2(above + 0.5)
         guess = bottom + (top - bottom) * (over / (over + under))
         # With one end still at infinity, further and further out.
         guess = tl.where(high > 2139095040, bottom + slope * step * over, guess)
@@ -445,15 +445,15 @@ def _count_for_mass(score, valid, weight, mass):
     # Blocks of one score have one weight, except those kept by force, which all count anyway.
     each = tl.max(tl.where(tie, weight, 0.0), 0)
     missing = mass - tl.sum(tl.where(higher, weight, 0.0), 0)
-    wanted = tl.ceil(missing / tl.maximum(each, 1e-38))
-    wanted = tl.minimum(tl.maximum(wanted, 1.0), num_ties.to(tl.float32)).to(tl.int32)
-    return num_higher + wanted
+    number = tl.ceil(missing / tl.maximum(each, 1e-38))
+    number = tl.minimum(tl.maximum(number, 1.0), num_ties.to(tl.float32)).to(tl.int32)
+    return num_higher + number
 
 
 @triton.jit
-def _pack(chosen, KEYS: tl.constexpr):
+def _pack(member, KEYS: tl.constexpr):
     """Bits of blocks, the lowest first: int32 [KEYS / 32]."""
-    parts = tl.reshape(chosen, [KEYS // 32, 32]).to(tl.int32)
+    parts = tl.reshape(member, [KEYS // 32, 32]).to(tl.int32)
     return tl.sum(parts << tl.arange(0, 32)[None, :], 1)
 
 

@@ -70,16 +70,19 @@ def query_tile(
     offsets,
     order,
     num_heads,
+    num_key_heads,
     num_blocks,
     TILE: tl.constexpr,
     TILES: tl.constexpr,
+    TILES_K: tl.constexpr,
     RAGGED: tl.constexpr,
     ORDERED: tl.constexpr,
 ):
     """What a program works on that holds one tile of queries.
 
     Returns:
-        Batch, head, the list of key blocks and its length, first token, number of tokens.
+        Batch, head, head of the keys, the list of key blocks and the number of its tiles, first
+        token, number of tokens.
     """
     tile = tl.program_id(0)
     row = tile // TILES
@@ -88,11 +91,12 @@ def query_tile(
     block = row % num_blocks
     head = row // num_blocks % num_heads
     batch = row // num_blocks // num_heads
+    key_head = head // (num_heads // num_key_heads)
     first, size = locate(offsets, block, tile % TILES, TILE, TILES, RAGGED)
     count_at = (
         batch.to(tl.int64) * count_strides[0] + head * count_strides[1] + block * count_strides[2]
     )
-    count = tl.load(counts + count_at)
+    count = tl.load(counts + count_at) * TILES_K
     list_at = batch.to(tl.int64) * list_strides[0] + head.to(tl.int64) * list_strides[1]
     blocks = lists + (list_at + block.to(tl.int64) * list_strides[2])
-    return batch, head, blocks, count, first, size
+    return batch, head, key_head, blocks, count, first, size

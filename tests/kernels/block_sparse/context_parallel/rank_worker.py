@@ -17,7 +17,7 @@ from torch import Tensor
 from longtake.kernels.block_sparse import BlockIndex
 from longtake.kernels.block_sparse.context_parallel import BlockShards, context_parallel_attention
 from longtake.kernels.block_sparse.context_parallel.ring import attend_in_ring
-from longtake.kernels.block_sparse.context_parallel.shards import Placement
+from longtake.kernels.block_sparse.context_parallel.shards import Mesh
 from longtake.runtime.errors import UserError
 
 
@@ -31,7 +31,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     q, k, v = local["q"], local["k"], local["v"]
     if "index" in case:
-        place = Placement(
+        mesh = Mesh(
             group=group,
             rank=dist.get_rank(group),
             queries=shards(case, "q"),
@@ -39,10 +39,10 @@ def attend(
             scale=q.shape[-1] ** -0.5,
             backend="auto",
         )
-        first, stop = place.queries.block_range(place.rank)
+        first, stop = mesh.queries.block_range(mesh.rank)
         index = case["index"]
         rows = index.indices[:, :, first:stop], index.counts[:, :, first:stop]
-        return attend_in_ring(q, k, v, BlockIndex(*rows, index.num_key_blocks), place)
+        return attend_in_ring(q, k, v, BlockIndex(*rows, index.num_key_blocks), mesh)
     result = context_parallel_attention(
         q,
         k,
