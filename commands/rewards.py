@@ -145,7 +145,7 @@ def evaluate(
 
     from rich.console import Console
 
-    from longtake.evaluation.pair_accuracy import evaluate_pairs
+    from longtake.evaluation.pairs import evaluate_pairs
     from longtake.runtime.files import to_plain
     from longtake.runtime.progress import result_table
 

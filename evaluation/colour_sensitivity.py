@@ -29,38 +29,28 @@ SATURATIONS = (0.3, 0.65, 1.35, 1.7)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ColourSensitivity:
-    """Change of a reward under one kind of recolouring.
-
-    Args:
-        reward: name of the reward.
-        change: ``hue`` or ``saturation``.
-        mean: |score of the recoloured clip - score of the clip|, in standard deviations of the
-            scores of the clips as they are; mean over clips and strengths.
-        ci_low: lower end of its 95 % interval (bootstrap over clips).
-        ci_high: upper end.
-        clips: clips scored in every colour.
-        unscored: clips left out.
-    """
+    """Change of a reward under one kind of recolouring."""
 
     reward: str
     change: str
+    """``hue`` or ``saturation``."""
     mean: float
+    """|score of the recoloured clip - score of the clip|, in standard deviations of the scores of
+    the clips as they are; mean over clips and strengths."""
     ci_low: float
+    """Of the 95 % interval (bootstrap over clips)."""
     ci_high: float
     clips: int
+    """Clips scored in every colour."""
     unscored: int
+    """Clips left out."""
 
 
 def recolour(video: Tensor, *, hue_degrees: float = 0.0, saturation: float = 1.0) -> Tensor:
-    """Rotate and scale the chroma of every pixel at constant BT.601 luma.
+    """Rotate and scale the (Cb, Cr) of every pixel at constant BT.601 luma; saturation 0 is gray.
 
-    Args:
-        video: [..., 3, H, W], float in [0, 1] or uint8.
-        hue_degrees: rotation of the (Cb, Cr) plane.
-        saturation: factor on (Cb, Cr), >= 0; 0 is gray.
-
-    Returns:
-        Shape and type of ``video``; what leaves [0, 1] is clipped.
+    ``video`` [..., 3, H, W], float in [0, 1] or uint8, keeps its type; what leaves [0, 1] is
+    clipped.
     """
     pixels = video.float() / 255 if video.dtype == torch.uint8 else video
     red, green, blue = pixels.unbind(-3)
@@ -82,20 +72,7 @@ def colour_sensitivity(
     hues: Sequence[float] = HUES,
     saturations: Sequence[float] = SATURATIONS,
 ) -> list[ColourSensitivity]:
-    """Score clips as they are and recoloured.
-
-    Args:
-        rewards: name -> reward.
-        batches: the clips.
-        hues: rotations of the chroma plane, degrees.
-        saturations: factors on the chroma.
-
-    Returns:
-        Two entries per reward: hue and saturation.
-
-    Raises:
-        UserError: fewer than two clips that are scored in every colour, or equal scores for all.
-    """
+    """Score clips as they are and recoloured: two entries per reward, hue and saturation."""
     changes = {
         "hue": [{"hue_degrees": hue} for hue in hues],
         "saturation": [{"saturation": factor} for factor in saturations],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from longtake.core.generation import TINY_CHECKPOINT
-from longtake.evaluation.pair_accuracy import PairAgreement, evaluate_pairs
+from longtake.evaluation.pairs import PairAgreement, evaluate_pairs
 from longtake.rewards.reward_directory import read_reward_directory, write_in_bfloat16
 from longtake.rewards.reward_spec import RewardKind
 from longtake.rewards.train_pairs import train_reward

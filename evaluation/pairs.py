@@ -29,29 +29,23 @@ Clip = tuple[str, float | None, str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairAgreement:
-    """Agreement of one reward with the labels of one dimension.
-
-    Args:
-        reward: name of the reward.
-        dimension: name of the labels.
-        accuracy: share of decided pairs judged alike; NaN without any.
-        ci_low: lower end of its 95 % interval (bootstrap over prompts); NaN below two prompts.
-        ci_high: upper end.
-        decided: pairs in ``accuracy``: labelled A or B, both clips scored.
-        accuracy_with_ties: tie-calibrated accuracy over all labelled pairs.
-        labelled: pairs in ``accuracy_with_ties``.
-        unscored: labelled pairs left out because a clip has no score.
-    """
+    """Agreement of one reward with the labels of one dimension."""
 
     reward: str
     dimension: str
     accuracy: float
+    """Share of decided pairs judged alike; NaN without any."""
     ci_low: float
+    """Of the 95 % interval (bootstrap over prompts); NaN below two prompts."""
     ci_high: float
     decided: int
+    """Pairs in ``accuracy``: labelled A or B, both clips scored."""
     accuracy_with_ties: float
+    """Tie-calibrated accuracy over all labelled pairs."""
     labelled: int
+    """Pairs in ``accuracy_with_ties``."""
     unscored: int
+    """Labelled pairs left out because a clip has no score."""
 
 
 def evaluate_pairs(
@@ -70,38 +64,24 @@ def evaluate_pairs(
         root: folder that its paths are relative to; None is the folder of the file.
         output: scores by clip, written as they come and resumed from; None keeps nothing.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Returns:
-        One entry per reward and labelled dimension.
-
-    Raises:
-        UserError: pairs, a reward, a device or an output file that cannot be used.
     """
     table = read_pairs(pairs)
     folder = pairs.parent if root is None else root
     clips = list(dict.fromkeys(clip for pair in table for clip in _clips(pair)))
-    report = score_clips(
-        [
-            ScoreInput(name=path, path=folder / path, prompt=prompt, fps=fps)
-            for path, fps, prompt in clips
-        ],
-        reward_names,
-        output=output,
-        device=device,
-    )
-    place = {clip: number for number, clip in enumerate(clips)}
-    a, b = (torch.tensor([place[_clips(pair)[side]] for pair in table]) for side in (0, 1))
-    dimensions = [name for name in LABELS if any(name in pair.labels for pair in table)]
+    inputs = [ScoreInput(name=p, path=folder / p, prompt=text, fps=fps) for p, fps, text in clips]
+    report = score_clips(inputs, reward_names, output=output, device=device)
+    number = {clip: index for index, clip in enumerate(clips)}
+    a, b = (torch.tensor([number[_clips(pair)[side]] for pair in table]) for side in (0, 1))
+    prompts = [pair.prompt for pair in table]
     agreements = []
     for name in report.names:
-        scores = torch.tensor(
-            [math.nan if (score := row.scores[name]) is None else score for row in report.rows],
-            dtype=torch.float64,
-        )
-        for dimension in dimensions:
-            labels = torch.tensor([pair.label(dimension) for pair in table])
-            prompts = [pair.prompt for pair in table]
-            agreements.append(_agreement(name, dimension, scores[a] - scores[b], labels, prompts))
+        column = [math.nan if (score := row.scores[name]) is None else score for row in report.rows]
+        scores = torch.tensor(column, dtype=torch.float64)
+        for dimension in LABELS:
+            if any(dimension in pair.labels for pair in table):
+                labels = torch.tensor([pair.label(dimension) for pair in table])
+                margins = scores[a] - scores[b]
+                agreements.append(_agreement(name, dimension, margins, labels, prompts))
     return agreements
 
 
@@ -119,17 +99,14 @@ def _agreement(
     plain, ties = accuracy_without_ties(margins, labels), accuracy_with_ties(margins, labels)
     decided = is_decided(labels)
     clusters = [prompt for prompt, used in zip(prompts, decided.tolist(), strict=True) if used]
-    low = high = math.nan
-    if len(set(clusters)) > 1:
-        right = (margins[decided].sign() == labels[decided]).double().tolist()
-        interval = paired_bootstrap([0.0] * len(right), right, clusters)
-        low, high = interval.ci_low, interval.ci_high
+    right = (margins[decided].sign() == labels[decided]).double().tolist()
+    interval = paired_bootstrap([0.0] * len(right), right, clusters)
     return PairAgreement(
         reward=reward,
         dimension=dimension,
         accuracy=plain.value,
-        ci_low=low,
-        ci_high=high,
+        ci_low=interval.ci_low,
+        ci_high=interval.ci_high,
         decided=plain.count,
         accuracy_with_ties=ties.value,
         labelled=ties.count,

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from longtake import cli
 from longtake.core.video import write_mp4
-from longtake.evaluation.pair_accuracy import evaluate_pairs
+from longtake.evaluation.pairs import evaluate_pairs
 from longtake.rewards.pairs import A_WINS, B_WINS, TIE, PreferencePair, write_pairs
 from longtake.rewards.score_files import score_clips
 from longtake.rewards.score_table import find_inputs
