@@ -5,13 +5,10 @@ All of it is diagnostic: the score of a video stays the plain mean of its rating
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from longtake.runtime.statistics import FloatArray, IntArray, percentile_interval, resampled
-
-Level = Literal["nominal", "ordinal", "interval"]
 
 _TOLERANCE = 1e-8
 _VARIANCE_FLOOR = 1e-8
@@ -40,12 +37,11 @@ def krippendorff_alpha(
     samples: IntArray,
     clusters: IntArray | None = None,
     *,
-    level: Level = "ordinal",
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Agreement:
-    """Agreement of any number of raters with any missing ratings.
+    """Agreement on an ordinal scale of any number of raters with any missing ratings.
 
     Alpha = 1 - observed / expected disagreement, from the table of coincidences: how often two
     raters of one sample gave the values c and k, where a sample with m ratings weighs 1 / (m - 1)
@@ -57,7 +53,6 @@ def krippendorff_alpha(
         scores: [n], finite.
         samples: [n], number of the sample of each rating.
         clusters: [n], number of the cluster of each rating, one for each sample; None: the sample.
-        level: distance between scores; ordinal for the 5-point scale.
         confidence: of the interval.
         resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -70,11 +65,11 @@ def krippendorff_alpha(
     if not reason:
         groups = samples if clusters is None else clusters
         tables = _coincidences(codes, samples[paired], groups[paired], len(values))
-        alpha = float(_alpha(tables.sum(axis=0, keepdims=True), values, level)[0])
+        alpha = float(_alpha(tables.sum(axis=0, keepdims=True))[0])
         if len(tables) >= 2:
             flat = tables.reshape(len(tables), -1)
             draws = resampled(
-                lambda drawn: _alpha((drawn @ flat).reshape(-1, *tables.shape[1:]), values, level),
+                lambda drawn: _alpha((drawn @ flat).reshape(-1, *tables.shape[1:])),
                 len(tables),
                 resamples=resamples,
                 seed=seed,
@@ -109,17 +104,13 @@ def _coincidences(
     return tables
 
 
-def _alpha(tables: FloatArray, values: FloatArray, level: Level) -> FloatArray:
+def _alpha(tables: FloatArray) -> FloatArray:
     """Alpha of each table of coincidences: [B, K, K] -> [B]; NaN where only one value occurs."""
     margin = tables.sum(axis=2)  # [B, K]
     total = margin.sum(axis=1)
-    if level == "ordinal":
-        position = np.cumsum(margin, axis=1) - margin / 2.0
-    else:
-        position = np.broadcast_to(values, margin.shape)
+    # Ordinal: the distance of two scores is how many ratings lie between them.
+    position = np.cumsum(margin, axis=1) - margin / 2.0
     distance = (position[:, :, None] - position[:, None, :]) ** 2
-    if level == "nominal":
-        distance = (distance > 0).astype(np.float64)
     observed = (tables * distance).sum(axis=(1, 2))
     # The distance of a value to itself is 0, so the diagonal of the expected table is not needed.
     expected = np.einsum("bc,bk,bck->b", margin, margin, distance) / (total - 1.0)

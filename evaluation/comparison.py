@@ -30,9 +30,9 @@ _BLOCK = 500
 class ComparisonSettings(Config):
     """How certain, and how finely resampled."""
 
-    confidence: float = Field(0.95, gt=0, lt=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
     """Coverage of the intervals; 1 - confidence is the error rate of the tests."""
-    resamples: int = Field(10_000, ge=100)
+    resamples: int = Field(default=10_000, ge=100)
     """Bootstrap resamples and random sign patterns."""
     seed: int = 0
     """Of the resampling; the same seed gives the same numbers."""

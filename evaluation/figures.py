@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from longtake.evaluation.dimensions import SCALE, title_of
 from longtake.evaluation.gsb import GsbResult
 from longtake.evaluation.mos import MosResult
+from longtake.evaluation.tables import rows_of
 from longtake.runtime.files import explained, replacing
 
 INK, FAINT, GRID = "#1c1e21", "#6e737a", "#e4e6e9"
@@ -147,7 +148,7 @@ def _gsb_bars(axes: Axes, block: pd.DataFrame) -> None:
     axes.tick_params(length=0, labelsize=8.5, labelcolor=INK)
     axes.set_yticks(range(len(block)), [title_of(name) for name in block["dimension"]])
     axes.invert_yaxis()
-    for y, item in enumerate(block.itertuples()):
+    for y, item in enumerate(rows_of(block)):
         total = item.good + item.same + item.bad
         start = 0.0
         for count, colour, ink in (

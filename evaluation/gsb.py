@@ -36,6 +36,7 @@ from longtake.evaluation.tables import (
     findings_table,
     interval_text,
     records_of,
+    rows_of,
     table_of_rows,
 )
 from longtake.runtime.statistics import (
@@ -207,7 +208,7 @@ def aggregate_gsb(
         )
         position.append({"dimension": dimension} | _position(raw, settings))
     table = pd.DataFrame(counts)
-    table["p_holm"] = holm(table["p"])
+    table["p_holm"] = holm(table["p"].to_numpy())
     table["different"] = table["p_holm"] < 1.0 - settings.confidence
     return GsbResult(
         counts=table,
@@ -335,7 +336,7 @@ def _overview(counts: pd.DataFrame) -> Table:
             "-" if math.isnan(c.ratio) else f"{c.ratio:.2f}",
             ("better" if c.net > 0 else "worse") if c.different else "not told apart",
         )
-        for c in counts.itertuples()
+        for c in rows_of(counts)
     ]
     return table_of_rows(
         "overview",
@@ -357,7 +358,7 @@ def _tests(counts: pd.DataFrame) -> Table:
             c.test,
             c.p_holm,
         )
-        for c in counts.itertuples()
+        for c in rows_of(counts)
     ]
     columns = ("comparison", "dimension", "win share %", "p", "test", "p Holm")
     note = "win share = G/(G+B), Wilson interval; p Holm: corrected for all rows."

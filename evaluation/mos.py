@@ -50,6 +50,7 @@ from longtake.evaluation.tables import (
     findings_table,
     interval_text,
     records_of,
+    rows_of,
     table_of_rows,
 )
 from longtake.runtime.config import Config
@@ -191,8 +192,8 @@ def aggregate_mos(
             findings.add("dimension without a rating", "no result", [dimension])
             continue
         score = part["score"].to_numpy(dtype=np.float64)
-        (rater, raters), (sample, _), (cluster, _) = (
-            pd.factorize(part[name]) for name in ("rater", "sample", "cluster")
+        rater, sample, cluster = (
+            pd.factorize(part[name])[0] for name in ("rater", "sample", "cluster")
         )
         agreement[dimension] = krippendorff_alpha(
             score,
@@ -205,7 +206,7 @@ def aggregate_mos(
         if not fit.converged:
             findings.add("rater biases that did not settle", "shown as they are", [dimension])
         rest = rest_correlations(score, rater, sample)
-        profiles.append(_profiles(dimension, part, raters, fit, rest))
+        profiles.append(_profiles(dimension, part, fit, rest))
         model_of = part.drop_duplicates("sample")["model"].to_numpy()
         for model, quality in pd.Series(fit.quality).groupby(model_of).mean().items():
             bias_free[dimension, model] = quality
@@ -241,13 +242,13 @@ def aggregate_mos(
 
 
 def _profiles(
-    dimension: str, part: pd.DataFrame, raters: Sequence[str], fit: SubjectBias, rest: FloatArray
+    dimension: str, part: pd.DataFrame, fit: SubjectBias, rest: FloatArray
 ) -> pd.DataFrame:
     """A row for each rater of one dimension, in the order of their first rating."""
     own = part.groupby("rater", sort=False)["score"].agg(["size", "mean"])
     return pd.DataFrame(
         {
-            "rater": list(raters),
+            "rater": own.index,
             "dimension": dimension,
             "n_ratings": own["size"].to_numpy(),
             "mean": own["mean"].to_numpy(),
@@ -303,13 +304,13 @@ def mos_tables(result: MosResult) -> tuple[Table, ...]:
 
 def _overview(result: MosResult) -> Table:
     """Models by dimensions: mean, interval, and the number of videos."""
-    cells = result.means.set_index(["model", "dimension"])
+    cells = {(c.model, c.dimension): c for c in rows_of(result.means)}
     rows = []
     for model in result.models:
-        own = [cells.loc[(model, dimension)] for dimension in result.settings.dimensions]
-        sizes = sorted({int(cell["n_samples"]) for cell in own})
+        own = [cells[model, dimension] for dimension in result.settings.dimensions]
+        sizes = sorted({c.n_samples for c in own})
         shown = "-".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
-        texts = [interval_text(cell["mean"], cell["ci_low"], cell["ci_high"]) for cell in own]
+        texts = [interval_text(c.mean, c.ci_low, c.ci_high) for c in own]
         rows.append((model, *texts, shown))
     return table_of_rows(
         "overview",
@@ -332,7 +333,7 @@ def _comparisons(differences: pd.DataFrame) -> Table:
             d.p_holm,
             f"{d.better} is better" if d.different else "not told apart",
         )
-        for d in differences.itertuples()
+        for d in rows_of(differences)
     ]
     columns = ("dimension", "models", "difference", "prompts", "p Holm", "result")
     note = "Sign flips of prompts; p corrected by Holm over all pairs and dimensions."

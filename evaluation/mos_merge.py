@@ -16,7 +16,7 @@ from pydantic import Field
 
 from longtake.evaluation.comparison import ComparisonSettings, mean_draws
 from longtake.evaluation.ratings import Finding, Findings, Rating
-from longtake.evaluation.tables import Table, interval_text, table_of_rows
+from longtake.evaluation.tables import Table, interval_text, rows_of, table_of_rows
 from longtake.runtime.config import Config
 from longtake.runtime.errors import UserError
 from longtake.runtime.statistics import percentile_interval
@@ -31,8 +31,8 @@ MERGED_COLUMNS = (
 class MergeWeights(Config):
     """Weights of the two sources (report section 5.1: 2:1)."""
 
-    human: float = Field(2.0, gt=0)
-    automatic: float = Field(1.0, gt=0)
+    human: float = Field(default=2.0, gt=0)
+    automatic: float = Field(default=1.0, gt=0)
 
 
 def check_judge(ratings: Sequence[Rating]) -> None:
@@ -140,7 +140,7 @@ def merged_table(merged: pd.DataFrame, weights: MergeWeights) -> Table:
             interval_text(m.merged, m.ci_low, m.ci_high),
             m.refused,
         )
-        for m in merged.itertuples()
+        for m in rows_of(merged)
     ]
     return table_of_rows(
         "merged_overview",

@@ -53,11 +53,11 @@ class State(StrEnum):
 class ProtocolConfig(Config):
     """The rule; the numbers of raters are those of report section 5.1."""
 
-    first_raters: int = Field(3, ge=2)
+    first_raters: int = Field(default=3, ge=2)
     """Raters of every video."""
-    extra_raters: int = Field(2, ge=0)
+    extra_raters: int = Field(default=2, ge=0)
     """Raters added after a discrepancy."""
-    threshold: float = Field(2.0, gt=0)
+    threshold: float = Field(default=2.0, gt=0)
     """Range of the first raters' scores, in scale points, that calls for more. On a 5-point scale a
     range of 1 would send most videos back."""
     scope: Scope = "video"

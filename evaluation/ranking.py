@@ -89,8 +89,8 @@ def rank_models(
         resamples: of which the standard error is taken (some milliseconds each); 0: no intervals.
         seed: of the resampling.
     """
-    codes, names = pd.factorize(np.array([*first, *second], dtype=object))
-    codes = codes.reshape(2, -1).T
+    flat, names = pd.factorize(np.array([*first, *second], dtype=object))
+    codes = flat.reshape(2, -1).T
     outcomes = np.sign(np.asarray(outcome, dtype=np.float64)).astype(np.int64)
     cluster, cluster_names = pd.factorize(np.asarray(clusters, dtype=object))
     cells, counts = _cells(codes, outcomes, cluster, len(cluster_names))

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -143,9 +143,9 @@ def read_samples(path: Path) -> SampleList:
     if path.is_dir():
         return _samples_of_folder(path)
     if path.suffix.lower() == ".csv":
-        rows = list(read_csv(path, ("sample", "model", "prompt")).to_dict("index").items())
+        rows = read_csv(path, ("sample", "model", "prompt")).to_dict("index")
     elif path.suffix.lower() == ".jsonl":
-        rows = list(enumerate(read_jsonl(path), start=1))
+        rows = dict(enumerate(read_jsonl(path), start=1))
     else:
         raise UserError(
             "the list of samples has an unknown format",
@@ -156,7 +156,7 @@ def read_samples(path: Path) -> SampleList:
     names = [item.name for item in fields(Sample)]
     listed: dict[str, Sample] = {}
     incomplete, repeated = [], []
-    for line, row in rows:
+    for line, row in rows.items():
         cells = {name: row.get(name) for name in names}
         item = Sample(**{n: "" if v is None else str(v).strip() for n, v in cells.items()})
         if not (item.sample and item.model and item.prompt):
@@ -307,7 +307,7 @@ def read_ratings(
     ratings: list[Rating] = []
     findings = Findings()
     for path in paths:
-        ending, read = path.suffix.lower(), read_score
+        ending, read = path.suffix.lower(), cast(ReadCell, read_score)
         if ending == ".jsonl":
             records = [(f"{path.name}:{i}", r) for i, r in enumerate(read_jsonl(path), start=1)]
         elif ending == ".csv":
@@ -341,15 +341,16 @@ def _sheet_records(
         if not asked:
             raise UserError(
                 "the sheet has no column of scores",
-                received=f"columns {', '.join(sheet)} in {path}",
+                received=f"columns {', '.join(sheet.columns)} in {path}",
                 expected=f"dimension and score, or any of {', '.join(dimensions)}",
             )
         kept = [name for name in sheet if name in _FIELDS and name not in ("dimension", "score")]
         sheet = sheet.melt(kept, asked, "dimension", "score", ignore_index=False)
         sheet = sheet.sort_index(kind="stable")  # row by row, as they were filled in
+    rows = cast(list[dict[str, Any]], sheet.to_dict("records"))
     records = [
         (f"{path.name}:{line}, {row['dimension']}", row)
-        for line, row in zip(sheet.index, sheet.to_dict("records"), strict=True)
+        for line, row in zip(sheet.index, rows, strict=True)
     ]
     findings.add("empty cell", "not rated", [where for where, row in records if not row["score"]])
     return [(where, row) for where, row in records if row["score"]]

@@ -4,7 +4,7 @@ import datetime
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,7 @@ class Table:
 
     def as_rich(self) -> "RichTable":
         """For a terminal: numbers with four significant digits, ``-`` for missing."""
-        rows = list(self.frame.itertuples(index=False))
-        return result_table(self.title, list(self.frame), rows)
+        return result_table(self.title, self.frame.columns.tolist(), list(rows_of(self.frame)))
 
 
 def table_of_rows(
@@ -75,9 +74,14 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     return table_of_rows("findings", "Irregularities of the input", columns, rows)
 
 
+def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows as named tuples of Python values."""
+    yield from frame.itertuples(index=False)
+
+
 def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as records of a JSON result."""
-    return [dict(zip(frame, row, strict=True)) for row in frame.itertuples(index=False)]
+    return [dict(zip(frame.columns, row, strict=True)) for row in rows_of(frame)]
 
 
 def interval_text(value: float, low: float, high: float, digits: int = 2) -> str:

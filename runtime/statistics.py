@@ -57,7 +57,7 @@ def resampled(
         seed: the same seed gives the same draws, whatever the statistic: columns stay paired.
         strata: [C], label of each cluster; every stratum keeps its number of clusters. None: one.
     """
-    clusters = np.arange(num_clusters)
+    clusters: IntArray = np.arange(num_clusters, dtype=np.int64)
     labels = np.zeros(num_clusters) if strata is None else strata
     groups = [clusters[labels == label] for label in np.unique(labels)]
     drawn_from = [group for group in groups if len(group) > 1]
@@ -186,7 +186,7 @@ def paired_bootstrap(
     labels = range(len(first)) if clusters is None else clusters
     assert len(labels) == len(first), (len(labels), len(first))
     numbers: dict[Hashable, int] = {}
-    of_pair = [numbers.setdefault(labels[i], len(numbers)) for i in np.flatnonzero(used)]
+    of_pair = [numbers.setdefault(labels[i], len(numbers)) for i in np.flatnonzero(used).tolist()]
     low = high = mean = before_mean = after_mean = float("nan")
     if len(diff):
         mean, before_mean, after_mean = diff.mean(), first[used].mean(), second[used].mean()
@@ -228,7 +228,7 @@ def sign_flip_test(sums: FloatArray, *, flips: int = 10_000, seed: int = 0) -> F
 
     def size(signs: FloatArray, axis: int = -1) -> FloatArray:
         # Rounded: patterns that tie on paper (0.1 + 0.2 - 0.3) must tie in floating point too.
-        return np.round(np.abs(signs @ shares), 9)
+        return np.asarray(np.round(np.abs(signs @ shares), 9), dtype=np.float64)
 
     ones = np.ones(num_clusters)
     if 2**num_clusters <= flips:
@@ -248,8 +248,8 @@ def sign_flip_test(sums: FloatArray, *, flips: int = 10_000, seed: int = 0) -> F
     batch = max(1, CHUNK // num_clusters)
     for start in range(0, flips, batch):
         rows = min(batch, flips - start)
-        signs = 1.0 - 2.0 * rng.integers(0, 2, size=(rows, num_clusters), dtype=np.int8)
-        hits += (size(signs) >= size(ones)).sum(axis=0)
+        coins = rng.integers(0, 2, size=(rows, num_clusters), dtype=np.int8)
+        hits += (size(1.0 - 2.0 * coins.astype(np.float64)) >= size(ones)).sum(axis=0)
     return np.asarray((1 + hits) / (1 + flips), dtype=np.float64)
 
 
