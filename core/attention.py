@@ -74,7 +74,7 @@ class SelfAttention(nn.Module):
         """Attend over ``x`` [B, S, C].
 
         Args:
-            x: tokens; with ``cached`` the noisy tokens only, else condition tokens then noisy ones.
+            x: with ``cached`` the noisy tokens only, else condition tokens then noisy ones.
             tables: RoPE tables [S_cond + S_noisy, D/2] of the full sequence.
             num_cond_tokens: S_cond, in ``x`` or in ``cached``.
             cached: keys and values of the condition tokens.

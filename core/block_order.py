@@ -77,12 +77,7 @@ class BSAConfig:
 
     @classmethod
     def from_published(cls, params: Mapping[str, Any]) -> "BSAConfig":
-        """Read ``bsa_params`` of a published ``dit/config.json``.
-
-        Raises:
-            CheckpointError: an unknown key, different blocks for queries and keys, or a value out
-                of range.
-        """
+        """Read ``bsa_params`` of a published ``dit/config.json``."""
         left = dict(params)
         try:
             shapes = {tuple(left.pop(f"chunk_3d_shape_{x}", (4, 4, 4))) for x in "qk"}

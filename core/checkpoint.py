@@ -74,15 +74,8 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load every part of a checkpoint directory.
 
-    Args:
-        path: the directory.
-        device: of all parts.
-        dtype: of DiT and text encoder; None keeps the DiT's stored dtype and float32 text. The
-            VAE stays in float32, its decoder is sensitive to rounding.
-        cache_dir: folder of the persistent text-embedding cache.
-
-    Raises:
-        CheckpointError: listing all missing parts at once, or naming the file that is broken.
+    ``dtype`` is that of DiT and text encoder; None keeps the DiT's stored one and float32 text. The
+    VAE stays in float32, its decoder is sensitive to rounding. ``cache_dir`` keeps text embeddings.
     """
     root = Path(path)
     check_complete(root)
@@ -137,14 +130,8 @@ def load_dit(
 ) -> LongCatDiT:
     """Build the DiT on the meta device and stream its shards to ``device``.
 
-    Args:
-        folder: a ``dit`` folder, or the checkpoint directory that contains it.
-        device: where the weights go.
-        dtype: converts each shard while it is read; None keeps the stored dtype.
-
-    Raises:
-        CheckpointError: missing files, missing or unexpected keys (listed), wrong shapes,
-            truncated files (named).
+    ``folder`` is a ``dit`` folder, or the checkpoint directory that contains it; ``dtype`` None
+    keeps the stored one.
     """
     path = Path(folder)
     if not (path / "config.json").is_file() and (path / "dit").is_dir():

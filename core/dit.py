@@ -29,15 +29,11 @@ class DiTConfig:
     """Shape of the transformer; field names are those of the release's ``dit/config.json``."""
 
     in_channels: int = 16
-    """Latent channels of the VAE."""
     out_channels: int = 16
-    """Channels of the predicted velocity."""
     hidden_size: int = 4096
     """Token width C."""
     depth: int = 48
-    """Number of blocks."""
     num_heads: int = 32
-    """Attention heads; must divide ``hidden_size``."""
     caption_channels: int = 4096
     """Width of the text encoder's states."""
     mlp_ratio: int = 4
@@ -155,10 +151,6 @@ class LongCatDiT(nn.Module):
 
         Returns:
             Velocity [B, C_out, T, H, W], with ``return_kv`` also the cache.
-
-        Raises:
-            UserError: a size that the patch does not divide, wrong timestep shape, or a cache
-                whose tokens lie in another order.
         """
         b, _, t, h, w = hidden_states.shape
         grid = self._token_grid(t, h, w)
@@ -226,12 +218,7 @@ class LongCatDiT(nn.Module):
         is_shared = keep_shared and timestep.ndim == 1
         if timestep.ndim == 1:
             timestep = timestep[:, None].expand(b, t)
-        if timestep.shape != (b, t):
-            raise UserError(
-                "timestep shape does not match the latents",
-                received=tuple(timestep.shape),
-                expected=f"({b},) or ({b}, {t})",
-            )
+        assert timestep.shape == (b, t), timestep.shape
         frames = timestep[:, :1] if is_shared else timestep[:, :: self.config.patch_size[0]]
         return self.t_embedder(frames.reshape(-1)).unflatten(0, frames.shape)
 
@@ -262,9 +249,6 @@ def enable_bsa(dit: LongCatDiT, config: BSAConfig | None = None) -> None:
         dit: changed in place; the model itself, not a wrapper around it.
         config: block selection; None takes ``bsa_params`` of the checkpoint, and without these the
             published rule.
-
-    Raises:
-        CheckpointError: ``bsa_params`` that cannot be used.
     """
     if config is None:
         config = BSAConfig.from_published(dit.config.bsa_params or {})

@@ -71,9 +71,6 @@ def base_sigmas(num_steps: int, *, distilled: bool = False) -> Tensor:
 
     Plain: evenly spaced from 1 to :data:`MIN_SIGMA`. Distilled: every point k/50 visited by
     ``floor(50 i / num_steps)`` counted down from 1, the grid of the consistency distillation.
-
-    Raises:
-        UserError: fewer than one step, or more distilled steps than the grid has points.
     """
     limit = DISTILLED_POINTS if distilled else None
     if num_steps < 1 or (limit is not None and num_steps > limit):

@@ -85,10 +85,6 @@ def check_file(
 
     Returns:
         One result per recorded output.
-
-    Raises:
-        UserError: missing file or unsupported kind.
-        CheckpointError: unreadable file.
     """
     source = Path(path)
     known = CHECKS if checks is None else checks

@@ -1,4 +1,4 @@
-"""LoRA adapters on the linear layers of the DiT, through PEFT (report section 3.3.5, Table 9).
+"""LoRA adapters on the linear layers of the DiT, through PEFT (report Table 9).
 
 Targets are the layers the release adapts: self-attention qkv and proj, cross-attention q, kv and
 proj, and the three FFN matrices of every block. Adapter weights are float32 whatever the base
@@ -55,26 +55,11 @@ def add_lora(
 ) -> nn.Module:
     """Inject a trainable LoRA and freeze everything else; the model's function is unchanged.
 
-    A is uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5, as PEFT draws it) and B is zero.
-
-    Args:
-        dit: changed in place and returned.
-        rank: r >= 1 (the report uses 128).
-        alpha: scale numerator; the update is multiplied by alpha / rank (the report: 64 / 128).
-        seed: names the draw of A.
-        name: adapter name; the new adapter is activated on top of those already active.
-        targets: subset of :data:`TARGETS`.
-
-    Raises:
-        UserError: rank below 1, an adapter name in use, or a target that does not exist.
+    A is uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5, as PEFT draws it), named by ``seed``, and
+    B is zero; the update is multiplied by alpha / rank (the report: 64 / 128). The new adapter acts
+    on top of those already active.
     """
-    if not targets or not set(targets) <= set(TARGETS) or rank < 1 or alpha <= 0:
-        raise UserError(
-            "LoRA settings out of range",
-            received=f"rank={rank}, alpha={alpha}, targets={list(targets)}",
-            expected=f"rank >= 1, alpha > 0, targets among {', '.join(TARGETS)}",
-            remedy="correct lora.rank, lora.alpha or lora.targets",
-        )
+    assert targets and set(targets) <= set(TARGETS) and rank >= 1 and alpha > 0
     modules = [m for m in target_modules(dit) if m.endswith(tuple(f".{t}" for t in targets))]
     inject_trainable(dit, modules, rank, alpha, seed, name)
     dit.requires_grad_(False)
@@ -94,17 +79,8 @@ def inject_trainable(
 ) -> None:
     """Add an adapter at its initial values to any linear layers; gradient flags stay as they are.
 
-    Args:
-        model: changed in place; it need not be a DiT.
-        modules: paths of the layers.
-        rank: r >= 1.
-        alpha: the update is multiplied by alpha / rank.
-        seed: names the draw of A, uniform in +-1/sqrt(in); B is zero.
-        name: adapter name.
-        dropout: share of the inputs of A that are dropped in training mode.
-
-    Raises:
-        UserError: the adapter name is in use.
+    The update is multiplied by ``alpha / rank``. A is uniform in +-1/sqrt(in), B is zero;
+    ``dropout`` is the share of the inputs of A that are dropped in training mode.
     """
     layers = inject(model, dict.fromkeys(modules, rank), name, dropout)
     for module, layer in layers.items():
@@ -127,16 +103,7 @@ def load_lora(
 ) -> nn.Module:
     """Add the LoRA stored at ``path`` (published or PEFT layout) on top of the active adapters.
 
-    Args:
-        dit: changed in place and returned.
-        path: a file or a PEFT folder.
-        name: adapter name.
-        multiplier: strength of the adapter, on top of the scale in the file.
-        trainable: whether its weights get gradients.
-
-    Raises:
-        CheckpointError: unreadable file, or layers that do not exist or fit (all listed).
-        UserError: the adapter name is in use.
+    ``multiplier`` is the strength of the adapter, on top of the scale in the file.
     """
     return apply_lora(
         dit, read_lora(path), name, multiplier=multiplier, trainable=trainable, source=str(path)
@@ -247,11 +214,7 @@ def lora_state_dict(dit: nn.Module, name: str = DEFAULT_ADAPTER) -> dict[str, Te
 def load_lora_state_dict(
     dit: nn.Module, state: Mapping[str, Tensor], name: str = DEFAULT_ADAPTER
 ) -> None:
-    """Overwrite the factors of an injected adapter (resume).
-
-    Raises:
-        CheckpointError: keys or shapes that differ from the injected adapter.
-    """
+    """Overwrite the factors of an injected adapter (resume)."""
     parameters = lora_parameters(dit, name)
     wrong = sorted(parameters.keys() ^ state.keys()) or sorted(
         key for key in parameters if parameters[key].shape != state[key].shape
@@ -282,37 +245,20 @@ def lora_weights(dit: nn.Module, name: str = DEFAULT_ADAPTER) -> LoraWeights:
 def save_lora(
     dit: nn.Module, path: str | Path, layout: str = "peft", name: str = DEFAULT_ADAPTER
 ) -> Path:
-    """Write an adapter.
-
-    Args:
-        dit: the model that carries it.
-        path: a folder for ``peft``, a ``.safetensors`` file for ``longcat``.
-        layout: ``peft`` or ``longcat`` (the published layout).
-        name: adapter name.
-
-    Raises:
-        UserError: unknown layout or adapter.
-    """
+    """Write an adapter: ``peft`` as a folder, ``longcat`` (the published layout) as one file."""
     writers = {"peft": write_peft, "longcat": write_published}
-    if layout not in writers:
-        raise UserError(
-            "unknown LoRA layout",
-            received=layout,
-            expected=" or ".join(writers),
-            remedy="use peft unless the file is meant for the public LongCat-Video code",
-        )
     return writers[layout](lora_weights(dit, name), path)
 
 
 def target_modules(dit: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers a LoRA may adapt, by module path, whether adapted already or not."""
-    found: dict[str, nn.Linear] = {}
+    linears: dict[str, nn.Linear] = {}
     for path, module in dit.named_modules():
         if _TARGET_PATTERN.fullmatch(path):
             linear = module.base_layer if isinstance(module, LoraLayer) else module
             assert isinstance(linear, nn.Linear)
-            found[path] = linear
-    return found
+            linears[path] = linear
+    return linears
 
 
 def inject(
@@ -320,20 +266,9 @@ def inject(
 ) -> dict[str, LoraLayer]:
     """Create and activate PEFT layers of the given ranks, float32, on the base layer's device.
 
-    Their values and scale are unset: fill them with :func:`inject_trainable`, :func:`apply_lora` or
-    a state dict and :func:`set_scaling`.
-
-    Args:
-        model: changed in place; it need not be a DiT.
-        ranks: layer path -> rank.
-        name: adapter name.
-        dropout: share of the inputs of A that are dropped in training mode.
-
-    Returns:
-        The injected layers by path.
-
-    Raises:
-        UserError: the adapter name is in use.
+    ``model`` need not be a DiT; ``ranks`` maps paths of layers to ranks. Values and scale of the
+    returned layers are unset: fill them with :func:`inject_trainable`, :func:`apply_lora` or a
+    state dict and :func:`set_scaling`.
     """
     if name in adapter_names(model):
         raise UserError(
@@ -384,7 +319,6 @@ def _require(dit: nn.Module, names: Sequence[str]) -> None:
             "no such LoRA adapter",
             received=", ".join(unknown),
             expected=f"among {', '.join(known) or 'none (no adapter is loaded)'}",
-            remedy="add it with add_lora or load it with load_lora",
         )
 
 

@@ -57,11 +57,7 @@ def num_parts(module: str) -> int:
 
 
 def read_lora(path: str | Path) -> LoraWeights:
-    """Read a published-layout file, a PEFT folder, or a PEFT weight file beside its config.
-
-    Raises:
-        CheckpointError: missing or unreadable file, unknown layout, incomplete layers (listed).
-    """
+    """Read a published-layout file, a PEFT folder, or a PEFT weight file beside its config."""
     source = Path(path)
     if source.is_dir():
         return _from_peft(source / PEFT_WEIGHTS, source / PEFT_CONFIG)

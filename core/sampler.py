@@ -59,13 +59,13 @@ def sample_latents(
     """Integrate from noise to clean latents with Euler steps.
 
     Args:
-        dit: the transformer.
+        dit: the model.
         noise: start of the noisy frames [B, C, T, H, W] at ``sigmas[0]``.
         cond_text: text of the prompts (batch B or 1).
         uncond_text: text of the empty or negative prompt; None only without guidance.
         sigmas: noise levels [S + 1], descending; the last is 0 for finished samples.
         guidance_scale: the report uses 4.
-        cfg: guidance mode.
+        cfg: guidance rule.
         cond_latents: clean leading latents [B, C, T_cond, H, W].
         use_kv_cache: evaluate the condition latents once instead of in every step.
         callback: observer of the steps.
@@ -73,13 +73,9 @@ def sample_latents(
 
     Returns:
         Latents [B, C, T_cond + T, H, W], float32, condition frames first and unchanged.
-
-    Raises:
-        UserError: condition latents that do not fit the noise.
     """
     condition = None
     if cond_latents is not None:
-        _check_condition(cond_latents, noise)
         condition = Condition(cond_latents)
         if use_kv_cache:
             is_doubled = batched and cfg != "none" and guidance_scale != 1
@@ -128,38 +124,15 @@ def generate(
     Sample i depends on (seed, i), its prompt and its condition only, not on ``batch_size``, up to
     float rounding.
 
-    Args:
-        checkpoint: the loaded model.
-        prompts: one per video.
-        num_frames: frames of the result, condition frames included; 4k + 1.
-        height: pixels, a multiple of 16.
-        width: pixels, a multiple of 16.
-        steps: Euler steps.
-        guidance_scale: guidance strength.
-        seed: of the noise.
-        image: first frame, [3, H, W] or [B, 3, H, W], uint8 or float in [0, 1].
-        video: frames to continue, [T', 3, H, W] or [B, T', 3, H, W], T' = 4k + 1 < num_frames.
-        negative_prompt: text of the unconditional branch.
-        cfg: guidance mode.
-        distilled: use the schedule of the step-distilled model.
-        shift: timestep shift; None takes the checkpoint's.
-        use_kv_cache: evaluate condition frames once.
-        batch_size: videos sampled at a time (memory).
-        callback: observer of the steps of each batch.
+    ``num_frames`` is 4k + 1 and counts condition frames; ``height`` and ``width`` are multiples of
+    16 pixels. ``image`` [3, H, W] or [B, 3, H, W] becomes the first frame, ``video`` [T', 3, H, W]
+    or [B, T', 3, H, W] with T' = 4k + 1 is continued; both are uint8 or float in [0, 1]. ``shift``
+    None takes the checkpoint's; ``distilled`` the schedule of the step-distilled model.
 
     Returns:
         [B, num_frames, 3, H, W] float in [0, 1] on the CPU.
-
-    Raises:
-        UserError: no prompts, sizes that do not fit, or both an image and a video.
     """
-    if isinstance(prompts, str) or not prompts or batch_size < 1:
-        raise UserError(
-            "generate needs a list of prompts and a batch size",
-            received=f"prompts={prompts!r}, batch_size={batch_size}",
-            expected="at least one prompt, batch_size >= 1",
-            remedy="pass prompts=['...']",
-        )
+    assert prompts and not isinstance(prompts, str), "a list of prompts"
     channels, t, h, w = checkpoint.vae.latent_shape(num_frames, height, width)
     clips = _condition_clips(image, video, len(prompts), num_frames, height, width)
     num_cond = 0 if clips is None else shapes.latent_frames(clips.shape[1])
@@ -196,13 +169,7 @@ def _condition_clips(
     width: int,
 ) -> Tensor | None:
     """Condition frames [B, T', 3, H, W] of every video, or None for text-to-video."""
-    if image is not None and video is not None:
-        raise UserError(
-            "an image and a video cannot both start the clip",
-            received="image and video",
-            expected="one of them",
-            remedy="put the image in front of the video, or drop one",
-        )
+    assert image is None or video is None, "an image and a video cannot both start the clip"
     if image is None and video is None:
         return None
     if video is None:
@@ -221,15 +188,3 @@ def _condition_clips(
             remedy="resize them, or raise num_frames",
         )
     return clips.expand(batch, *clips.shape[1:])
-
-
-def _check_condition(cond_latents: Tensor, noise: Tensor) -> None:
-    b, c, _, h, w = noise.shape
-    got = cond_latents.shape
-    if cond_latents.ndim != 5 or (got[0], got[1], got[3], got[4]) != (b, c, h, w) or not got[2]:
-        raise UserError(
-            "condition latents do not fit the noise",
-            received=tuple(got),
-            expected=f"[{b}, {c}, T_cond >= 1, {h}, {w}]",
-            remedy="encode condition frames at the size of the video",
-        )

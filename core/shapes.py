@@ -20,11 +20,7 @@ LATENT_CHANNELS = 16
 
 
 def latent_frames(num_frames: int) -> int:
-    """Latent frames of a clip: T_lat = 1 + (T - 1) / 4.
-
-    Raises:
-        UserError: unless ``num_frames`` is positive and of the form 4k + 1.
-    """
+    """Latent frames of a clip: T_lat = 1 + (T - 1) / 4."""
     if num_frames < 1 or (num_frames - 1) % TEMPORAL_STRIDE:
         below = max(1, num_frames - (num_frames - 1) % TEMPORAL_STRIDE)
         raise UserError(
@@ -44,11 +40,7 @@ def pixel_frames(num_latent_frames: int) -> int:
 def latent_shape(
     num_frames: int, height: int, width: int, channels: int = LATENT_CHANNELS
 ) -> tuple[int, int, int, int]:
-    """Latent shape ``(C, T_lat, H/8, W/8)`` of one clip of ``num_frames`` x height x width pixels.
-
-    Raises:
-        UserError: a size the VAE cannot compress without padding.
-    """
+    """Latent shape ``(C, T_lat, H/8, W/8)`` of one clip."""
     for name, size in (("height", height), ("width", width)):
         if size < SPATIAL_STRIDE or size % SPATIAL_STRIDE:
             raise UserError(
@@ -64,11 +56,7 @@ def latent_shape(
 def num_tokens(
     latent_size: tuple[int, int, int], patch_size: tuple[int, int, int] = PATCH_SIZE
 ) -> int:
-    """Tokens of a latent clip of size (T, h, w) under the patch size.
-
-    Raises:
-        UserError: a latent size that the patch does not divide.
-    """
+    """Tokens of a latent clip of size (T, h, w) under the patch size."""
     count = 1
     for size, patch in zip(latent_size, patch_size, strict=True):
         if size % patch:

@@ -57,8 +57,7 @@ def clean_prompt(prompt: str) -> str:
 class EmbeddingCache:
     """Embeddings [n, Dc] of prompts without their padding.
 
-    Args:
-        folder: where entries persist; None keeps them in memory only.
+    ``folder`` None keeps them in memory only.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -123,10 +122,7 @@ def _checksum(prompt: str, tensor: Tensor) -> str:
 class TextEncoder(nn.Module):
     """umT5 encoder with its tokenizer and an embedding cache.
 
-    Args:
-        tokenizer: a transformers tokenizer that appends the end token.
-        model: the encoder.
-        cache_dir: folder of the optional on-disk cache; None keeps embeddings in memory only.
+    ``tokenizer`` appends the end token; ``cache_dir`` None keeps embeddings in memory only.
     """
 
     def __init__(
@@ -150,13 +146,7 @@ class TextEncoder(nn.Module):
 
         A longer prompt is cut; its last kept token is still the end token.
         """
-        if isinstance(prompts, str) or not prompts:
-            raise UserError(
-                "prompts must be a non-empty list of strings",
-                received=prompts,
-                expected='for example ["a red circle moves left"]',
-                remedy="wrap a single prompt in a list",
-            )
+        assert prompts and not isinstance(prompts, str), "a list of prompts"
         batch = self.tokenizer(
             [clean_prompt(prompt) for prompt in prompts],
             padding="max_length",
@@ -198,9 +188,6 @@ class TextEncoder(nn.Module):
         Returns:
             embeds [B, 1, L, Dc] on the encoder's device and dtype, zero after the mask;
             mask [B, L] int64.
-
-        Raises:
-            UserError: no prompts.
         """
         token_ids, mask = self.tokenize(prompts)
         digest = self.digest() if self.cache.is_persistent else ""
@@ -245,11 +232,7 @@ class TextEncoder(nn.Module):
         dtype: torch.dtype = torch.float32,
         cache_dir: str | Path | None = None,
     ) -> "TextEncoder":
-        """Load ``tokenizer/`` and ``text_encoder/`` of a checkpoint directory, offline.
-
-        Raises:
-            CheckpointError: a folder is missing, or its files are unreadable or incomplete.
-        """
+        """Load ``tokenizer/`` and ``text_encoder/`` of a checkpoint directory, offline."""
         root = Path(checkpoint_dir)
         for part in ("tokenizer", "text_encoder"):
             if not (root / part).is_dir():
@@ -304,24 +287,10 @@ def new_text_encoder(
 ) -> UMT5EncoderModel:
     """A randomly initialised small umT5 encoder for the sandbox.
 
-    Args:
-        vocab_size: rows of the token table.
-        d_model: embedding width Dc; must be a multiple of ``num_heads``.
-        num_layers: encoder blocks.
-        num_heads: attention heads.
-        d_ff: feed-forward width, ``2 * d_model`` by default.
-        seed: of the initialisation; the global random state is left as it was.
-
-    Raises:
-        UserError: heads that do not divide the width.
+    ``d_model`` is the embedding width Dc, ``d_ff`` by default twice that. The global random state
+    is left as it was.
     """
-    if d_model % num_heads:
-        raise UserError(
-            "the heads do not divide the width of the text encoder",
-            received=f"d_model={d_model}, num_heads={num_heads}",
-            expected="d_model a multiple of num_heads",
-            remedy=f"use d_model={(d_model // num_heads + 1) * num_heads}",
-        )
+    assert d_model % num_heads == 0, (d_model, num_heads)
     config = UMT5Config(
         vocab_size=vocab_size,
         d_model=d_model,
@@ -350,9 +319,6 @@ def train_tokenizer(
         vocab_size: upper bound on the number of tokens; rare words beyond it are spelt.
         max_length: ``model_max_length``, in tokens including the end token.
         out_dir: the ``tokenizer`` folder of a checkpoint.
-
-    Raises:
-        UserError: no captions, or a vocabulary too small for the characters.
     """
     pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
@@ -362,13 +328,7 @@ def train_tokenizer(
     for caption in captions:
         text = normalizer.normalize_str(clean_prompt(caption))
         words.update(piece for piece, _ in pre_tokenizer.pre_tokenize_str(text))
-    if not words:
-        raise UserError(
-            "a tokenizer needs captions to learn from",
-            received="no non-empty caption",
-            expected="at least one",
-            remedy="pass the captions of the training clips",
-        )
+    assert words, "no caption to learn from"
     tokenizer = Tokenizer(models.Unigram(_pieces(words, vocab_size), unk_id=2))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizer

@@ -65,19 +65,9 @@ class VideoVAE(nn.Module):
         return shapes.latent_shape(num_frames, height, width, self.channels)
 
     def set_latent_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Store measured raw-latent statistics, one value per channel, in module and config.
-
-        Raises:
-            UserError: wrong length or a deviation that is not positive.
-        """
+        """Store measured raw-latent statistics, one value per channel, in module and config."""
         values_mean, values_std = [float(v) for v in mean], [float(v) for v in std]
-        if len(values_mean) != self.channels or len(values_std) != self.channels:
-            raise UserError(
-                "latent statistics need one value per channel",
-                received=f"{len(values_mean)} means, {len(values_std)} deviations",
-                expected=f"{self.channels} of each",
-                remedy="reduce over batch, time and space only",
-            )
+        assert len(values_mean) == len(values_std) == self.channels
         if min(values_std) <= 0:
             raise UserError(
                 "latent deviations must be positive",
@@ -102,23 +92,14 @@ class VideoVAE(nn.Module):
 
         Returns:
             [B, C, T_lat, H/8, W/8] in the parameter dtype.
-
-        Raises:
-            UserError: wrong rank or sizes.
         """
-        if video.ndim != 5 or video.shape[2] != 3:
-            raise UserError(
-                "encode expects a batch of RGB clips",
-                received=tuple(video.shape),
-                expected="[B, T, 3, H, W]",
-                remedy="add the batch axis or permute the channels",
-            )
+        assert video.ndim == 5 and video.shape[2] == 3, video.shape
         size = self.latent_shape(video.shape[1], video.shape[3], video.shape[4])
         noise = None
         if generator is not None:
             noise = torch.randn((len(video), *size), generator=generator, device=generator.device)
         parts = []
-        for start in range(0, len(video), _checked_chunk(chunk)):
+        for start in range(0, len(video), chunk):
             clips = _to_vae_range(video[start : start + chunk], self._dtype, self._device)
             posterior = self.model.encode(clips).latent_dist
             z = posterior.mean
@@ -130,25 +111,12 @@ class VideoVAE(nn.Module):
     def decode(self, z: Tensor, chunk: int = 8) -> Tensor:
         """Clips of normalised latents.
 
-        Args:
-            z: [B, C, T_lat, h, w], normalised.
-            chunk: clips per forward (memory).
-
-        Returns:
-            [B, T, 3, H, W] float in [0, 1], clamped, T = 4 T_lat - 3.
-
-        Raises:
-            UserError: wrong rank or number of channels.
+        ``z`` is [B, C, T_lat, h, w], the result [B, T, 3, H, W] float in [0, 1], clamped, with
+        T = 4 T_lat - 3. ``chunk`` clips pass at a time (memory).
         """
-        if z.ndim != 5 or z.shape[1] != self.channels:
-            raise UserError(
-                "decode expects a batch of latents",
-                received=tuple(z.shape),
-                expected=f"[B, {self.channels}, T, h, w]",
-                remedy="pass latents made by encode or by the sampler of this checkpoint",
-            )
+        assert z.ndim == 5 and z.shape[1] == self.channels, z.shape
         parts = []
-        for start in range(0, len(z), _checked_chunk(chunk)):
+        for start in range(0, len(z), chunk):
             raw = self.denormalise(z[start : start + chunk].to(self._device)).to(self._dtype)
             parts.append(self._decode_raw(raw))
         if not parts:
@@ -182,11 +150,7 @@ class VideoVAE(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> "VideoVAE":
-        """Load from a ``vae`` folder, or from the checkpoint directory that contains it.
-
-        Raises:
-            CheckpointError: missing folder, unreadable files, or weights that do not fit.
-        """
+        """Load from a ``vae`` folder, or from the checkpoint directory that contains it."""
         path = Path(folder)
         if not (path / "config.json").is_file() and (path / "vae").is_dir():
             path = path / "vae"
@@ -231,14 +195,3 @@ def _to_vae_range(video: Tensor, dtype: torch.dtype, device: torch.device) -> Te
     pixels = video.to(device)
     pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
     return (pixels * 2 - 1).to(dtype).transpose(1, 2)
-
-
-def _checked_chunk(chunk: int) -> int:
-    if chunk < 1:
-        raise UserError(
-            "chunk is the number of clips per forward",
-            received=chunk,
-            expected=">= 1",
-            remedy="use chunk=1 for the least memory",
-        )
-    return chunk

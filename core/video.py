@@ -49,9 +49,6 @@ def write_mp4(
     """Write one clip [T, 3, H, W] as H.264 yuv420p; the file appears only when complete.
 
     ``lossless`` keeps every 8-bit RGB value (H.264 in RGB): for data, since few players show it.
-
-    Raises:
-        UserError: wrong shape, an odd final size, or a path that cannot be written.
     """
     frames = _frames(video, fps, scale)
     height, width = frames.shape[1:3]
@@ -85,11 +82,7 @@ def write_mp4(
 
 
 def write_gif(video: Tensor, path: str | Path, fps: float, scale: int = 1) -> Path:
-    """Write one clip [T, 3, H, W] as a looping gif (frame times in steps of 10 ms, >= 20 ms).
-
-    Raises:
-        UserError: wrong shape or a path that cannot be written.
-    """
+    """Write one clip [T, 3, H, W] as a looping gif (frame times in steps of 10 ms, >= 20 ms)."""
     images = [Image.fromarray(image) for image in _frames(video, fps, scale)]
     # Gif time has steps of 10 ms: round the moments, not the durations, to keep the mean rate.
     moments = [round(i * 100 / fps) for i in range(len(images) + 1)]
@@ -119,9 +112,6 @@ def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Tensor,
 
     Returns:
         uint8 [T, 3, H, W] and the frame rate in frames per second, NaN when the file states none.
-
-    Raises:
-        UserError: missing, corrupt or without frames.
     """
     source = Path(path)
     if not source.is_file():
@@ -155,11 +145,7 @@ def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Tensor,
 
 
 def write_png(image: Tensor, path: str | Path) -> Path:
-    """Write uint8 [H, W, 3].
-
-    Raises:
-        UserError: a path that cannot be written.
-    """
+    """Write uint8 [H, W, 3]."""
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -40,9 +40,6 @@ def fill_model(
         dtype: of all weights, or of each by its name in the model; None keeps the stored one.
         rename: name in the file -> name in the model, None for what the model does not have.
         tied: names of the model -> names that they share a parameter with; files may lack them.
-
-    Raises:
-        CheckpointError: unreadable files; missing, unexpected or misshapen tensors.
     """
     shares = tied or {}
     expected = {key: x for key, x in model.state_dict().items() if key not in shares}
@@ -77,11 +74,7 @@ def fill_model(
 
 
 def shard_paths(folder: Path, stem: str) -> list[Path]:
-    """Files that hold the weights ``stem`` in ``folder``, in reading order.
-
-    Raises:
-        CheckpointError: neither a single file nor a complete set of shards is there.
-    """
+    """Files that hold the weights ``stem`` in ``folder``, in reading order."""
     index = folder / f"{stem}.safetensors.index.json"
     single = folder / f"{stem}.safetensors"
     if not index.is_file():
@@ -114,11 +107,7 @@ def shard_paths(folder: Path, stem: str) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """The JSON object in ``path``.
-
-    Raises:
-        CheckpointError: missing, unreadable or not a JSON object.
-    """
+    """The JSON object in ``path``."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -143,9 +132,6 @@ def iter_tensors(path: Path, device: torch.device | str = "cpu") -> Iterator[tup
 
     Tensors on the CPU are copies: views of the mapped file keep its odd alignment, which slows
     matrix products and changes their rounding, and they die when the file is replaced.
-
-    Raises:
-        CheckpointError: missing, truncated or otherwise unreadable file, by name.
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
@@ -180,11 +166,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def check_keys(found: Iterable[str], expected: Iterable[str], source: Path) -> None:
-    """Compare state-dict keys.
-
-    Raises:
-        CheckpointError: listing the missing and the unexpected keys.
-    """
+    """Compare state-dict keys."""
     found_set, expected_set = set(found), set(expected)
     missing, unexpected = sorted(expected_set - found_set), sorted(found_set - expected_set)
     if missing or unexpected:

@@ -40,11 +40,7 @@ class PromptTask:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Prompts of a UTF-8 text file, one a line; blank lines are left out.
-
-    Raises:
-        UserError: no such file, not UTF-8, or no prompt in it.
-    """
+    """Prompts of a UTF-8 text file, one a line; blank lines are left out."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

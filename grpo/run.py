@@ -106,10 +106,6 @@ def run_grpo(
 
     Returns:
         The run directory; None for a dry run.
-
-    Raises:
-        UserError: unusable configuration, checkpoint, prompts or run directory.
-        Interrupted: stopped by Ctrl-C or SIGTERM; the state is saved.
     """
     if resume and output_dir is None:
         raise UserError(

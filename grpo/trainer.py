@@ -113,11 +113,7 @@ class GRPOTrainer:
         self.counters = Counters(unscored=dict.fromkeys(suite.names, 0))
 
     def update(self) -> Update:
-        """One pass of Algorithm 1's loop (l.3-40).
-
-        Raises:
-            NonFinite: the update would have made the weights NaN; they are unchanged.
-        """
+        """One pass of Algorithm 1's loop (l.3-40)."""
         clock = _Clock()
         tasks = self.ranks.mine(
             plan_update(self.config, self.prompts, self.counters.updates)

@@ -77,12 +77,6 @@ def test_modes(dit: LongCatDiT) -> None:
     torch.testing.assert_close(
         guided_velocity(dit, x, 0.5, cond, uncond, 3.0, "cfg"), 3 * plain - 2 * v_u
     )
-    with pytest.raises(UserError, match="guidance mode"):
-        guided_velocity(dit, x, 0.5, cond, uncond, 4.0, "apg")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="empty prompt"):
-        guided_velocity(dit, x, 0.5, cond, None, 4.0)
-    with pytest.raises(UserError, match="batch size"):
-        guided_velocity(dit, draw(3, 16, 2, 4, 4), 0.5, cond, uncond, 4.0)
 
 
 def test_one_forward_of_both_branches_equals_two(dit: LongCatDiT) -> None:
@@ -179,19 +173,6 @@ def test_callback_sees_every_step(dit: LongCatDiT) -> None:
     assert seen == [(0, 0.5), (1, 0.0)] and not out.requires_grad
 
 
-def test_condition_that_does_not_fit(dit: LongCatDiT) -> None:
-    cond, uncond = texts()
-    with pytest.raises(UserError, match="condition latents"):
-        sample_latents(
-            dit,
-            draw(2, 16, 2, 4, 4),
-            cond,
-            uncond,
-            [1.0, 0.0],
-            cond_latents=draw(2, 16, 1, 8, 4),
-        )
-
-
 @pytest.fixture(scope="module")
 def checkpoint(dit: LongCatDiT, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -231,12 +212,8 @@ def test_generate_starts_from_an_image_or_a_video(checkpoint: Checkpoint) -> Non
 
 def test_generate_errors(checkpoint: Checkpoint) -> None:
     image, video = torch.rand(3, 32, 32), torch.rand(9, 3, 32, 32)
-    with pytest.raises(UserError, match="prompts"):
-        generate(checkpoint, [], 5, 32, 32)
     with pytest.raises(UserError, match="4k"):
         generate(checkpoint, PROMPTS, 6, 32, 32)
-    with pytest.raises(UserError, match="one of them"):
-        generate(checkpoint, PROMPTS, 9, 32, 32, image=image, video=video)
     with pytest.raises(UserError, match="condition frames"):
         generate(checkpoint, PROMPTS, 9, 32, 32, video=video)
     with pytest.raises(UserError, match="condition frames"):

