@@ -110,8 +110,11 @@ def _echo_pages(report: "PagesReport") -> None:
 @mos.command("assign")
 def mos_assign(
     samples: Samples,
-    rater: Annotated[list[str], typer.Option(metavar="NAME", help="Who can rate; repeatable.")],
     output_dir: Annotated[Path, typer.Option(metavar="DIR", help="For the sheets and videos.")],
+    rater: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Who can rate; repeatable. Default: rater1, rater2, ..."),
+    ] = None,
     ratings: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Ratings so far; repeatable.")
     ] = None,
@@ -127,8 +130,7 @@ def mos_assign(
 ) -> None:
     """Write each rater a page and a sheet with what the protocol asks now; videos get blind names.
 
-    Example: python cli.py eval mos assign --samples videos --rater ann --rater bob --rater cy
-    --output-dir round1
+    Example: python cli.py eval mos assign --samples videos --output-dir round1
     """
     from longtake.evaluation.annotation.study_pages import write_mos_pages
     from longtake.evaluation.dimensions import dimension_names
@@ -139,7 +141,8 @@ def mos_assign(
     rule = _protocol(first_raters, extra_raters, threshold, scope)
     names = dimension_names(task, dimension or ())
     listed = read_samples(samples)
-    report = write_assignments(listed, ratings or (), names, rule, rater, output_dir, seed=seed)
+    raters = rater or [f"rater{number}" for number in range(1, first_raters + 1)]
+    report = write_assignments(listed, ratings or (), names, rule, raters, output_dir, seed=seed)
     states = ", ".join(f"{count} {state}" for state, count in report.status.states.items())
     typer.echo(f"{'videos' if scope == 'video' else 'videos and dimensions'}: {states}")
     for sheet in report.sheets:
