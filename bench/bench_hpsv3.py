@@ -28,7 +28,6 @@ from transformers import PreTrainedTokenizerFast
 
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.frames import clip_score
-from longtake.rewards.heads import HEAD_PREFIX
 from longtake.rewards.hpsv3 import (
     BEST_FRACTION,
     GENERAL,
@@ -38,9 +37,10 @@ from longtake.rewards.hpsv3 import (
     HPSv3Scorer,
 )
 from longtake.rewards.pixels import HPSV3_PIXELS, num_tokens, patch_grid
-from longtake.rewards.qwen2vl import Qwen2VLRewardModel
-from longtake.rewards.qwen2vl_config import RewardModelConfig, hpsv3_config
-from longtake.rewards.qwen2vl_load import empty_reward_model
+from longtake.rewards.qwen2vl.config import RewardModelConfig, hpsv3_config
+from longtake.rewards.qwen2vl.layers import HEAD_PREFIX
+from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
+from longtake.rewards.qwen2vl.weights import empty_reward_model
 from longtake.rewards.reward_tokenizer import check_tokenizer
 from longtake.rewards.template import (
     TURN_END,

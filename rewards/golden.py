@@ -14,11 +14,9 @@ from longtake.core.golden import (
     require_inputs,
 )
 from longtake.core.weights import read_metadata, read_tensors
-from longtake.rewards.heads import infer_head
-from longtake.rewards.qwen2vl_config import RewardModelConfig, backbone_config
-from longtake.rewards.qwen2vl_keys import merge_lora
-from longtake.rewards.qwen2vl_load import load_reward_model
-from longtake.rewards.qwen2vl_rotary import RotaryPrecision
+from longtake.rewards.qwen2vl.config import RewardModelConfig, RotaryPrecision, backbone_config
+from longtake.rewards.qwen2vl.layers import infer_head
+from longtake.rewards.qwen2vl.weights import load_reward_model, merge_lora
 from longtake.runtime.errors import CheckpointError
 
 #: Scores of order one through three layers (measured: 1e-5).

@@ -3,7 +3,7 @@
 Both score single frames. The general one asks about a fixed prompt and averages all frames, the
 percentile one asks about the caption and averages the best 30 % of the frames. The prompts of a
 frame differ only from the caption on, so the vision tower and most of the language model's work
-serve both (:func:`longtake.rewards.qwen2vl_variants.score_variants`). The two rewards hold one
+serve both (:func:`longtake.rewards.qwen2vl.model.score_variants`). The two rewards hold one
 :class:`HPSv3Scorer` between them: the one that is asked first computes both columns.
 """
 
@@ -19,8 +19,7 @@ from longtake.rewards.contract import Reward, Score, VideoBatch, scores_of
 from longtake.rewards.frames import UniqueFrames, clip_score, unique_frames
 from longtake.rewards.pixels import PixelConfig, clip_patches, num_tokens, patch_grid
 from longtake.rewards.prompt_batches import pad_prompts, token_batches
-from longtake.rewards.qwen2vl import Qwen2VLRewardModel
-from longtake.rewards.qwen2vl_variants import score_variants
+from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel, score_variants
 from longtake.rewards.reward_directory import RewardDirectory
 from longtake.rewards.template import PromptEncoder
 

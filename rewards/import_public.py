@@ -14,7 +14,6 @@ from torch import Tensor
 
 import longtake
 from longtake.core.weights import check_keys, read_json
-from longtake.rewards.heads import HeadKind, infer_head
 from longtake.rewards.pixels import HPSV3_PIXELS
 from longtake.rewards.published_layout import (
     CONFIG_FILE,
@@ -25,15 +24,16 @@ from longtake.rewards.published_layout import (
     read_videoreward_config,
 )
 from longtake.rewards.published_weights import StoredTensor
-from longtake.rewards.qwen2vl_config import (
+from longtake.rewards.qwen2vl.config import (
+    HeadKind,
     RewardModelConfig,
+    RotaryPrecision,
     backbone_config,
     hpsv3_config,
     videoreward_config,
 )
-from longtake.rewards.qwen2vl_keys import EMBEDDING, LM_HEAD, merge_lora
-from longtake.rewards.qwen2vl_load import empty_reward_model
-from longtake.rewards.qwen2vl_rotary import RotaryPrecision
+from longtake.rewards.qwen2vl.layers import infer_head
+from longtake.rewards.qwen2vl.weights import EMBEDDING, LM_HEAD, empty_reward_model, merge_lora
 from longtake.rewards.reward_directory import RewardDirectory, write_reward_directory
 from longtake.rewards.reward_spec import ColorMode, RewardKind, RewardSpec
 from longtake.rewards.reward_tokenizer import add_reward_tokens, check_tokenizer, load_tokenizer

@@ -22,7 +22,7 @@ from longtake.rewards.published_weights import (
     open_weights,
     with_current_keys,
 )
-from longtake.rewards.qwen2vl import LORA_TARGETS
+from longtake.rewards.qwen2vl.model import LORA_TARGETS
 from longtake.rewards.reward_spec import DIMENSIONS, Normalization
 from longtake.runtime.errors import CheckpointError
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from longtake.core.weights import shard_paths
-from longtake.rewards.qwen2vl_keys import unique_current_keys
+from longtake.rewards.qwen2vl.weights import unique_current_keys
 from longtake.runtime.errors import CheckpointError
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")

@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from longtake.core.weights import check_keys, check_shape, read_json, write_shards
-from longtake.rewards.qwen2vl import Qwen2VLRewardModel
-from longtake.rewards.qwen2vl_load import WEIGHTS_STEM, empty_reward_model, load_reward_model
+from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
+from longtake.rewards.qwen2vl.weights import WEIGHTS_STEM, empty_reward_model, load_reward_model
 from longtake.rewards.reward_spec import RewardSpec
 from longtake.rewards.reward_tokenizer import check_tokenizer, load_tokenizer
 from longtake.rewards.template import PromptEncoder, PromptTemplate

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longtake.rewards.heads import HEAD_PREFIX
-from longtake.rewards.qwen2vl import Qwen2VLRewardModel
-from longtake.rewards.qwen2vl_keys import merge_lora, public_layout
+from longtake.rewards.qwen2vl.layers import HEAD_PREFIX
+from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
+from longtake.rewards.qwen2vl.weights import merge_lora, public_layout
 from longtake.rewards.reward_directory import RewardDirectory, write_reward_directory
 from longtake.rewards.reward_spec import Normalization, RewardSpec
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from longtake.rewards.frames import GRAY_MODES, FrameSampler, GrayMode
 from longtake.rewards.pixels import PixelConfig
-from longtake.rewards.qwen2vl_config import RewardModelConfig
+from longtake.rewards.qwen2vl.config import RewardModelConfig
 from longtake.rewards.template import Vision
 from longtake.runtime.errors import CheckpointError, UserError
 

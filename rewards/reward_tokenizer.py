@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from longtake.core.weights import read_json
-from longtake.rewards.qwen2vl_config import RewardModelConfig
+from longtake.rewards.qwen2vl.config import RewardModelConfig
 from longtake.rewards.template import CHAT_TOKENS, TURN_END, VISION_END, VISION_PADS, VISION_START
 from longtake.runtime.errors import CheckpointError
 

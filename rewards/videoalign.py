@@ -19,7 +19,7 @@ from longtake.rewards.contract import Reward, Score, VideoBatch
 from longtake.rewards.frames import to_grayscale
 from longtake.rewards.pixels import clip_patches, num_tokens, patch_grid
 from longtake.rewards.prompt_batches import pad_prompts, token_batches
-from longtake.rewards.qwen2vl import Qwen2VLRewardModel
+from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
 from longtake.rewards.reward_directory import RewardDirectory
 from longtake.rewards.reward_spec import DIMENSIONS
 from longtake.rewards.template import PLACEHOLDER

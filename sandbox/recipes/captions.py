@@ -29,7 +29,7 @@ from longtake.rewards.clip_inputs import clip_inputs, collate_clips, shown_frame
 from longtake.rewards.frames import to_grayscale
 from longtake.rewards.hpsv3 import GENERAL_PROMPT
 from longtake.rewards.pixels import normalize_patches
-from longtake.rewards.qwen2vl import Qwen2VLRewardModel
+from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
 from longtake.rewards.reward_directory import RewardDirectory, write_reward_directory
 from longtake.rewards.reward_spec import RewardKind, RewardSpec
 from longtake.rewards.template import PromptEncoder, PromptTemplate

@@ -13,7 +13,7 @@ from transformers import Qwen2VLModel
 
 from longtake.core.golden import CHECKS, GoldenResult, check_file
 from longtake.rewards.golden import REWARD_CHECKS, check_reward_model
-from longtake.rewards.qwen2vl import Qwen2VLRewardModel
+from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
 from longtake.runtime.errors import CheckpointError
 
 DATA = Path(__file__).parents[1] / "data"

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from longtake.rewards.heads import HEADS, RanknetHead, TokenLinearHead, build_head, infer_head
+from longtake.rewards.qwen2vl.layers import (
+    HEADS,
+    RanknetHead,
+    TokenLinearHead,
+    build_head,
+    infer_head,
+)
 from longtake.runtime.errors import CheckpointError, UserError
 
 

@@ -16,7 +16,7 @@ from longtake.rewards.contract import Reward, VideoBatch
 from longtake.rewards.hpsv3 import GENERAL, GENERAL_PROMPT, PERCENTILE, HPSv3Reward, HPSv3Scorer
 from longtake.rewards.pixels import HPSV3_PIXELS, PixelConfig, clip_patches
 from longtake.rewards.prompt_batches import pad_prompts
-from longtake.rewards.qwen2vl import Qwen2VLRewardModel
+from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
 from longtake.rewards.suite import RewardSuite
 from longtake.rewards.template import PromptEncoder
 from longtake.runtime.rng import generator

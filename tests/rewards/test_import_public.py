@@ -13,8 +13,8 @@ from torch import Tensor
 
 from longtake.core.weights import read_tensors
 from longtake.rewards.import_public import import_reward
-from longtake.rewards.qwen2vl_config import RewardModelConfig
-from longtake.rewards.qwen2vl_keys import public_layout
+from longtake.rewards.qwen2vl.config import RewardModelConfig
+from longtake.rewards.qwen2vl.weights import public_layout
 from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
 from longtake.rewards.reward_spec import RewardKind
 from longtake.rewards.template_source import TemplateDigest

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtake.rewards.heads import HeadKind
-from longtake.rewards.qwen2vl import Prefix, Qwen2VLRewardModel
-from longtake.rewards.qwen2vl_keys import merge_lora
-from longtake.rewards.qwen2vl_load import load_reward_model
+from longtake.rewards.qwen2vl.config import HeadKind
+from longtake.rewards.qwen2vl.model import Prefix, Qwen2VLRewardModel
+from longtake.rewards.qwen2vl.weights import load_reward_model, merge_lora
 from longtake.runtime.errors import UserError
 from longtake.tests.tiny_reward import random_prompts, tiny_config, tiny_reward_model
 

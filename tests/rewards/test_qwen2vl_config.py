@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from longtake.rewards.qwen2vl_config import (
+from longtake.rewards.qwen2vl.config import (
     RewardModelConfig,
     backbone_config,
     hpsv3_config,

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtake.rewards.qwen2vl_config import RewardModelConfig, hpsv3_config, videoreward_config
-from longtake.rewards.qwen2vl_keys import (
+from longtake.rewards.qwen2vl.config import RewardModelConfig, hpsv3_config, videoreward_config
+from longtake.rewards.qwen2vl.weights import (
     LM_HEAD,
     current_key,
     current_layout,
+    empty_reward_model,
     lora_modules,
     merge_lora,
     public_layout,
 )
-from longtake.rewards.qwen2vl_load import empty_reward_model
 from longtake.runtime.errors import CheckpointError, UserError
 from longtake.tests.tiny_reward import tiny_config, tiny_reward_model
 

@@ -7,8 +7,12 @@ import torch
 from safetensors.torch import save_file
 
 from longtake.core.weights import write_shards
-from longtake.rewards.qwen2vl_keys import public_layout
-from longtake.rewards.qwen2vl_load import WEIGHTS_STEM, empty_reward_model, load_reward_model
+from longtake.rewards.qwen2vl.weights import (
+    WEIGHTS_STEM,
+    empty_reward_model,
+    load_reward_model,
+    public_layout,
+)
 from longtake.runtime.errors import CheckpointError
 from longtake.tests.tiny_reward import random_prompts, tiny_config, tiny_reward_model
 

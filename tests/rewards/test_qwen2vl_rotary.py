@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from longtake.rewards.qwen2vl_rotary import TextRotary, VisionRotary
+from longtake.rewards.qwen2vl.layers import TextRotary, VisionRotary
 
 
 def bf16(value: float) -> float:

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtake.rewards.qwen2vl import Qwen2VLRewardModel
-from longtake.rewards.qwen2vl_variants import common_lengths, score_variants
+from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel, common_lengths, score_variants
 from longtake.runtime.errors import UserError
 from longtake.tests.tiny_reward import random_prompts, tiny_config, tiny_reward_model
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 
-import longtake.rewards.qwen2vl_vision as ours_module
-from longtake.rewards.qwen2vl import Qwen2VLRewardModel
-from longtake.rewards.qwen2vl_vision import VisionAttention, patch_positions
+import longtake.rewards.qwen2vl.layers as ours_module
+from longtake.rewards.qwen2vl.layers import VisionAttention, patch_positions
+from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
 from longtake.runtime.rng import generator, normal
 from longtake.tests.tiny_reward import random_prompts, tiny_config, tiny_reward_model
 

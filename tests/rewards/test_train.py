@@ -21,7 +21,7 @@ from longtake.rewards.pairs import (
     write_pairs,
 )
 from longtake.rewards.pixels import normalize_patches
-from longtake.rewards.qwen2vl_load import load_reward_model
+from longtake.rewards.qwen2vl.weights import load_reward_model
 from longtake.rewards.reward_directory import read_reward_directory
 from longtake.rewards.train import (
     HeadTrainer,

@@ -4,16 +4,22 @@ The backbone is described by transformers' own configuration class. What a rewar
 of the head, the reward tokens, the precision of the rotary tables and an unmerged LoRA.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, Self
 
 from huggingface_hub.errors import StrictDataclassError
+from pydantic import ConfigDict, Field, field_serializer, field_validator, model_validator
 from transformers import Qwen2VLConfig
 
-from longtake.rewards.heads import HEAD_TOKENS, HeadKind
-from longtake.rewards.qwen2vl_rotary import ROTARY_PRECISIONS, RotaryPrecision
+from longtake.runtime.config import Config
 from longtake.runtime.errors import ConfigError
+
+HeadKind = Literal["ranknet", "shared_linear", "diagonal_linear"]
+"""HPSv3's small network, VideoAlign's one row for all reward tokens, or one row for each."""
+HEAD_TOKENS: dict[HeadKind, int] = {"ranknet": 1, "shared_linear": 3, "diagonal_linear": 3}
+"""Form of the head -> reward tokens that a prompt holds."""
+RotaryPrecision = Literal["float32", "bf16_frequencies", "bf16"]
+"""Rounding of the rotary tables: :class:`longtake.rewards.qwen2vl.layers.TextRotary`."""
 
 #: Qwen2-VL's own special tokens; the reward tokens follow them in both published vocabularies.
 QWEN2VL_TOKENS = {
@@ -25,84 +31,40 @@ QWEN2VL_TOKENS = {
 _FIRST_REWARD_TOKEN = 151657
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardModelConfig:
-    """What fixes the function of a Qwen2-VL reward model besides its weights.
+class RewardModelConfig(Config):
+    """What fixes the function of a Qwen2-VL reward model besides its weights."""
 
-    Raises:
-        ConfigError: a value out of range.
-    """
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     backbone: Qwen2VLConfig
-    """Sizes and token ids; make it with :func:`backbone_config`."""
+    """Sizes and token ids; fields of a Qwen2-VL config.json are taken too."""
     head: HeadKind
     """Form of the head."""
     reward_token_ids: tuple[int, ...]
     """Vocabulary ids of the reward tokens, in the order in which they stand in the prompt."""
     rotary: RotaryPrecision = "bf16"
     """Precision of the rotary tables; the published checkpoints need ``bf16``."""
-    lora_rank: int = 0
+    lora_rank: int = Field(0, ge=0)
     """Rank of an unmerged LoRA on the linear layers of the language model; 0 for none."""
-    lora_alpha: float = 128.0
+    lora_alpha: float = Field(128.0, gt=0)
     """The LoRA is scaled by alpha / rank; without a LoRA it has no effect."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "reward_token_ids", tuple(self.reward_token_ids))
-        vocab = self.backbone.text_config.vocab_size
-        tokens = self.reward_token_ids
-        wanted = HEAD_TOKENS.get(self.head, 0)
-        for value, good, name, expected in (
-            (self.head, self.head in HEAD_TOKENS, "head", ", ".join(HEAD_TOKENS)),
-            (self.rotary, self.rotary in ROTARY_PRECISIONS, "rotary", ", ".join(ROTARY_PRECISIONS)),
-            (
-                tokens,
-                len(tokens) == len(set(tokens)) == wanted
-                and all(0 <= token < vocab for token in tokens),
-                "reward_token_ids",
-                f"{wanted} different ids below the vocabulary size {vocab}",
-            ),
-            (self.lora_rank, self.lora_rank >= 0, "lora_rank", "0 or a rank >= 1"),
-            (self.lora_alpha, self.lora_alpha > 0, "lora_alpha", "a positive number"),
-        ):
-            if not good:
-                raise ConfigError(
-                    f"{name} of the reward model cannot be used", received=value, expected=expected
-                )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types only; :meth:`from_dict` gives back an equal configuration."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {
-            **fields,
-            "backbone": self.backbone.to_diff_dict(),
-            "reward_token_ids": list(self.reward_token_ids),
-        }
-
+    @field_validator("backbone", mode="before")
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "RewardModelConfig":
-        """The configuration that :meth:`to_dict` wrote.
+    def _from_json(cls, value: object) -> object:
+        return backbone_config(value) if isinstance(value, Mapping) else value
 
-        Raises:
-            ConfigError: missing or unknown fields, or a value out of range.
-        """
-        known = {f.name for f in dataclasses.fields(cls)}
-        missing = {"backbone", "head", "reward_token_ids"} - fields.keys()
-        if missing or fields.keys() - known:
-            raise ConfigError(
-                "the reward model configuration has wrong fields",
-                received=f"missing: {sorted(missing)}, unknown: {sorted(fields.keys() - known)}",
-                expected=", ".join(sorted(known)),
-                remedy="write it with RewardModelConfig.to_dict",
-            )
-        try:
-            return cls(**{**fields, "backbone": backbone_config(fields["backbone"])})
-        except TypeError as error:
-            raise ConfigError(
-                f"a field of the reward model configuration has a wrong type: {error}",
-                received={name: fields[name] for name in sorted(fields.keys() - {"backbone"})},
-                expected="strings, integers and numbers as RewardModelConfig.to_dict writes them",
-                remedy="correct the field",
-            ) from error
+    @field_serializer("backbone")
+    def _to_json(self, backbone: Qwen2VLConfig) -> dict[str, Any]:
+        return dict(backbone.to_diff_dict())
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        tokens, vocab = self.reward_token_ids, self.backbone.text_config.vocab_size
+        count = HEAD_TOKENS[self.head]
+        if len(tokens) != count or len({*tokens} & {*range(vocab)}) != count:
+            raise ValueError(f"reward_token_ids: {count} different ids below {vocab} are expected")
+        return self
 
 
 def backbone_config(fields: Mapping[str, Any]) -> Qwen2VLConfig:
@@ -110,9 +72,6 @@ def backbone_config(fields: Mapping[str, Any]) -> Qwen2VLConfig:
 
     Start, end and padding ids are dropped: a reward model neither generates nor pads by id, and the
     defaults lie outside of a small vocabulary.
-
-    Raises:
-        ConfigError: fields that transformers does not accept.
     """
     none: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     try:
@@ -123,7 +82,7 @@ def backbone_config(fields: Mapping[str, Any]) -> Qwen2VLConfig:
     except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
         raise ConfigError(
             f"the backbone configuration cannot be used: {error}",
-            received=sorted(fields) if isinstance(fields, Mapping) else fields,
+            received=sorted(fields),
             expected="the fields of a Qwen2-VL config.json",
             remedy="copy config.json again from its source",
         ) from error
@@ -144,7 +103,7 @@ def videoreward_config(
     """VideoReward (VideoAlign): Qwen2-VL-2B; visual quality, motion quality, text alignment.
 
     Args:
-        head: as :func:`~longtake.rewards.heads.infer_head` reads it off the checkpoint.
+        head: as :func:`~longtake.rewards.qwen2vl.layers.infer_head` reads it off the checkpoint.
         lora: keep the published LoRA (rank 64, alpha 128) unmerged.
     """
     return RewardModelConfig(

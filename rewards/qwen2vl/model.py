@@ -2,17 +2,19 @@
 
 The public scorers (HPSv3, VideoAlign) do four things that transformers' own forward pass does not,
 and each moves the scores: every token has its plain index as position on all three rotary axes, the
-rotary tables are rounded (:mod:`longtake.rewards.qwen2vl_rotary`), the head sees only the rows at
+rotary tables are rounded (:mod:`longtake.rewards.qwen2vl.layers`), the head sees only the rows at
 the reward tokens, and the vision tokens are the *merged* ones.
 
 Attention is causal and padding is on the right, so no row depends on what follows its last reward
 token: sequences are cut there, no padding mask is needed, and a row scores the same in any batch.
-For the same reason prompts that begin alike can share that beginning (:class:`Prefix`).
+For the same reason prompts that begin alike can share that beginning (:func:`score_variants`):
+HPSv3-general and HPSv3-percentile see the same frame and the same long instruction and differ from
+the caption on; some 750 of 850 tokens, and the whole vision tower, serve both.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,11 +22,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache, Qwen2VLModel
 
 from longtake.core.lora import inject, inject_trainable, set_scaling
-from longtake.rewards.heads import build_head
-from longtake.rewards.qwen2vl_config import RewardModelConfig
-from longtake.rewards.qwen2vl_rotary import TextRotary, VisionRotary
-from longtake.rewards.qwen2vl_vision import VisionAttention, patch_positions
-from longtake.runtime.errors import UserError
+from longtake.rewards.qwen2vl.config import RewardModelConfig
+from longtake.rewards.qwen2vl.layers import (
+    HEADS,
+    TextRotary,
+    VisionAttention,
+    VisionRotary,
+    patch_positions,
+)
 
 LORA_TARGETS = (
     "self_attn.q_proj",
@@ -38,35 +43,22 @@ LORA_TARGETS = (
 """Linear layers of the language model that VideoAlign's LoRA adapts, all of them."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Prefix:
-    """Keys and values of the first tokens of B sequences, computed once.
-
-    Args:
-        key_values: per layer, keys and values [B, key-value heads, P, head dim].
-        lengths: [B] int64, tokens of each row without its padding.
-    """
+    """Keys and values of the first tokens of B sequences, computed once."""
 
     key_values: tuple[tuple[Tensor, Tensor], ...]
+    """Per layer, keys and values [B, key-value heads, P, head dim]."""
     lengths: Tensor
-
-    def select(self, rows: Tensor) -> "Prefix":
-        """The prefixes with the indices ``rows`` [B'], in that order; a row may appear often."""
-        return Prefix(tuple((k[rows], v[rows]) for k, v in self.key_values), self.lengths[rows])
+    """[B] int64, tokens of each row without its padding."""
 
 
 class Qwen2VLRewardModel(nn.Module):
-    """Backbone, rows at the reward tokens, head. Make it with :mod:`longtake.rewards.qwen2vl_load`.
+    """Backbone, rows at the reward tokens, head; built by :mod:`longtake.rewards.qwen2vl.weights`.
 
-    Args:
-        config: sizes, head, reward tokens and rotary precision.
-
-    Attributes:
-        model: the backbone (transformers' ``Qwen2VLModel``), so that the keys of the state dict are
-            those of a current checkpoint.
-        rm_head: the head, float32.
-        reward_rows: [n, D] float32, embeddings of the reward tokens as a parameter of its own after
-            :meth:`split_reward_rows`; None before.
+    ``model`` is transformers' ``Qwen2VLModel``, so that the keys of the state dict are those of a
+    current checkpoint; ``rm_head`` is the head. After :meth:`split_reward_rows` the embeddings of
+    the reward tokens are a parameter of their own, ``reward_rows`` [n, D].
     """
 
     reward_rows: nn.Parameter | None
@@ -89,7 +81,7 @@ class Qwen2VLRewardModel(nn.Module):
         )
         for block in self.model.visual.blocks:
             block.attn = VisionAttention(vision.embed_dim, vision.num_heads)
-        self.rm_head = build_head(config.head, text.hidden_size)
+        self.rm_head = HEADS[config.head](text.hidden_size)
         self.register_parameter("reward_rows", None)
         if config.lora_rank:
             layers = inject(self, dict.fromkeys(self.lora_targets(), config.lora_rank))
@@ -123,18 +115,14 @@ class Qwen2VLRewardModel(nn.Module):
             attention_mask: [B, L], 1 for tokens and 0 for padding.
             pixel_values: [sum of t h w, 1176] normalised patches of all rows, in their order.
             grid_thw: [V, 3] int64, patches along time, height and width of each image or video.
-            tokens: indices into ``config.reward_token_ids`` of the scores wanted, None for all.
-                With (1,) VideoAlign stops at its motion token and never reads the caption.
+            tokens: indices into ``config.reward_token_ids`` of the scores, None for all. With (1,)
+                VideoAlign stops at its motion token and never reads the caption.
 
         Returns:
             float32: [B, 2] (mu, raw sigma) of a ranknet head, [B, n] of a linear one.
-
-        Raises:
-            UserError: padding on the left, a reward token that a row has not exactly once, or
-                vision tokens that do not match the patches.
         """
         ids, lengths = self._prompts(input_ids, attention_mask)
-        chosen = self._chosen(tokens)
+        chosen = self._tokens(tokens)
         positions = self._reward_positions(ids, lengths, chosen)
         ids = ids[:, : int(positions.max()) + 1]
         states, _ = self._language(self._embed(ids, lengths, pixel_values, grid_thw))
@@ -162,10 +150,7 @@ class Qwen2VLRewardModel(nn.Module):
     def encode_prefix(
         self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, grid_thw: Tensor
     ) -> Prefix:
-        """Run the common beginning of several prompts once, without gradients.
-
-        The arguments are those of :meth:`forward`; every vision token belongs to the prefix.
-        """
+        """Run the common beginning of several prompts, with all their vision tokens, once."""
         with _scoring(self):
             ids, lengths = self._prompts(input_ids, attention_mask)
             embeddings = self._embed(ids, lengths, pixel_values, grid_thw)
@@ -181,27 +166,12 @@ class Qwen2VLRewardModel(nn.Module):
     ) -> Tensor:
         """Scores of prompts that continue ``prefix``; the prefix can be used again.
 
-        Equal to :meth:`score` on the joined prompts up to rounding, at the cost of the suffix.
-
-        Args:
-            prefix: of the same B rows.
-            input_ids: [B, S] int64, padded on the right, text only.
-            attention_mask: [B, S], 1 for tokens.
-            tokens: as in :meth:`forward`; all of them stand in the suffix.
-
-        Raises:
-            UserError: as :meth:`forward`, or another number of rows than the prefix has.
+        Equal to :meth:`score` on the joined prompts up to rounding, at the cost of the suffix: text
+        only, [B, S], with all reward tokens that are read.
         """
-        if input_ids.shape[0] != prefix.lengths.shape[0]:
-            raise UserError(
-                "suffixes do not fit their prefix",
-                received=f"{input_ids.shape[0]} suffixes for {prefix.lengths.shape[0]} prefixes",
-                expected="one suffix per prefix row",
-                remedy="repeat prefix rows with Prefix.select",
-            )
         with _scoring(self):
             ids, lengths = self._prompts(input_ids, attention_mask)
-            chosen = self._chosen(tokens)
+            chosen = self._tokens(tokens)
             positions = self._reward_positions(ids, lengths, chosen)
             ids = ids[:, : int(positions.max()) + 1]
             states, _ = self._language(self._embed(ids, lengths, None, None), prefix)
@@ -224,7 +194,7 @@ class Qwen2VLRewardModel(nn.Module):
         return merged
 
     def lora_targets(self) -> list[str]:
-        """Paths of the linear layers that a LoRA adapts, by :data:`LORA_TARGETS`."""
+        """Paths of the linear layers that a LoRA adapts."""
         count = len(self.model.language_model.layers)
         root = "model.language_model.layers"
         return [f"{root}.{i}.{target}" for i in range(count) for target in LORA_TARGETS]
@@ -235,20 +205,14 @@ class Qwen2VLRewardModel(nn.Module):
         Its factors are float32 and named ``<layer>.lora_A.default.weight`` and ``lora_B``, and the
         configuration records rank and alpha.
 
-        Args:
-            rank: r >= 1.
-            alpha: the update is scaled by alpha / rank.
-            seed: names the draw of A.
-            dropout: share of the inputs of A dropped in training mode (VideoAlign: 0.05).
-
-        Raises:
-            UserError: the model has a LoRA already.
+        The update is scaled by alpha / rank, ``seed`` names the draw of A, and ``dropout`` is the
+        share of the inputs of A dropped in training mode (VideoAlign: 0.05).
         """
         inject_trainable(self, self.lora_targets(), rank, alpha, seed, dropout=dropout)
         for name, parameter in self.named_parameters():
             if ".lora_" in name:
                 parameter.requires_grad_(True)
-        self.config = dataclasses.replace(self.config, lora_rank=rank, lora_alpha=alpha)
+        self.config = self.config.replace(lora_rank=rank, lora_alpha=alpha)
 
     def split_reward_rows(self) -> nn.Parameter:
         """Make the embeddings of the reward tokens a small float32 parameter and return it.
@@ -272,11 +236,7 @@ class Qwen2VLRewardModel(nn.Module):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
     ) -> None:
-        """Recompute activations in the backward pass: slower, and far less memory.
-
-        Args:
-            gradient_checkpointing_kwargs: for ``torch.utils.checkpoint``, as transformers takes it.
-        """
+        """Recompute activations in the backward pass: slower, and far less memory."""
         enable = getattr(self.model, "activation_checkpointing_enable", None)
         # Older releases of transformers know only the older name.
         (enable or self.model.gradient_checkpointing_enable)(gradient_checkpointing_kwargs)
@@ -284,40 +244,21 @@ class Qwen2VLRewardModel(nn.Module):
     def _prompts(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """The ids on the device of the model, and the tokens of each row [B]."""
         mask = attention_mask.to(self.device, torch.bool)
-        if mask.shape != input_ids.shape or not bool((mask[:, :-1] >= mask[:, 1:]).all()):
-            raise UserError(
-                "prompts are not padded on the right",
-                received=f"input_ids {tuple(input_ids.shape)}, attention_mask {tuple(mask.shape)} "
-                f"with {mask.sum(-1).tolist()} tokens",
-                expected="two tensors [B, L], the mask 1 for tokens and then 0",
-                remedy='tokenize with padding_side="right"',
-            )
+        assert bool((mask[:, :-1] >= mask[:, 1:]).all()), "prompts are padded on the right"
         return input_ids.to(self.device), mask.sum(-1)
 
-    def _chosen(self, tokens: Sequence[int] | None) -> list[int]:
-        known = range(len(self.config.reward_token_ids))
-        chosen = list(known) if tokens is None else list(tokens)
-        if not chosen or any(index not in known for index in chosen):
-            raise UserError(
-                "no such reward token", received=chosen, expected=f"indices among {list(known)}"
-            )
-        return chosen
+    def _tokens(self, tokens: Sequence[int] | None) -> list[int]:
+        return list(range(len(self.config.reward_token_ids)) if tokens is None else tokens)
 
     def _reward_positions(self, ids: Tensor, lengths: Tensor, chosen: list[int]) -> Tensor:
         """[B, n]: where each chosen token stands in its row."""
-        wanted = torch.tensor([self.config.reward_token_ids[i] for i in chosen], device=ids.device)
+        token_ids = torch.tensor(
+            [self.config.reward_token_ids[i] for i in chosen], device=ids.device
+        )
         inside = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        hits = (ids[:, None] == wanted[:, None]) & inside[:, None]  # [B, n, L]
-        counts = hits.sum(-1)
-        if not bool((counts == 1).all()):
-            row, column = (int(i) for i in (counts != 1).nonzero()[0])
-            raise UserError(
-                "a prompt has not exactly one of each reward token",
-                received=f"{int(counts[row, column])} times id {int(wanted[column])} in row {row}",
-                expected="one",
-                remedy="build prompts with the template of the checkpoint, and keep special tokens "
-                "out of captions",
-            )
+        hits = (ids[:, None] == token_ids[:, None]) & inside[:, None]  # [B, n, L]
+        # A caption that spells a reward token is refused where prompts are made.
+        assert bool((hits.sum(-1) == 1).all()), "a prompt has each reward token once"
         return hits.int().argmax(-1)
 
     def _embed(
@@ -331,16 +272,9 @@ class Qwen2VLRewardModel(nn.Module):
         inside = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         backbone = self.config.backbone
         places = inside & ((ids == backbone.image_token_id) | (ids == backbone.video_token_id))
-        count = int(places.sum())
         merge = backbone.vision_config.spatial_merge_size**2
         expected = 0 if grid is None else int(grid.prod(-1).sum()) // merge
-        if count != expected:
-            raise UserError(
-                "vision tokens of the prompts do not match the patches",
-                received=f"{count} vision tokens, patches for {expected}",
-                expected="one image or video token per merged patch, before the reward tokens",
-                remedy="keep special tokens out of captions and pass the grid of these pixels",
-            )
+        assert int(places.sum()) == expected, "one vision token per merged patch"
         if pixels is None or grid is None:
             return embeddings
         tokens = self.vision_tokens(pixels, grid).to(embeddings.dtype)
@@ -388,3 +322,62 @@ def _scoring(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def score_variants(
+    model: Qwen2VLRewardModel,
+    variants: Sequence[tuple[Tensor, Tensor]],
+    pixel_values: Tensor,
+    grid_thw: Tensor,
+    tokens: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """Scores of S prompts for each of B pictures; equal to S calls of ``model.score``.
+
+    Args:
+        model: the reward model.
+        variants: S pairs (input_ids [B, L_s], attention_mask [B, L_s]), padded on the right; the
+            lengths may differ.
+        pixel_values: patches of the B pictures, as :meth:`Qwen2VLRewardModel.forward` takes them.
+        grid_thw: their grids.
+        tokens: which scores, as there.
+    """
+    shared = common_lengths(variants, model.config.reward_token_ids)
+    ids = variants[0][0]
+    inside = torch.arange(ids.shape[1], device=ids.device) < shared[:, None]
+    backbone = model.config.backbone
+    vision = (ids == backbone.image_token_id) | (ids == backbone.video_token_id)
+    if len(variants) == 1 or bool((vision & ~inside).any()):  # no beginning worth sharing
+        return [model.score(*variant, pixel_values, grid_thw, tokens) for variant in variants]
+    end = int(shared.max())
+    prefix = model.encode_prefix(ids[:, :end], inside[:, :end], pixel_values, grid_thw)
+    return [
+        model.score_suffix(prefix, *_without_prefix(ids, mask, shared), tokens)
+        for ids, mask in variants
+    ]
+
+
+def common_lengths(
+    variants: Sequence[tuple[Tensor, Tensor]], reward_token_ids: Sequence[int]
+) -> Tensor:
+    """[B]: leading tokens that all variants of a row share, before any reward token.
+
+    The comparison is by token, because a tokenizer may join characters across the place where two
+    texts part.
+    """
+    length = min(ids.shape[1] for ids, _ in variants)
+    ids, mask = variants[0][0][:, :length], variants[0][1][:, :length].bool()
+    rewards = torch.tensor(list(reward_token_ids), device=ids.device)
+    same = mask & ~torch.isin(ids, rewards)
+    for other, other_mask in variants[1:]:
+        same &= other_mask[:, :length].bool() & (other[:, :length] == ids)
+    return same.int().cumprod(1).sum(1)
+
+
+def _without_prefix(ids: Tensor, mask: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row from its own first unshared token on, padded on the right."""
+    length = ids.shape[1]
+    kept = torch.arange(length - int(shared.min()), device=ids.device)
+    places = shared[:, None] + kept  # [B, S]
+    inside = places < length
+    places = places.clamp(max=length - 1)
+    return ids.gather(1, places), mask.bool().gather(1, places) & inside

@@ -1,4 +1,4 @@
-"""State-dict keys of Qwen2-VL reward models: the three layouts in use and the LoRA merge.
+"""Weights of Qwen2-VL reward models: the three key layouts in use, the LoRA merge, and loading.
 
 ============ ============================================ ===============================
 layout       language model, vision tower                 where
@@ -14,19 +14,25 @@ score; it is dropped when loading and written only for the public loaders, which
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from longtake.core.lora_files import listed
-from longtake.runtime.errors import CheckpointError, UserError
+from longtake.core.weights import check_unique, fill_model
+from longtake.rewards.qwen2vl.config import RewardModelConfig
+from longtake.rewards.qwen2vl.layers import HEAD_PREFIX
+from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
+from longtake.runtime.errors import CheckpointError
 
 Layout = Literal["current", "legacy", "peft"]
 PEFT_PREFIX = "base_model.model."
 LM_HEAD = "lm_head.weight"
-SPLIT_ROWS = "reward_rows"
-"""Key of the reward-token embeddings while they are trained apart."""
 EMBEDDING = "model.language_model.embed_tokens.weight"
+WEIGHTS_STEM = "model"
+"""Weights of a reward directory: ``model.safetensors``, or shards of that name."""
 _ADAPTER = "default"
 
 
@@ -45,78 +51,31 @@ def current_key(key: str) -> str:
 
 
 def current_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of any layout with current keys; applying it twice changes nothing.
-
-    Raises:
-        CheckpointError: two keys that would get the same name.
-    """
-    unique_current_keys(state)
+    """A state dict of any layout with current keys; applying it twice changes nothing."""
+    check_unique({key: current_key(key) for key in state}, Path("state dict"))
     return {current_key(key): tensor for key, tensor in state.items()}
 
 
-def unique_current_keys(keys: Iterable[str]) -> dict[str, str]:
-    """Current key -> given key.
-
-    Raises:
-        CheckpointError: two keys that would get the same name.
-    """
-    names: dict[str, str] = {}
-    clashes = []
-    for key in keys:
-        name = current_key(key)
-        if name in names:
-            clashes.append(f"{names[name]} and {key}")
-        names[name] = key
-    if clashes:
-        raise CheckpointError(
-            "the checkpoint mixes key layouts",
-            received=f"{len(clashes)} doubled keys: {listed(clashes)}",
-            expected="every tensor once, in one layout",
-            remedy="leave out one of the two copies",
-        )
-    return names
-
-
 def public_layout(
-    state: Mapping[str, Tensor], layout: Literal["legacy", "peft"], lm_head: Tensor | None = None
+    state: Mapping[str, Tensor], layout: Literal["legacy", "peft"]
 ) -> dict[str, Tensor]:
     """A current state dict with the keys of a public layout, for the public loaders.
 
-    Args:
-        state: current keys. ``legacy`` has no place for LoRA factors: merge them first.
-        layout: ``legacy`` (HPSv3) or ``peft`` (VideoReward, with or without LoRA factors).
-        lm_head: [vocabulary, D]. The public loaders want the key although no score depends on it;
-            None writes the embedding matrix in its place.
-
-    Raises:
-        UserError: LoRA factors in the ``legacy`` layout, or split reward rows.
+    They want ``lm_head`` although no score depends on it: the embedding matrix takes its place.
     """
-    if SPLIT_ROWS in state:
-        raise UserError(
-            "the reward rows are not in the embedding matrix",
-            received=SPLIT_ROWS,
-            expected="the state dict of a model without split rows",
-            remedy="call join_reward_rows before exporting",
-        )
-    if layout == "legacy" and lora_modules(state):
-        raise UserError(
-            "the legacy layout cannot hold an unmerged LoRA",
-            received=f"LoRA factors such as {lora_modules(state)[0]}",
-            expected="merged weights",
-            remedy="merge first (merge_lora), or use the peft layout",
-        )
+    # Legacy has no place for LoRA factors, and neither knows the split rows of a training.
+    assert "reward_rows" not in state and not (layout == "legacy" and lora_modules(state))
     prefix = PEFT_PREFIX if layout == "peft" else ""
-    full = {**state, LM_HEAD: state[EMBEDDING].clone() if lm_head is None else lm_head}
     return {
         prefix + re.sub(r"^model\.(visual|language_model)\.", _legacy_prefix, key): tensor
-        for key, tensor in full.items()
+        for key, tensor in {**state, LM_HEAD: state[EMBEDDING].clone()}.items()
     }
 
 
 def lora_modules(keys: Iterable[str]) -> list[str]:
     """Paths of the layers for which a state dict holds LoRA factors, in order of appearance."""
-    found = (re.split(r"\.lora_[AB]\.", key)[0] for key in keys if ".lora_" in key)
-    return list(dict.fromkeys(found))
+    layers = (re.split(r"\.lora_[AB]\.", key)[0] for key in keys if ".lora_" in key)
+    return list(dict.fromkeys(layers))
 
 
 def merge_lora(state: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:
@@ -127,8 +86,7 @@ def merge_lora(state: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]
         scaling: alpha / rank; the published VideoReward has 128 / 64.
 
     Returns:
-        The state without LoRA factors and without ``base_layer`` in its keys, current layout. A
-        state without a LoRA comes back as it is, in the current layout.
+        The state without LoRA factors and without ``base_layer`` in its keys, current layout.
 
     Raises:
         CheckpointError: a factor without its partner or its base weight, or shapes that do not fit.
@@ -162,6 +120,39 @@ def merge_lora(state: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]
         for key, tensor in current.items()
         if ".lora_" not in key
     }
+
+
+def empty_reward_model(config: RewardModelConfig) -> Qwen2VLRewardModel:
+    """The model without storage (meta device): for its keys and shapes, or to be filled."""
+    with torch.device("meta"):
+        return Qwen2VLRewardModel(config)
+
+
+def load_reward_model(
+    config: RewardModelConfig,
+    weights: Mapping[str, Tensor] | str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Qwen2VLRewardModel:
+    """Build a reward model from weights in any key layout, inert and in evaluation mode.
+
+    Args:
+        config: of the model; ``lora_rank`` says whether the weights hold an unmerged LoRA.
+        weights: a state dict, or a directory with ``model.safetensors`` (or shards), which is
+            streamed tensor by tensor onto the device.
+        device: of the model.
+        dtype: of the backbone and its LoRA; the head is float32, or scores would tie in a group.
+    """
+    model = empty_reward_model(config)
+    fill_model(
+        model,
+        weights if isinstance(weights, Mapping) else Path(weights),
+        WEIGHTS_STEM,
+        device,
+        lambda key: torch.float32 if key.startswith(HEAD_PREFIX) else dtype,
+        rename=lambda key: None if current_key(key) == LM_HEAD else current_key(key),
+    )
+    return model
 
 
 def _legacy_prefix(match: re.Match[str]) -> str:
