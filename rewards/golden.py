@@ -53,11 +53,11 @@ def check_reward_model(path: Path, tolerance: float | None = None) -> list[Golde
     for name, rotary in ROTARY_OF.items():
         if name not in recorded:
             continue
-        here = dataclasses.replace(config, rotary=rotary)
+        here = config.replace(rotary=rotary)
         ours[name] = load_reward_model(here, weights).score(ids, mask, pixels, grid_thw)
         if config.lora_rank:
             whole = merge_lora(weights, config.lora_alpha / config.lora_rank)
-            plain = dataclasses.replace(here, lora_rank=0)
+            plain = here.replace(lora_rank=0)
             merged[name] = load_reward_model(plain, whole).score(ids, mask, pixels, grid_thw)
     results = compare(tensors, ours, bound)
     for result in compare({name: tensors[name] for name in merged}, merged, bound):

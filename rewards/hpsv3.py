@@ -16,12 +16,11 @@ from torch import Tensor
 
 from longtake.core.video import to_uint8
 from longtake.rewards.contract import Reward, Score, VideoBatch, scores_of
+from longtake.rewards.directory import RewardDirectory
 from longtake.rewards.frames import UniqueFrames, clip_score, unique_frames
+from longtake.rewards.model_inputs import PromptEncoder, pad_prompts, token_batches
 from longtake.rewards.pixels import PixelConfig, clip_patches, num_tokens, patch_grid
-from longtake.rewards.prompt_batches import pad_prompts, token_batches
 from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel, score_variants
-from longtake.rewards.reward_directory import RewardDirectory
-from longtake.rewards.template import PromptEncoder
 
 VERSION = 1
 """Raised with every change that moves a score."""

@@ -1,12 +1,20 @@
-"""Building a reward directory from the published files of HPSv3 or VideoReward.
+"""Building a reward directory from the published files of HPSv3 or VideoReward (VideoAlign).
 
-Needed are the weights, the user's copy of the public source (for the prompt template) and the
-tokenizer of Qwen2-VL. Everything is checked by name and shape before anything large is read; the
-weights then pass through memory one shard at a time.
+Needed are the weights, the user's copy of the public source and the tokenizer of Qwen2-VL.
+Everything is checked by name and shape before anything large is read; the weights then pass through
+memory one shard at a time.
+
+The prompt. A reward model depends on its prompt to the byte, and the public prompts are other
+people's text, so they are not stored here. The user points at the package that they have (a wheel,
+a checkout, one file); its sources are parsed with ``ast``, never imported. Which string is the
+template is decided by its sha256 alone: names and files move between versions, the text does not.
 """
 
-import dataclasses
+import ast
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +22,26 @@ from torch import Tensor
 
 import longtake
 from longtake.core.weights import check_keys, read_json
+from longtake.rewards.directory import RewardDirectory, write_reward_directory
+from longtake.rewards.model_inputs import (
+    PLACEHOLDER,
+    PromptTemplate,
+    add_reward_tokens,
+    check_tokenizer,
+    load_tokenizer,
+    text_digest,
+)
 from longtake.rewards.pixels import HPSV3_PIXELS
-from longtake.rewards.published_layout import (
+from longtake.rewards.published_files import (
     CONFIG_FILE,
+    StoredTensor,
     VideoRewardConfig,
-    find_step,
     open_hpsv3,
     open_videoreward,
-    read_videoreward_config,
+    read_config,
+    step_folder,
 )
-from longtake.rewards.published_weights import StoredTensor
 from longtake.rewards.qwen2vl.config import (
-    HeadKind,
     RewardModelConfig,
     RotaryPrecision,
     backbone_config,
@@ -33,24 +49,49 @@ from longtake.rewards.qwen2vl.config import (
     videoreward_config,
 )
 from longtake.rewards.qwen2vl.layers import infer_head
-from longtake.rewards.qwen2vl.weights import EMBEDDING, LM_HEAD, empty_reward_model, merge_lora
-from longtake.rewards.reward_directory import RewardDirectory, write_reward_directory
-from longtake.rewards.reward_spec import ColorMode, RewardKind, RewardSpec
-from longtake.rewards.reward_tokenizer import add_reward_tokens, check_tokenizer, load_tokenizer
-from longtake.rewards.template_source import (
-    HPSV3_TEMPLATE,
-    VIDEOALIGN_TEMPLATE,
-    TemplateDigest,
-    read_template,
+from longtake.rewards.qwen2vl.weights import (
+    EMBEDDING,
+    LM_HEAD,
+    empty_reward_model,
+    merge_lora,
 )
+from longtake.rewards.spec import ColorMode, RewardKind, RewardSpec
 from longtake.runtime.errors import CheckpointError, UserError
 from longtake.runtime.progress import progress_bar
 
-TEMPLATES: dict[RewardKind, TemplateDigest] = {
-    "hpsv3": HPSV3_TEMPLATE,
-    "videoreward": VIDEOALIGN_TEMPLATE,
-}
 _LORA_DOWN, _LORA_UP = ".lora_A.default.weight", ".lora_B.default.weight"
+_MAX_SOURCE_BYTES = 4 << 20  # a larger .py file is data, not a module with a prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateDigest:
+    """What identifies a published template."""
+
+    sha256: str
+    """Of the UTF-8 text with the placeholder in it."""
+    characters: int
+    """Length of that text."""
+    reward_tokens: tuple[str, ...]
+    """Tokens that the text holds, in this order."""
+    name: str
+    """For messages."""
+
+
+TEMPLATES: dict[RewardKind, TemplateDigest] = {
+    # Two constants of the package, the instruction followed by the suffix.
+    "hpsv3": TemplateDigest(
+        sha256="f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c",
+        characters=2590,
+        reward_tokens=("<|Reward|>",),
+        name="HPSv3 instruction and reward-token suffix (hpsv3 1.0.0)",
+    ),
+    "videoreward": TemplateDigest(
+        sha256="fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54af700",
+        characters=3997,
+        reward_tokens=("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>"),
+        name="VideoAlign detailed_special (KwaiVGI/VideoAlign)",
+    ),
+}
 
 
 def import_reward(
@@ -87,14 +128,9 @@ def import_reward(
         template: digest of another template than the published one.
 
     Raises:
-        UserError: an unknown kind or an option that does not belong to it, or a source without the
-            template.
+        UserError: an option that does not belong to the kind, or a source without the template.
         CheckpointError: files that are missing, cut or do not fit. Nothing is left at ``out``.
     """
-    if kind not in TEMPLATES:
-        raise UserError(
-            "kind of reward is unknown", received=kind, expected=", ".join(sorted(TEMPLATES))
-        )
     if kind == "hpsv3" and (step is not None or base is not None):
         raise UserError(
             "HPSv3 is one file", received=f"step={step}, base={base}", expected="neither of them"
@@ -107,15 +143,15 @@ def import_reward(
         place = Path(weights)
         tensors = open_hpsv3(place)
     else:
-        place = find_step(Path(weights), step)
-        public = read_videoreward_config(place.parent / CONFIG_FILE)
+        place = step_folder(Path(weights), step)
+        public = read_config(place.parent / CONFIG_FILE)
         tensors = open_videoreward(place, None if base is None else Path(base))
     stored = _model_config(kind, tensors, backbone, rotary, public, place)
     _check_tensors(tensors, stored, place)
     check_tokenizer(words, stored, prompt.reward_tokens)
     spec = RewardSpec(
         kind=kind,
-        model=dataclasses.replace(stored, lora_rank=0) if merge else stored,
+        model=stored.replace(lora_rank=0) if merge else stored,
         reward_tokens=prompt.reward_tokens,
         pixels=HPSV3_PIXELS if public is None else public.pixels,
         sampler=None if public is None else public.sampler,
@@ -123,14 +159,13 @@ def import_reward(
         normalization={} if public is None else public.normalization,
     )
     tensors.pop(LM_HEAD, None)
-    total = sum(1 for name in tensors if not merge or ".lora_" not in name)
     scaling = stored.lora_alpha / stored.lora_rank if stored.lora_rank and merge else None
     return write_reward_directory(
         out,
         spec,
         prompt,
         words,
-        _shown(_read(tensors, scaling), f"import {kind}", total),
+        _read(tensors, scaling, f"import {kind}"),
         provenance={
             "longtake": longtake.__version__,
             "weights": sorted({str(tensor.source.name) for tensor in tensors.values()}),
@@ -153,51 +188,37 @@ def _model_config(
 ) -> RewardModelConfig:
     """Configuration of the model as it is stored, with its LoRA when there is one."""
     head = infer_head({name: tensor.shape for name, tensor in tensors.items()})
-    if (head == "ranknet") != (kind == "hpsv3"):
+    rows = {"shared_linear": 1, "diagonal_linear": 3}.get(head)
+    output_dim = rows if public is None or public.output_dim is None else public.output_dim
+    if (head == "ranknet") != (kind == "hpsv3") or output_dim != rows:
         raise CheckpointError(
             "the weights are of another reward",
-            received=f"a {head} head in {place}",
-            expected="ranknet for hpsv3, a linear head for videoreward",
-            remedy="import them as the other kind",
+            received=f"a {head} head in {place}, output_dim {output_dim} in its configuration",
+            expected="ranknet for hpsv3; for videoreward a linear head with output_dim rows",
+            remedy="import them as the other kind, with the configuration that belongs to them",
         )
-    _check_head(head, public, place)
     fields: dict[str, Any] = {"rotary": rotary}
     ranks = {int(t.shape[0]) for name, t in tensors.items() if name.endswith(_LORA_DOWN)}
     if ranks:
-        fields["lora_rank"], fields["lora_alpha"] = _lora(ranks, public, place)
+        alpha = None if public is None else public.lora_alpha
+        if len(ranks) != 1 or alpha is None:
+            raise CheckpointError(
+                "the scale of the LoRA is not clear",
+                received=f"ranks {sorted(ranks)}, lora_alpha {alpha} for {place}",
+                expected=f"one rank, and lora_alpha in {CONFIG_FILE}",
+                remedy="copy the checkpoint again from its source",
+            )
+        fields |= {"lora_rank": ranks.pop(), "lora_alpha": alpha}
     published = hpsv3_config() if kind == "hpsv3" else videoreward_config(head)
     if backbone is not None:
         sizes = backbone_config(read_json(Path(backbone)))
         if EMBEDDING in tensors:  # training fits the vocabulary to the tokenizer
             sizes.text_config.vocab_size = int(tensors[EMBEDDING].shape[0])
-        rows = sizes.text_config.vocab_size
+        vocab = sizes.text_config.vocab_size
         # The reward tokens are appended, so theirs are the last rows.
         fields["backbone"] = sizes
-        fields["reward_token_ids"] = range(rows - len(published.reward_token_ids), rows)
-    return dataclasses.replace(published, **fields)
-
-
-def _lora(ranks: set[int], public: VideoRewardConfig | None, place: Path) -> tuple[int, float]:
-    alpha = None if public is None else public.lora_alpha
-    if len(ranks) != 1 or alpha is None:
-        raise CheckpointError(
-            "the scale of the LoRA is not clear",
-            received=f"ranks {sorted(ranks)}, lora_alpha {alpha} for {place}",
-            expected=f"one rank, and lora_alpha in {CONFIG_FILE}",
-            remedy="copy the checkpoint again from its source",
-        )
-    return next(iter(ranks)), alpha
-
-
-def _check_head(head: HeadKind, public: VideoRewardConfig | None, place: Path) -> None:
-    rows = {"shared_linear": 1, "diagonal_linear": 3}.get(head)
-    if public is not None and public.output_dim not in (None, rows):
-        raise CheckpointError(
-            "the head does not fit its configuration",
-            received=f"{rows} rows in {place}",
-            expected=f"output_dim {public.output_dim}, as {CONFIG_FILE} says",
-            remedy="copy weights and configuration from one source",
-        )
+        fields["reward_token_ids"] = tuple(range(vocab - len(published.reward_token_ids), vocab))
+    return published.replace(**fields)
 
 
 def _check_tensors(
@@ -223,25 +244,117 @@ def _check_tensors(
 
 
 def _read(
-    tensors: Mapping[str, StoredTensor], scaling: float | None
+    tensors: Mapping[str, StoredTensor], scaling: float | None, description: str
 ) -> Iterator[tuple[str, Tensor]]:
     """Read and convert tensor by tensor; with a ``scaling``, LoRA factors are merged."""
-    for name, tensor in tensors.items():
-        if scaling is None:
-            yield name, tensor.load()
-        elif name.endswith(".base_layer.weight"):
-            layer = name.removesuffix(".base_layer.weight")
-            parts = [name, f"{layer}{_LORA_DOWN}", f"{layer}{_LORA_UP}"]
-            yield from merge_lora({part: tensors[part].load() for part in parts}, scaling).items()
-        elif ".lora_" not in name:
-            yield name.replace(".base_layer.", "."), tensor.load()
-
-
-def _shown(
-    pairs: Iterator[tuple[str, Tensor]], description: str, total: int
-) -> Iterator[tuple[str, Tensor]]:
-    """The pairs, with a progress bar while they are taken."""
-    with progress_bar(description, total) as bar:
-        for done, pair in enumerate(pairs, start=1):
-            yield pair
+    with progress_bar(description, len(tensors)) as bar:
+        for done, (name, tensor) in enumerate(tensors.items(), start=1):
+            if scaling is None:
+                yield name, tensor.load()
+            elif name.endswith(".base_layer.weight"):
+                layer = name.removesuffix(".base_layer.weight")
+                parts = [name, f"{layer}{_LORA_DOWN}", f"{layer}{_LORA_UP}"]
+                loaded = {part: tensors[part].load() for part in parts}
+                yield from merge_lora(loaded, scaling).items()
+            elif ".lora_" not in name:
+                yield name.replace(".base_layer.", "."), tensor.load()
             bar.update(done)
+
+
+def read_template(source: str | Path, expected: TemplateDigest) -> PromptTemplate:
+    """The template in a wheel, a directory or a ``.py`` file of the public package.
+
+    A template is one string constant, or the concatenation of two of the same file.
+
+    Raises:
+        UserError: nothing there to read, or no string with this digest; the message lists the
+            strings that come closest, with their digests.
+    """
+    path = Path(source)
+    near: list[str] = []
+    files = 0
+    for name, code in _python_files(path):
+        files += 1
+        if PLACEHOLDER not in code:
+            continue  # parsing is slow, and both halves of a template lie in one file
+        constants = list(_string_constants(code))
+        for where, text in _candidates(constants, expected):
+            digest = text_digest(text)
+            if digest == expected.sha256:
+                return PromptTemplate(text=text, reward_tokens=expected.reward_tokens)
+            near.append(f"{name}:{where} ({len(text)} characters, sha256 {digest[:12]}...)")
+        near += [
+            f"{name}:{where} ({len(text)} characters, sha256 {text_digest(text)[:12]}...)"
+            for where, text in constants
+            if PLACEHOLDER in text and len(text) != expected.characters
+        ]
+    raise UserError(
+        f"the prompt template is not in the source: {expected.name}",
+        received=f"{path}: {files} Python files"
+        + ("; templates found: " + "; ".join(near[:4]) if near else ", no template in them"),
+        expected=f"{expected.characters} characters with sha256 {expected.sha256}",
+        remedy="point --source at the wheel or checkout that belongs to the weights, unmodified",
+    )
+
+
+def _candidates(
+    constants: list[tuple[str, str]], expected: TemplateDigest
+) -> Iterator[tuple[str, str]]:
+    """Constants and pairs of constants with the expected length and a placeholder."""
+    for where, text in constants:
+        if len(text) == expected.characters and PLACEHOLDER in text:
+            yield where, text
+    by_length: dict[int, list[tuple[str, str]]] = {}
+    for where, text in constants:
+        by_length.setdefault(len(text), []).append((where, text))
+    for first, head in constants:
+        for second, tail in by_length.get(expected.characters - len(head), []):
+            if PLACEHOLDER in head + tail:
+                yield f"{first} + {second}", head + tail
+
+
+def _string_constants(code: str) -> Iterator[tuple[str, str]]:
+    """(name or line, value) of all string constants of a module; empty when it does not parse."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd escapes in other people's strings
+            tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError):
+        return  # Python 2, a template of another engine, a generated file: none of our business
+    names = {
+        id(node.value): ast.unparse(node.targets[0])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield names.get(id(node), f"line {node.lineno}"), node.value
+
+
+def _python_files(path: Path) -> Iterator[tuple[str, str]]:
+    """(name, code) of every Python source in a wheel, a directory or a file."""
+    if path.is_dir():
+        for file in sorted(path.rglob("*.py")):
+            if file.stat().st_size <= _MAX_SOURCE_BYTES:
+                yield file.relative_to(path).as_posix(), _decode(file.read_bytes())
+        return
+    if path.suffix == ".py" and path.is_file():
+        yield path.name, _decode(path.read_bytes())
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.filename.endswith(".py") and entry.file_size <= _MAX_SOURCE_BYTES:
+                    yield entry.filename, _decode(archive.read(entry))
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        raise UserError(
+            f"the source package cannot be read: {error}",
+            received=str(path),
+            expected="a wheel or zip file, a checkout directory or a .py file",
+            remedy="download it (for example `pip download --no-deps hpsv3`) and pass its path",
+        ) from error
+
+
+def _decode(data: bytes) -> str:
+    # Python reads sources with any line ending as "\n", and a digest must not depend on a checkout.
+    return data.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")

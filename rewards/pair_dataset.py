@@ -15,11 +15,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from longtake.core.video import read_video
-from longtake.rewards.clip_inputs import ClipInputs, clip_inputs, collate_clips, shown_frames
 from longtake.rewards.frames import even_frames
+from longtake.rewards.model_inputs import (
+    ClipInputs,
+    PromptEncoder,
+    clip_inputs,
+    collate_clips,
+    shown_frames,
+)
 from longtake.rewards.pairs import TIE, UNLABELLED, PreferencePair
-from longtake.rewards.reward_spec import DIMENSIONS, RewardSpec
-from longtake.rewards.template import PromptEncoder
+from longtake.rewards.spec import DIMENSIONS, RewardSpec
 from longtake.runtime.errors import UserError
 
 NO_RESERVE = 0x4000 if platform.machine() in ("x86_64", "aarch64") else 0

@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 import pandas as pd
 from pydantic import BaseModel, BeforeValidator, Field
 
-from longtake.rewards.reward_spec import DIMENSIONS
-from longtake.rewards.template import prompt_key
+from longtake.rewards.model_inputs import prompt_key
+from longtake.rewards.spec import DIMENSIONS
 from longtake.runtime.errors import UserError
 from longtake.runtime.files import replacing
 from longtake.runtime.rng import derive_key

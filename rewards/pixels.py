@@ -18,13 +18,15 @@ after the first pass, which matters at hard black-white edges only (24 levels on
 
 import functools
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from longtake.rewards.frames import FRAME_PAIR
+from longtake.runtime.config import Config
 from longtake.runtime.errors import UserError
 
 Resample = Literal["pil", "torch"]
@@ -35,8 +37,6 @@ PATCH = 14
 """Side of a vision patch in pixels."""
 MERGE = 2
 """Patches per side that the merger turns into one token."""
-TEMPORAL_PATCH = 2
-"""Frames per vision patch."""
 MAX_ASPECT_RATIO = 200
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -45,39 +45,25 @@ _PIL_WEIGHT_STEPS = 1 << 22
 _PIXELS_PER_CHUNK = 1 << 24  # values in flight; float64 makes 128 MiB of them
 
 
-@dataclass(frozen=True, kw_only=True)
-class PixelConfig:
+class PixelConfig(Config):
     """How frames become patches; part of a reward's ``reward.json``."""
 
-    min_pixels: int
+    min_pixels: int = Field(ge=(PATCH * MERGE) ** 2)
     """Least area of a resized frame, in pixels."""
-    max_pixels: int
+    max_pixels: int = Field(ge=(PATCH * MERGE) ** 2)
     """Largest area of a resized frame, in pixels."""
     resample: Resample
     """``pil`` or ``torch``: see the module's docstring."""
     mean: tuple[float, float, float] = CLIP_MEAN
     """Subtracted from the channels, which lie in [0, 1]."""
-    std: tuple[float, float, float] = CLIP_STD
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = CLIP_STD
     """Divides the channels."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(self.mean))  # JSON has lists
-        object.__setattr__(self, "std", tuple(self.std))
-        side = PATCH * MERGE
-        if not side * side <= self.min_pixels <= self.max_pixels:
-            raise UserError(
-                "pixel limits cannot be used",
-                received=f"min_pixels={self.min_pixels}, max_pixels={self.max_pixels}",
-                expected=f"{side * side} <= min_pixels <= max_pixels",
-            )
-        if self.resample not in ("pil", "torch"):
-            raise UserError("resampler is unknown", received=self.resample, expected="pil or torch")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise UserError(
-                "pixel normalisation cannot be used",
-                received=f"mean={self.mean}, std={self.std}",
-                expected="three means and three positive standard deviations",
-            )
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError("min_pixels <= max_pixels")
+        return self
 
 
 HPSV3_PIXELS = PixelConfig(min_pixels=256 * 28 * 28, max_pixels=256 * 28 * 28, resample="pil")
@@ -115,23 +101,8 @@ def resized_size(height: int, width: int, min_pixels: int, max_pixels: int) -> t
 
 
 def resize(frames: Tensor, size: tuple[int, int], resample: Resample) -> Tensor:
-    """Frames at another size, by one of the two public resamplers (module docstring).
-
-    Args:
-        frames: [..., 3, H, W] uint8, on any device with float64.
-        size: (rows, columns) of the result.
-        resample: ``pil`` or ``torch``.
-
-    Returns:
-        [..., 3, rows, columns] uint8.
-    """
-    if frames.dtype != torch.uint8:
-        raise UserError(
-            "frames have the wrong dtype",
-            received=frames.dtype,
-            expected="torch.uint8",
-            remedy="convert with to_uint8 first",
-        )
+    """Frames uint8 [..., 3, H, W] at another size, by one of the two public resamplers."""
+    assert frames.dtype == torch.uint8
     if frames.shape[-2:] == size:
         return frames
     flat = frames.reshape(-1, *frames.shape[-3:])
@@ -200,7 +171,7 @@ def normalize(frames: Tensor, config: PixelConfig) -> Tensor:
 
 def normalize_patches(patches: Tensor, config: PixelConfig) -> Tensor:
     """Rows of :func:`patchify` of uint8 frames, uint8 [..., 1176], as :func:`normalize` would."""
-    channels = patches.unflatten(-1, (3, TEMPORAL_PATCH * PATCH, PATCH))
+    channels = patches.unflatten(-1, (3, FRAME_PAIR * PATCH, PATCH))
     return normalize(channels, config).flatten(-3)
 
 
@@ -216,44 +187,27 @@ def patchify(frames: Tensor) -> Tensor:
 
     Returns:
         [..., T/2 * H/14 * W/14, 1176], dtype of the input.
-
-    Raises:
-        UserError: sizes that do not divide.
     """
     *batch, num_frames, channels, height, width = frames.shape
     side = PATCH * MERGE
     if num_frames == 1:
-        frames = frames.expand(*batch, TEMPORAL_PATCH, channels, height, width)
-        num_frames = TEMPORAL_PATCH
-    if num_frames % TEMPORAL_PATCH or height % side or width % side or channels != 3:
-        raise UserError(
-            "frames cannot be cut into patches",
-            received=tuple(frames.shape),
-            expected=f"[..., T, 3, H, W], T even or 1, H and W multiples of {side}",
-        )
-    pairs, rows, columns = num_frames // TEMPORAL_PATCH, height // side, width // side
-    x = frames.reshape(
-        -1, pairs, TEMPORAL_PATCH, channels, rows, MERGE, PATCH, columns, MERGE, PATCH
-    )
+        frames = frames.expand(*batch, FRAME_PAIR, channels, height, width)
+        num_frames = FRAME_PAIR
+    pairs, rows, columns = num_frames // FRAME_PAIR, height // side, width // side
+    x = frames.reshape(-1, pairs, FRAME_PAIR, channels, rows, MERGE, PATCH, columns, MERGE, PATCH)
     x = x.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9)  # b, pair, group y, x, patch y, x, c, t, y, x
     per_clip = pairs * rows * columns * MERGE * MERGE
-    return x.reshape(*batch, per_clip, channels * TEMPORAL_PATCH * PATCH * PATCH)
+    return x.reshape(*batch, per_clip, channels * FRAME_PAIR * PATCH * PATCH)
 
 
 def patch_grid(num_frames: int, height: int, width: int, config: PixelConfig) -> Grid:
-    """Patches along time, height and width of a clip of this size, before it is resized.
-
-    The merger makes a quarter as many tokens of them (see :func:`num_tokens`).
-
-    Raises:
-        UserError: a frame size that cannot be used.
-    """
+    """Patches along time, height and width of a clip of this size, before it is resized."""
     rows, columns = resized_size(height, width, config.min_pixels, config.max_pixels)
-    return max(1, num_frames // TEMPORAL_PATCH), rows // PATCH, columns // PATCH
+    return max(1, num_frames // FRAME_PAIR), rows // PATCH, columns // PATCH
 
 
 def num_tokens(grid: Grid) -> int:
-    """Tokens that a clip with this grid takes in the prompt."""
+    """Tokens that a clip with this grid takes in the prompt: the merger makes one of four."""
     return math.prod(grid) // MERGE**2
 
 

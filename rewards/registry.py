@@ -264,8 +264,8 @@ def _load_class(source: str) -> "Reward":
 def _load_directory(path: Path, names: Sequence[str], device: str) -> Mapping[str, "Reward"]:
     import torch
 
+    from longtake.rewards.directory import read_reward_directory
     from longtake.rewards.hpsv3 import load_hpsv3
-    from longtake.rewards.reward_directory import read_reward_directory
     from longtake.rewards.videoalign import load_videoalign
 
     directory = read_reward_directory(path)

@@ -36,10 +36,10 @@ from transformers import (
 )
 
 from longtake.core.weights import iter_tensors, shard_paths, write_shards
+from longtake.rewards.directory import RewardDirectory
 from longtake.rewards.losses import PairLoss, is_labelled, pair_metrics, rating_loss
 from longtake.rewards.pixels import PixelConfig, normalize_patches
 from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
-from longtake.rewards.reward_directory import RewardDirectory
 from longtake.rewards.train_config import HeadTrainingConfig
 from longtake.runtime.errors import CheckpointError, ConfigError, UserError
 from longtake.runtime.progress import ProgressBar, progress_bar

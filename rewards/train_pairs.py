@@ -19,8 +19,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from longtake.rewards.directory import (
+    RewardDirectory,
+    export_public,
+    export_reward,
+    read_reward_directory,
+)
 from longtake.rewards.hpsv3 import GENERAL_PROMPT
 from longtake.rewards.losses import PairLoss, scores_of
+from longtake.rewards.model_inputs import prompt_key
 from longtake.rewards.pair_dataset import PairDataset, collate_pairs, trained_tokens
 from longtake.rewards.pairs import (
     A_WINS,
@@ -33,10 +40,7 @@ from longtake.rewards.pairs import (
     read_pairs,
     split_by_prompt,
 )
-from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
-from longtake.rewards.reward_export import export_public, export_reward
-from longtake.rewards.reward_spec import ColorMode, Normalization, RewardSpec
-from longtake.rewards.template import prompt_key
+from longtake.rewards.spec import ColorMode, Normalization, RewardSpec
 from longtake.rewards.train import (
     HeadTraining,
     PairObjective,
@@ -184,9 +188,7 @@ def _check_launch(config: RewardTrainingConfig, where: torch.device) -> None:
 
 def plan_training(config: RewardTrainingConfig, source: RewardDirectory) -> TrainingPlan:
     """Read and check everything that a training needs besides the weights."""
-    spec = dataclasses.replace(
-        source.spec, normalization={}, color_mode=_color_mode(config, source.spec)
-    )
+    spec = source.spec.replace(normalization={}, color_mode=_color_mode(config, source.spec))
     ranknet = spec.model.head == "ranknet"
     kind = config.loss or ("uncertainty" if ranknet else "bradley_terry_ties")
     if kind == "uncertainty" and not ranknet:
@@ -314,7 +316,7 @@ def _normalized(spec: RewardSpec, scores: dict[str, dict[str, float]]) -> Reward
         return spec
     # A head that gives every clip one score has no scale.
     scales = {k: Normalization(**v) for k, v in scores.items() if v["std"] > 0}
-    return dataclasses.replace(spec, normalization=scales)
+    return spec.replace(normalization=scales)
 
 
 def _export(

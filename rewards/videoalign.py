@@ -16,13 +16,12 @@ from torch import Tensor
 
 from longtake.core.video import to_uint8
 from longtake.rewards.contract import Reward, Score, VideoBatch
+from longtake.rewards.directory import RewardDirectory
 from longtake.rewards.frames import to_grayscale
+from longtake.rewards.model_inputs import PLACEHOLDER, pad_prompts, token_batches
 from longtake.rewards.pixels import clip_patches, num_tokens, patch_grid
-from longtake.rewards.prompt_batches import pad_prompts, token_batches
 from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
-from longtake.rewards.reward_directory import RewardDirectory
-from longtake.rewards.reward_spec import DIMENSIONS
-from longtake.rewards.template import PLACEHOLDER
+from longtake.rewards.spec import DIMENSIONS
 from longtake.runtime.errors import UserError
 
 COLUMNS = {f"videoalign_{dimension.lower()}": dimension for dimension in DIMENSIONS}

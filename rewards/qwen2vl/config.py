@@ -5,14 +5,19 @@ of the head, the reward tokens, the precision of the rotary tables and an unmerg
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from huggingface_hub.errors import StrictDataclassError
-from pydantic import ConfigDict, Field, field_serializer, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 from transformers import Qwen2VLConfig
 
 from longtake.runtime.config import Config
 from longtake.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    Backbone = Qwen2VLConfig
+else:
+    Backbone = Any  # pydantic would look into transformers' dataclass and its unresolved names
 
 HeadKind = Literal["ranknet", "shared_linear", "diagonal_linear"]
 """HPSv3's small network, VideoAlign's one row for all reward tokens, or one row for each."""
@@ -34,9 +39,7 @@ _FIRST_REWARD_TOKEN = 151657
 class RewardModelConfig(Config):
     """What fixes the function of a Qwen2-VL reward model besides its weights."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    backbone: Qwen2VLConfig
+    backbone: Backbone
     """Sizes and token ids; fields of a Qwen2-VL config.json are taken too."""
     head: HeadKind
     """Form of the head."""

@@ -25,14 +25,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from longtake.core.video import to_uint8
-from longtake.rewards.clip_inputs import clip_inputs, collate_clips, shown_frames
+from longtake.rewards.directory import RewardDirectory, write_reward_directory
 from longtake.rewards.frames import to_grayscale
 from longtake.rewards.hpsv3 import GENERAL_PROMPT
+from longtake.rewards.model_inputs import (
+    PromptEncoder,
+    PromptTemplate,
+    clip_inputs,
+    collate_clips,
+    shown_frames,
+)
 from longtake.rewards.pixels import normalize_patches
 from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
-from longtake.rewards.reward_directory import RewardDirectory, write_reward_directory
-from longtake.rewards.reward_spec import RewardKind, RewardSpec
-from longtake.rewards.template import PromptEncoder, PromptTemplate
+from longtake.rewards.spec import RewardKind, RewardSpec
 from longtake.runtime.config import Config
 from longtake.runtime.device import pick_device
 from longtake.runtime.files import write_jsonl

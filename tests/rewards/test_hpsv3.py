@@ -14,11 +14,10 @@ from torch import Tensor
 from longtake.rewards import hpsv3
 from longtake.rewards.contract import Reward, VideoBatch
 from longtake.rewards.hpsv3 import GENERAL, GENERAL_PROMPT, PERCENTILE, HPSv3Reward, HPSv3Scorer
+from longtake.rewards.model_inputs import PromptEncoder, pad_prompts
 from longtake.rewards.pixels import HPSV3_PIXELS, PixelConfig, clip_patches
-from longtake.rewards.prompt_batches import pad_prompts
 from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
 from longtake.rewards.suite import RewardSuite
-from longtake.rewards.template import PromptEncoder
 from longtake.runtime.rng import generator
 from longtake.sandbox.recipes.tiny_vlm import TINY_TEMPLATES, byte_tokenizer
 from longtake.tests.tiny_reward import (

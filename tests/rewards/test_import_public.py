@@ -1,7 +1,10 @@
+"""Importing published files: what they become, and what a failed import says and leaves."""
+
 import functools
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longtake.core.weights import read_tensors
-from longtake.rewards.import_public import import_reward
+from longtake.rewards.directory import RewardDirectory, read_reward_directory
+from longtake.rewards.import_public import (
+    TEMPLATES,
+    TemplateDigest,
+    import_reward,
+    read_template,
+)
 from longtake.rewards.qwen2vl.config import RewardModelConfig
 from longtake.rewards.qwen2vl.weights import public_layout
-from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
-from longtake.rewards.reward_spec import RewardKind
-from longtake.rewards.template_source import TemplateDigest
+from longtake.rewards.spec import RewardKind
 from longtake.runtime.errors import CheckpointError, UserError
 from longtake.sandbox.recipes.tiny_vlm import TINY_TEMPLATES, byte_tokenizer
 from longtake.tests.tiny_reward import tiny_model_config, tiny_reward_model
@@ -143,20 +150,6 @@ def same(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
     )
 
 
-def test_published_key_names_of_the_synthetic_files(
-    hpsv3: Published, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    legacy = hpsv3.public_state().keys()
-    peft = Published(tmp_path_factory.mktemp("v"), "videoreward").public_state().keys()
-    prefix = "base_model.model."
-    for name in ("visual.patch_embed.proj.weight", "model.embed_tokens.weight", "lm_head.weight"):
-        assert name in legacy and prefix + name in peft
-    layer = "model.layers.0.self_attn.q_proj"
-    assert f"{layer}.weight" in legacy and f"{prefix}{layer}.base_layer.weight" in peft
-    assert f"{prefix}{layer}.lora_A.default.weight" in peft
-    assert "rm_head.5.bias" in legacy and f"{prefix}rm_head.weight" in peft
-
-
 def test_hpsv3_is_imported_whole(hpsv3: Published) -> None:
     hpsv3.save()
     reward = hpsv3.import_it()
@@ -173,7 +166,7 @@ def test_hpsv3_is_imported_whole(hpsv3: Published) -> None:
     assert reward.template == TINY_TEMPLATES["hpsv3"]
     assert reward.tokenizer().convert_tokens_to_ids("<|Reward|>") == 262
     assert reward.provenance["reward_tokens_added"] == 1
-    assert read_reward_directory(reward.path, verify_weights=True) == reward
+    assert read_reward_directory(reward.path) == reward
 
 
 @pytest.mark.parametrize("form", ["flat", "below model", "old pickle", "bare file"])
@@ -275,11 +268,6 @@ def test_the_step_is_the_largest_or_the_one_asked_for(videoreward: Published) ->
     with pytest.raises(CheckpointError, match="step 21") as error:
         videoreward.import_it(step=21)
     assert "9, 20, 100" in str(error.value) and videoreward.nothing_left()
-
-
-def test_the_colour_mode_of_own_weights_is_recorded(videoreward: Published) -> None:
-    videoreward.save()
-    assert videoreward.import_it(color_mode="bt601").spec.color_mode == "bt601"
 
 
 def test_a_tokenizer_with_the_reward_tokens_is_taken_as_it_is(hpsv3: Published) -> None:
@@ -387,7 +375,7 @@ def with_the_published_digest(p: Published) -> dict[str, Any]:
         (of_another_size, "do not fit the model"),
         (with_two_files, r"HPSv3\.safetensors, other\.pth"),
         (with_a_larger_vocabulary, "264 tokens for 263 embedding rows"),
-        (without_a_tokenizer, "tokenizer directory is not there"),
+        (without_a_tokenizer, "tokenizer cannot be read"),
         (with_a_cut_tokenizer, r"tokenizer\.json"),
         (with_an_edited_template, "template is not in the source"),
         (with_the_published_digest, "f6ee5747"),
@@ -472,10 +460,10 @@ def without_config(p: Published) -> None:
         (config_with("model_config", output_dim=3), "output_dim 3"),
         (config_with("model_config", reward_token="last"), "reward_token is 'last'"),
         (config_with("data_config", sample_type="multi_pts"), "multi_pts"),
-        (config_with("data_config", max_frame_pixels=1000), "pixel limits"),
+        (config_with("data_config", max_frame_pixels=1000), "min_pixels"),
         (config_with("peft_lora_config", use_rslora=True), "use_rslora"),
         (config_with("peft_lora_config", lora_alpha=None), "scale of the LoRA"),
-        (config_with("inference_config", MQ_std=0), "score normalisation"),
+        (config_with("inference_config", MQ_std=0), "std"),
         (without_one_factor, r"1 missing .*lora_B"),
         (without_files, r"adapter_model\.safetensors"),
         (without_config, r"model_config\.json"),
@@ -502,12 +490,10 @@ def test_weights_of_the_other_kind_are_refused(
         hpsv3.import_it()
 
 
-def test_wrong_options_are_refused(hpsv3: Published) -> None:
+def test_a_step_of_hpsv3_is_refused(hpsv3: Published) -> None:
     hpsv3.save()
     with pytest.raises(UserError, match="one file"):
         hpsv3.import_it(step=3)
-    with pytest.raises(UserError, match="hpsv3, videoreward"):
-        import_reward("clip", *[hpsv3.root] * 4)  # type: ignore[arg-type]
 
 
 def test_large_weights_are_sharded(hpsv3: Published, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,3 +507,92 @@ def test_large_weights_are_sharded(hpsv3: Published, monkeypatch: pytest.MonkeyP
     reward = hpsv3.import_it()
     assert len(list(reward.path.glob("model-*.safetensors"))) > 2
     assert same(reward.load_model().state_dict(), hpsv3.state)
+
+
+INSTRUCTION = "Judge the picture.\nIt should show: {text_prompt}\n\tIn \\ words: été\n"
+SUFFIX = "\nScore: <|R|>\n"
+WHOLE = "Clip quality <|Q|> and {text_prompt} <|T|> end"
+
+
+def digest_of(text: str, *tokens: str) -> TemplateDigest:
+    sha = hashlib.sha256(text.encode()).hexdigest()
+    return TemplateDigest(sha256=sha, characters=len(text), reward_tokens=tokens, name="invented")
+
+
+TWO_PARTS = digest_of(INSTRUCTION + SUFFIX, "<|R|>")
+ONE_PART = digest_of(WHOLE, "<|Q|>", "<|T|>")
+
+COLLATOR = f'''
+import os, does_not_exist
+raise SystemExit("this module must not run")
+OTHER = """Judge something else: {{text_prompt}}"""
+INSTRUCTION = """{INSTRUCTION.replace(chr(92), chr(92) * 2)}"""
+with_token = """{SUFFIX}"""
+without_token = """{SUFFIX.replace("<|R|>", "")}"""
+'''
+PROMPTS = f"def build(p):\n    T = {{'special': {WHOLE!r}}}\n    return T['special'].format(p)\n"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    root = tmp_path / "checkout"
+    (root / "pkg" / "data").mkdir(parents=True)
+    (root / "pkg" / "data" / "collator.py").write_text(COLLATOR, encoding="utf-8")
+    (root / "pkg" / "prompts.py").write_text(PROMPTS, encoding="utf-8")
+    (root / "pkg" / "old.py").write_text("print 'python 2 {text_prompt}'\n")
+    return root
+
+
+def wheel_of(checkout: Path, target: Path) -> Path:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(checkout.rglob("*.py")):
+            archive.write(file, file.relative_to(checkout))
+        archive.writestr("pkg/weights.bin", b"\x00" * 100)
+    return target
+
+
+def test_a_template_of_two_constants_is_read_from_every_kind_of_source(
+    checkout: Path, tmp_path: Path
+) -> None:
+    wheel = wheel_of(checkout, tmp_path / "pkg-1.0-py3-none-any.whl")
+    for source in (checkout, wheel, checkout / "pkg" / "data" / "collator.py"):
+        template = read_template(source, TWO_PARTS)
+        assert template.text == INSTRUCTION + SUFFIX
+        assert template.reward_tokens == ("<|R|>",)
+
+
+def test_a_template_inside_a_function_is_found(checkout: Path) -> None:
+    assert read_template(checkout, ONE_PART).text == WHOLE
+
+
+def test_line_endings_of_the_checkout_do_not_matter(checkout: Path) -> None:
+    file = checkout / "pkg" / "data" / "collator.py"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_template(file, TWO_PARTS).text == INSTRUCTION + SUFFIX
+
+
+def test_an_edited_template_is_refused_and_shown(checkout: Path) -> None:
+    file = checkout / "pkg" / "data" / "collator.py"
+    file.write_text(COLLATOR.replace("picture", "painted"), encoding="utf-8")  # the same length
+    with pytest.raises(UserError) as error:
+        read_template(checkout, TWO_PARTS)
+    message = str(error.value)
+    assert TWO_PARTS.sha256 in message and "INSTRUCTION + with_token" in message
+    edited = (INSTRUCTION + SUFFIX).replace("picture", "painted")
+    assert hashlib.sha256(edited.encode()).hexdigest()[:12] in message
+    assert f"{TWO_PARTS.characters} characters" in message
+
+
+def test_a_source_without_templates_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1\n")
+    with pytest.raises(UserError, match="1 Python files, no template"):
+        read_template(tmp_path, TEMPLATES["hpsv3"])
+
+
+def test_broken_and_missing_sources_are_refused(checkout: Path, tmp_path: Path) -> None:
+    wheel = wheel_of(checkout, tmp_path / "pkg.whl")
+    wheel.write_bytes(wheel.read_bytes()[:-40])
+    with pytest.raises(UserError, match="cannot be read"):
+        read_template(wheel, TWO_PARTS)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_template(tmp_path / "nothing.whl", TWO_PARTS)

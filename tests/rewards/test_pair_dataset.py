@@ -10,11 +10,11 @@ from torch import Tensor
 
 from longtake.core.video import write_png
 from longtake.rewards import pair_dataset
+from longtake.rewards.directory import read_reward_directory
 from longtake.rewards.hpsv3 import GENERAL_PROMPT
 from longtake.rewards.pair_dataset import FrameCache, PairDataset, collate_pairs
 from longtake.rewards.pairs import A_WINS, B_WINS, OVERALL, TIE, read_pairs
 from longtake.rewards.pixels import clip_patches, normalize_patches
-from longtake.rewards.reward_directory import read_reward_directory
 from longtake.runtime.errors import UserError
 
 

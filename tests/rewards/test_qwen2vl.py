@@ -1,13 +1,11 @@
-"""The reward backbone: causality, batches, prefixes, LoRA, reward rows, and its errors."""
-
-import dataclasses
+"""The reward backbone: causality, batches, shared prefixes, LoRA and reward rows."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from longtake.rewards.qwen2vl.config import HeadKind
-from longtake.rewards.qwen2vl.model import Prefix, Qwen2VLRewardModel
+from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel, common_lengths, score_variants
 from longtake.rewards.qwen2vl.weights import load_reward_model, merge_lora
 from longtake.runtime.errors import UserError
 from longtake.tests.tiny_reward import random_prompts, tiny_config, tiny_reward_model
@@ -115,9 +113,6 @@ def test_prefix_reuse_equals_independent_passes() -> None:
         seen.append(suffix)
     assert difference(seen[0], seen[1]) > 1e-2
     assert torch.equal(seen[0], seen[2])
-    rows = torch.tensor([2, 0, 2])
-    again = model.score_suffix(prefix.select(rows), ids[rows, shared:], mask[rows, shared:])
-    assert difference(again, seen[0][rows]) <= 1e-5
 
 
 def test_prefix_rows_may_differ_in_length() -> None:
@@ -263,7 +258,7 @@ def test_merged_and_unmerged_lora_score_alike() -> None:
         config = tiny_config("diagonal_linear", lora_rank=rank, lora_alpha=alpha)
         unmerged = tiny_reward_model(config, seed)
         state = dict(unmerged.state_dict())
-        plain = dataclasses.replace(config, lora_rank=0)
+        plain = config.replace(lora_rank=0)
         merged = load_reward_model(plain, merge_lora(state, alpha / rank))
         batch = random_prompts(config, seed, [12, 30], VIDEO)
         assert difference(unmerged.score(**batch), merged.score(**batch)) <= 1e-4
@@ -292,42 +287,79 @@ def test_the_head_stays_in_float32_under_autocast() -> None:
     assert scores.dtype == torch.float32 and not torch.equal(scores, scores.bfloat16().float())
 
 
-def test_wrong_prompts_are_explained() -> None:
-    model = video_model()
-    batch = random_prompts(model.config, 0, [8, 5], VIDEO)
+Variant = tuple[Tensor, Tensor]
+
+
+def counted(model: Qwen2VLRewardModel) -> dict[str, int]:
+    """Tokens of the language model and calls of the vision tower from now on."""
+    work = {"tokens": 0, "vision": 0}
+
+    def language(module: object, args: object, kwargs: dict[str, Tensor]) -> None:
+        work["tokens"] += kwargs["inputs_embeds"].shape[0] * kwargs["inputs_embeds"].shape[1]
+
+    def vision(module: object, args: object) -> None:
+        work["vision"] += 1
+
+    model.model.language_model.register_forward_pre_hook(language, with_kwargs=True)
+    model.model.visual.register_forward_pre_hook(vision)
+    return work
+
+
+def two_captions(
+    seed: int, keep: list[int]
+) -> tuple[Qwen2VLRewardModel, dict[str, Tensor], list[Variant]]:
+    """A model, a batch, and its prompts with two texts that part after ``keep`` tokens of a row."""
+    model = tiny_reward_model(tiny_config("ranknet"), seed)
+    batch = random_prompts(model.config, seed, [40] * len(keep))
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    twice = ids.clone()
-    twice[1, 0] = 151
-    missing = ids.clone()
-    missing[missing == 152] = 7
-    cases = [
-        ({"attention_mask": mask.flip(1)}, "padded on the right"),
-        ({"attention_mask": mask[:, :-1]}, "padded on the right"),
-        ({"input_ids": twice}, "2 times id 151 in row 1"),
-        ({"input_ids": missing}, "0 times id 152 in row 0"),
-        ({"grid_thw": batch["grid_thw"][:1]}, "48 vision tokens, patches for 24"),
-    ]
-    for change, message in cases:
-        with pytest.raises(UserError, match=message):
-            model.score(**{**batch, **change})
-    extra = ids.clone()
-    extra[0, 30] = model.config.backbone.video_token_id
-    with pytest.raises(UserError, match="49 vision tokens"):
-        model.score(**{**batch, "input_ids": extra})
-    for tokens in ((), (3,), (-1,)):
-        with pytest.raises(UserError, match="no such reward token"):
-            model.score(**batch, tokens=tokens)
-    # A missing token is no fault where it is not wanted.
-    assert model.score(**{**batch, "input_ids": missing}, tokens=(0, 1)).shape == (2, 2)
-
-
-def test_suffixes_must_fit_their_prefix() -> None:
-    model = tiny_reward_model(tiny_config("ranknet"), 0)
-    prefix = Prefix(
-        ((torch.zeros(2, 2, 4, 16), torch.zeros(2, 2, 4, 16)),) * 3, torch.tensor([4, 4])
+    rows = []
+    for prompt, length in zip(ids, keep, strict=True):
+        caption = torch.tensor([(int(prompt[length]) + 1) % 90 + 1, 17, 18])  # parts at once
+        rows.append(torch.cat([prompt[:length], caption, torch.tensor([150, 9])]))
+    other = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    other_mask = torch.nn.utils.rnn.pad_sequence(
+        [torch.ones_like(row) for row in rows], batch_first=True
     )
-    with pytest.raises(UserError, match="1 suffixes for 2 prefixes"):
-        model.score_suffix(prefix, torch.tensor([[5, 150]]), torch.ones(1, 2))
-    with pytest.raises(UserError, match="vision tokens"):
-        ids = torch.tensor([[100, 150], [5, 150]])
-        model.score_suffix(prefix, ids, torch.ones(2, 2))
+    return model, batch, [(ids, mask), (other, other_mask)]
+
+
+@pytest.mark.parametrize("keep", [[30, 30], [49, 12]])
+def test_variants_equal_independent_passes(keep: list[int]) -> None:
+    for seed in range(2):
+        model, batch, variants = two_captions(seed, keep)
+        pixels, grid = batch["pixel_values"], batch["grid_thw"]
+        alone = [model.score(*variant, pixels, grid) for variant in variants]
+        together = score_variants(model, variants, pixels, grid)
+        for ours, expected in zip(together, alone, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+        assert float((alone[0] - alone[1]).abs().max()) > 1e-2
+
+
+def test_the_beginning_is_computed_once() -> None:
+    model, batch, variants = two_captions(0, [30, 30])
+    work = counted(model)
+    score_variants(model, variants, batch["pixel_values"], batch["grid_thw"])
+    # 51 + 1 tokens up to the reward token of the first text, 30 + 3 + 1 of the second.
+    assert work == {"tokens": 2 * (30 + (52 - 30) + (34 - 30)), "vision": 1}
+
+
+def test_common_lengths_stop_before_reward_tokens_and_padding() -> None:
+    first = torch.tensor([[5, 6, 7, 150, 8], [5, 6, 150, 0, 0], [5, 6, 7, 8, 150]])
+    other = torch.tensor([[5, 6, 7, 150, 8], [5, 6, 150, 0, 0], [5, 4, 7, 8, 150]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    assert common_lengths([(first, mask), (other, mask)], [150]).tolist() == [3, 2, 1]
+    zeros = torch.zeros_like(first)  # two rows of padding agree, but share nothing
+    assert common_lengths([(zeros, zeros), (zeros, zeros)], [150]).tolist() == [0, 0, 0]
+
+
+def test_prompts_that_differ_before_the_picture_run_alone() -> None:
+    model, batch, variants = two_captions(1, [30, 30])
+    changed = variants[1][0].clone()
+    changed[:, 0] += 1
+    variants[1] = (changed, variants[1][1])
+    work = counted(model)
+    ours = score_variants(model, variants, batch["pixel_values"], batch["grid_thw"])
+    assert work["vision"] == 2
+    for scores, variant in zip(ours, variants, strict=True):
+        expected = model.score(*variant, batch["pixel_values"], batch["grid_thw"])
+        assert torch.equal(scores, expected)

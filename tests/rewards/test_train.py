@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 
 from longtake.core.video import read_video
 from longtake.core.weights import digest_tensors, read_tensors
-from longtake.rewards.clip_inputs import collate_clips
 from longtake.rewards.contract import VideoBatch
+from longtake.rewards.directory import read_reward_directory
 from longtake.rewards.losses import bradley_terry_ties_loss
+from longtake.rewards.model_inputs import collate_clips
 from longtake.rewards.pair_dataset import PairDataset, collate_pairs
 from longtake.rewards.pairs import (
     OVERALL,
@@ -22,7 +23,6 @@ from longtake.rewards.pairs import (
 )
 from longtake.rewards.pixels import normalize_patches
 from longtake.rewards.qwen2vl.weights import load_reward_model
-from longtake.rewards.reward_directory import read_reward_directory
 from longtake.rewards.train import (
     HeadTrainer,
     HeadTraining,
@@ -157,7 +157,7 @@ def test_the_public_layout_holds_the_same_model(learned, pair_folder):
         for name in names
     )
     assert "base_model.model.rm_head.weight" in state
-    config = dataclasses.replace(reward.spec.model, lora_rank=4, lora_alpha=8.0)
+    config = reward.spec.model.replace(lora_rank=4, lora_alpha=8.0)
     unmerged, merged = load_reward_model(config, state), reward.load_model()
     data = dataset(pair_folder, reward)
     batch = collate_pairs([data[0], data[1]])
@@ -418,7 +418,7 @@ def test_gray_training_with_validation_data_of_their_own(start, pair_folder):
         reward.spec.require_color_mode("rgb")
     patches = dataset(pair_folder, reward)[0].a.patches.view(-1, 3, 2, 14, 14)
     assert torch.equal(patches[:, 0], patches[:, 1]) and torch.equal(patches[:, 0], patches[:, 2])
-    colour = dataset(pair_folder, reward, spec=dataclasses.replace(reward.spec, color_mode="rgb"))
+    colour = dataset(pair_folder, reward, spec=reward.spec.replace(color_mode="rgb"))
     assert (colour[0].a.patches.view_as(patches).int() - patches.int()).abs().max() > 30
 
 

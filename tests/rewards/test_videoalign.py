@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from longtake.rewards.contract import Reward, VideoBatch
+from longtake.rewards.directory import RewardDirectory, write_reward_directory
 from longtake.rewards.frames import FrameSampler, to_grayscale
+from longtake.rewards.model_inputs import chat_text
 from longtake.rewards.pixels import normalize, patchify, resize, resized_size
-from longtake.rewards.reward_directory import RewardDirectory, write_reward_directory
-from longtake.rewards.reward_spec import Normalization
+from longtake.rewards.spec import Normalization
 from longtake.rewards.suite import RewardSuite
-from longtake.rewards.template import chat_text
 from longtake.rewards.videoalign import VideoAlignReward, load_videoalign
 from longtake.tests.tiny_reward import tiny_spec, write_tiny_reward
 

