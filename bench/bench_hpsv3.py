@@ -36,13 +36,7 @@ from longtake.rewards.hpsv3 import (
     TOKENS_PER_PASS,
     HPSv3Scorer,
 )
-from longtake.rewards.pixels import HPSV3_PIXELS, num_tokens, patch_grid
-from longtake.rewards.qwen2vl.config import RewardModelConfig, hpsv3_config
-from longtake.rewards.qwen2vl.layers import HEAD_PREFIX
-from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
-from longtake.rewards.qwen2vl.weights import empty_reward_model
-from longtake.rewards.reward_tokenizer import check_tokenizer
-from longtake.rewards.template import (
+from longtake.rewards.model_inputs import (
     TURN_END,
     TURN_START,
     VISION_END,
@@ -50,7 +44,13 @@ from longtake.rewards.template import (
     VISION_START,
     PromptEncoder,
     PromptTemplate,
+    check_tokenizer,
 )
+from longtake.rewards.pixels import HPSV3_PIXELS, num_tokens, patch_grid
+from longtake.rewards.qwen2vl.config import RewardModelConfig, hpsv3_config
+from longtake.rewards.qwen2vl.layers import HEAD_PREFIX
+from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
+from longtake.rewards.qwen2vl.weights import empty_reward_model
 from longtake.runtime.files import write_json
 from longtake.runtime.provenance import collect
 from longtake.runtime.rng import generator

@@ -111,7 +111,7 @@ def test_version() -> None:
 
 def test_repeated_names_match_their_owners() -> None:
     from longtake.commands import rewards, sandbox
-    from longtake.rewards.reward_spec import COLOR_MODES, RewardKind
+    from longtake.rewards.spec import COLOR_MODES, RewardKind
     from longtake.sandbox import facts
 
     assert typing.get_args(sandbox.Split) == typing.get_args(facts.Split)

@@ -13,16 +13,20 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from longtake.rewards.directory import RewardDirectory, write_reward_directory
 from longtake.rewards.frames import FrameSampler
-from longtake.rewards.heads import HEAD_TOKENS, HeadKind
+from longtake.rewards.model_inputs import VISION_END, VISION_PADS, VISION_START
 from longtake.rewards.pixels import PixelConfig
-from longtake.rewards.qwen2vl import Qwen2VLRewardModel
-from longtake.rewards.qwen2vl_config import RewardModelConfig, backbone_config
-from longtake.rewards.qwen2vl_load import empty_reward_model
-from longtake.rewards.qwen2vl_rotary import RotaryPrecision
-from longtake.rewards.reward_directory import RewardDirectory, write_reward_directory
-from longtake.rewards.reward_spec import ColorMode, Normalization, RewardKind, RewardSpec
-from longtake.rewards.template import VISION_END, VISION_PADS, VISION_START
+from longtake.rewards.qwen2vl.config import (
+    HEAD_TOKENS,
+    HeadKind,
+    RewardModelConfig,
+    RotaryPrecision,
+    backbone_config,
+)
+from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
+from longtake.rewards.qwen2vl.weights import empty_reward_model
+from longtake.rewards.spec import ColorMode, Normalization, RewardKind, RewardSpec
 from longtake.runtime.rng import generator, normal
 from longtake.sandbox.recipes.tiny_vlm import TINY_TEMPLATES, byte_tokenizer
 

@@ -34,7 +34,7 @@ from longtake.evaluation.ratings import (
     read_ratings,
     read_samples,
 )
-from longtake.rewards.template import prompt_key
+from longtake.rewards.model_inputs import prompt_key
 from longtake.runtime.errors import ConfigError, UserError
 from longtake.runtime.files import read_csv
 from longtake.runtime.rng import derive_key

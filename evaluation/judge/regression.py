@@ -16,14 +16,19 @@ from torch.utils.data import Dataset
 
 from longtake.evaluation.judge.data import RatedClips
 from longtake.evaluation.judge.directory import JudgeClip
-from longtake.rewards.clip_inputs import ClipInputs, clip_inputs, collate_clips, shown_frames
 from longtake.rewards.contract import Score, fingerprint_digest
+from longtake.rewards.directory import RewardDirectory, read_reward_directory
+from longtake.rewards.model_inputs import (
+    ClipInputs,
+    clip_inputs,
+    collate_clips,
+    shown_frames,
+    token_batches,
+)
 from longtake.rewards.pair_dataset import FrameCache
 from longtake.rewards.pixels import normalize_patches
-from longtake.rewards.prompt_batches import token_batches
-from longtake.rewards.qwen2vl import Qwen2VLRewardModel
-from longtake.rewards.reward_directory import RewardDirectory, read_reward_directory
-from longtake.rewards.reward_spec import DIMENSIONS, RewardSpec
+from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
+from longtake.rewards.spec import DIMENSIONS, RewardSpec
 from longtake.rewards.videoalign import TOKENS_PER_PASS
 from longtake.runtime.errors import UserError
 from longtake.runtime.files import to_plain

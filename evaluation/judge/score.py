@@ -30,7 +30,7 @@ from longtake.evaluation.judge.directory import JudgeClip, JudgeDirectory, Judge
 from longtake.evaluation.ratings import Sample, SampleList, read_ratings
 from longtake.evaluation.score import RescoreReport, VideoScores, rescore
 from longtake.rewards.contract import Score
-from longtake.rewards.template import prompt_key
+from longtake.rewards.model_inputs import prompt_key
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import derive_key
 from longtake.runtime.statistics import FloatArray

@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,9 @@ from longtake.evaluation.judge.vlm import (
     write_vlm,
 )
 from longtake.evaluation.ratings import write_samples
+from longtake.rewards.directory import export_reward, read_reward_directory
 from longtake.rewards.frames import FrameSampler
-from longtake.rewards.reward_directory import read_reward_directory
-from longtake.rewards.reward_export import export_reward
-from longtake.rewards.reward_spec import Normalization
+from longtake.rewards.spec import Normalization
 from longtake.rewards.train import (
     HeadTraining,
     RatingObjective,
@@ -272,7 +271,7 @@ class Regression:
             TOKEN_OF[name]: Normalization(mean=-mean / std, std=1 / std)
             for name, mean, std in zip(config.dimensions, scale.mean, scale.std, strict=True)
         }
-        spec = replace(self._source.spec, normalization=normalization)
+        spec = self._source.spec.replace(normalization=normalization)
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         provenance = to_plain({"trained_from": self.base(), "best_update": head.best_update - 1})
         return Trained(

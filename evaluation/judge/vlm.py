@@ -37,9 +37,8 @@ from longtake.evaluation.judge.prompt import (
 from longtake.evaluation.judge.score import Memory
 from longtake.rewards.contract import Score
 from longtake.rewards.frames import FrameSampler
+from longtake.rewards.model_inputs import text_digest, token_batches
 from longtake.rewards.pixels import MERGE, PATCH, resize, resized_size
-from longtake.rewards.prompt_batches import token_batches
-from longtake.rewards.template import text_digest
 from longtake.rewards.videoalign import TOKENS_PER_PASS
 from longtake.runtime.errors import CheckpointError, UserError
 from longtake.runtime.files import digest, write_json

@@ -14,8 +14,8 @@ from typing import Any
 
 from longtake.core.generation import TINY_CHECKPOINT
 from longtake.evaluation.pairs import PairAgreement, evaluate_pairs
-from longtake.rewards.reward_directory import read_reward_directory, write_in_bfloat16
-from longtake.rewards.reward_spec import RewardKind
+from longtake.rewards.directory import read_reward_directory, write_in_bfloat16
+from longtake.rewards.spec import RewardKind
 from longtake.rewards.train_pairs import train_reward
 from longtake.runtime.config import Config, config_to_yaml, merge_config
 from longtake.runtime.device import refuse_launcher

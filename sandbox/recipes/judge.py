@@ -36,8 +36,8 @@ from longtake.evaluation.judge.train import JUDGE_FOLDER, train_judge
 from longtake.evaluation.ratings import SampleList, read_samples
 from longtake.evaluation.simulate import SimulatedRater
 from longtake.evaluation.tables import write_result
-from longtake.rewards.reward_directory import read_reward_directory, write_in_bfloat16
-from longtake.rewards.template import PromptTemplate
+from longtake.rewards.directory import read_reward_directory, write_in_bfloat16
+from longtake.rewards.model_inputs import PromptTemplate
 from longtake.rewards.train_config import Precision
 from longtake.runtime.config import Config, config_to_yaml, merge_config
 from longtake.runtime.device import pick_device, refuse_launcher

@@ -15,22 +15,22 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from longtake.rewards.directory import RewardDirectory, write_reward_directory
 from longtake.rewards.frames import FrameSampler
-from longtake.rewards.pixels import PixelConfig
-from longtake.rewards.qwen2vl_config import RewardModelConfig, backbone_config
-from longtake.rewards.qwen2vl_load import empty_reward_model
-from longtake.rewards.reward_directory import RewardDirectory, write_reward_directory
-from longtake.rewards.reward_spec import RewardKind, RewardSpec
-from longtake.rewards.reward_tokenizer import add_reward_tokens
-from longtake.rewards.template import (
+from longtake.rewards.model_inputs import (
     CHAT_TOKENS,
     VISION_END,
     VISION_PADS,
     VISION_START,
     PromptTemplate,
     Vision,
+    add_reward_tokens,
     chat_text,
 )
+from longtake.rewards.pixels import PixelConfig
+from longtake.rewards.qwen2vl.config import RewardModelConfig, backbone_config
+from longtake.rewards.qwen2vl.weights import empty_reward_model
+from longtake.rewards.spec import RewardKind, RewardSpec
 from longtake.runtime.config import Config
 from longtake.runtime.rng import normal
 

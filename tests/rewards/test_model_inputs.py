@@ -10,7 +10,7 @@ from longtake.rewards.model_inputs import (
 )
 from longtake.runtime.errors import UserError
 from longtake.runtime.rng import generator
-from longtake.sandbox.recipes.tokenizer import byte_tokenizer
+from longtake.sandbox.recipes.tiny_vlm import byte_tokenizer
 
 TOKENS = ("<|a|>", "<|b|>")
 TEMPLATE = PromptTemplate(

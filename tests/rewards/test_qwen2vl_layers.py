@@ -22,7 +22,7 @@ from longtake.rewards.qwen2vl.layers import (
 from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
 from longtake.runtime.errors import CheckpointError
 from longtake.runtime.rng import generator, normal
-from longtake.sandbox.recipes.tiny_vlm import random_prompts, tiny_config, tiny_reward_model
+from longtake.tests.tiny_reward import random_prompts, tiny_config, tiny_reward_model
 
 
 def bf16(value: float) -> float:

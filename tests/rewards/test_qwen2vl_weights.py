@@ -28,7 +28,7 @@ from longtake.rewards.qwen2vl.weights import (
     public_layout,
 )
 from longtake.runtime.errors import CheckpointError, UserError
-from longtake.sandbox.recipes.tiny_vlm import random_prompts, tiny_config, tiny_reward_model
+from longtake.tests.tiny_reward import random_prompts, tiny_config, tiny_reward_model
 
 PARTS = ("weight", "bias")
 

@@ -13,7 +13,7 @@ from longtake.evaluation.judge.data import (
     with_paths_from,
 )
 from longtake.evaluation.ratings import Rating, Sample, append_ratings
-from longtake.rewards.template import prompt_key
+from longtake.rewards.model_inputs import prompt_key
 from longtake.runtime.errors import UserError
 
 

@@ -20,8 +20,8 @@ from longtake.evaluation.judge.score import JudgeScorer, score_samples, shuffle_
 from longtake.evaluation.judge.train import train_judge
 from longtake.evaluation.mos_merge import check_judge
 from longtake.evaluation.ratings import read_ratings, read_samples
+from longtake.rewards.directory import read_reward_directory
 from longtake.rewards.pixels import clip_patches, normalize_patches, num_tokens
-from longtake.rewards.reward_directory import read_reward_directory
 from longtake.rewards.train import HeadTrainer
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
 from longtake.runtime.files import digest

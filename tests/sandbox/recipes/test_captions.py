@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from longtake.rewards.directory import read_reward_directory
 from longtake.rewards.hpsv3 import GENERAL_PROMPT
 from longtake.rewards.pixels import normalize_patches
-from longtake.rewards.reward_directory import read_reward_directory
 from longtake.runtime.errors import DivergenceError
 from longtake.sandbox.captions import caption, parse_caption
 from longtake.sandbox.facts import split_of
@@ -128,7 +128,7 @@ def test_pretraining_learns_and_writes_a_base(base, tmp_path):
     target = tmp_path / "head" / "base"
     data = CaptionBatches(base.spec, base.encoder(), config, 0)
     result = pretrain_on_captions(base, data, target, "cpu")
-    again = read_reward_directory(target, verify_weights=True)
+    again = read_reward_directory(target)
     assert again.spec == base.spec and again.encoder().template == base.encoder().template
     start, trained = base.load_model().float(), result.load_model().float()
     with torch.no_grad():

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from longtake.rewards.contract import VideoBatch
+from longtake.rewards.directory import read_reward_directory
 from longtake.rewards.hpsv3 import load_hpsv3
-from longtake.rewards.reward_directory import read_reward_directory
-from longtake.rewards.template import CHAT_TOKENS, PromptEncoder
+from longtake.rewards.model_inputs import CHAT_TOKENS, PromptEncoder
 from longtake.rewards.videoalign import load_videoalign
 from longtake.sandbox.recipes.tiny_vlm import (
     TinySize,
