@@ -17,6 +17,7 @@ from longtake.rewards.contract import VideoBatch
 from longtake.rewards.directory import read_reward_directory
 from longtake.rewards.registry import TINY_REWARDS, load_suite
 from longtake.rewards.suite import RewardSuite
+from longtake.runtime.files import digest
 from longtake.sandbox.captions import SPLIT_ATTRIBUTES, caption, prompts
 from longtake.sandbox.corruptions import CORRUPTIONS
 from longtake.sandbox.oracles import oracle_scores
