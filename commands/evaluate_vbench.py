@@ -377,7 +377,7 @@ def compare_command(
     chosen = find_suite(suite, SCORED_SUITES)
     sides = [read_side(chosen, name) for name in (first, second)]
     comparison = compare(chosen, sides[0], sides[1], _read_plan(plan))
-    _show(*comparison_report(comparison, first, second))
+    _show(*comparison_report(chosen, comparison, first, second))
 
 
 @vbench.command("submit")

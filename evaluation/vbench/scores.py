@@ -20,10 +20,11 @@ import math
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
 
@@ -78,16 +79,8 @@ class ScoreLine:
 
     def as_record(self) -> dict[str, Any]:
         """The line in JSON; a score that is missing is null."""
-        return {
-            "score": self.score,
-            "ci95": None if self.interval is None else list(self.interval),
-            "videos": self.videos,
-            "prompts": self.prompts,
-            "not_applicable": self.not_applicable,
-            "unscored": dict(self.unscored or {}),
-            "origin": self.origin,
-            "notes": list(self.notes),
-        }
+        record = asdict(self) | {"ci95": self.interval, "unscored": dict(self.unscored or {})}
+        return {key: value for key, value in record.items() if key not in ("name", "interval")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,12 +256,12 @@ def standard_error(
     Returns:
         None when one of the line's dimensions has fewer than two prompts.
     """
-    shares = pd.Series(suite.shares(line))
-    n = prompts.reindex(shares.index, fill_value=0)
+    shares = suite.shares(line)
+    n = np.array([prompts.get(name, 0) for name in shares])
     if (n < 2).any():
         return None
-    parts = moves[list(shares.index)].fillna(0.0) * shares
-    plain = (parts**2).sum()
+    parts = np.nan_to_num(moves[list(shares)].to_numpy()) * np.array(list(shares.values()))
+    plain = (parts**2).sum(axis=0)
     corrected = plain * n / (n - 1)
     if not plain.sum():
         return 0.0, math.inf
@@ -341,22 +334,18 @@ def rough_errors(suite: Suite, categories: Mapping[str, float]) -> dict[str, flo
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """One line of a comparison: first minus second."""
+class Difference(NamedTuple):
+    """One line of a comparison; None where a score or a basis for its noise is missing."""
 
     name: str
     first: float | None
     second: float | None
+    difference: float | None
+    """First minus second."""
     half_width: float | None
-    """Of the interval of the difference; None when there is no basis for one."""
+    """Of the interval of the difference."""
     basis: str
     """`paired prompts`, `rough bound`, or why two scores have no interval."""
-
-    @property
-    def difference(self) -> float | None:
-        """The first score minus the second; None when one is missing."""
-        return None if self.first is None or self.second is None else self.first - self.second
 
     @property
     def verdict(self) -> str:
@@ -370,16 +359,14 @@ class Difference:
         return "first is better" if self.difference > 0 else "second is better"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(NamedTuple):
     """Differences by dimension, category and in total."""
 
-    suite: Suite
-    lines: tuple[Difference, ...]
+    lines: list[Difference]
     """`Total` last."""
     family: int
     """Lines beside the total; their intervals hold together with 95 % (Bonferroni)."""
-    remarks: tuple[str, ...]
+    remarks: list[str]
 
 
 def read_side(suite: Suite, name: str) -> ResultSet | PublishedModel:
@@ -450,44 +437,41 @@ def compare(
     order = (*suite.dimensions, *(c.name for c in suite.categories), "Total")
     names = [name for name in order if any(name in side.scores for side in sides)]
     family = sum(n != "Total" and all(n in side.scores for side in sides) for n in names)
+    moves = sides[0].moves.sub(sides[1].moves, fill_value=0.0)
+    prompts = pd.concat([side.moves.count() for side in sides], axis=1).min(axis=1)
+    paired = all(side.results for side in sides)
     lines = []
     for name in names:
         level = CONFIDENCE if name == "Total" else 1 - (1 - CONFIDENCE) / max(1, family)
-        half_width, basis = _noise(suite, name, sides[0], sides[1], level)
         scores = [side.scores.get(name) for side in sides]
-        lines.append(
-            Difference(
-                name=name, first=scores[0], second=scores[1], half_width=half_width, basis=basis
-            )
-        )
+        difference, half_width, basis = None, None, ""
+        if scores[0] is not None and scores[1] is not None:
+            difference, basis = scores[0] - scores[1], PAIRED if paired else ROUGH
+            if paired:
+                error = standard_error(suite, name, moves, prompts)
+            else:
+                error = _apart(sides[0].error(suite, name), sides[1].error(suite, name))
+            if error is None:
+                basis = "no results of videos"
+            else:
+                half_width = _half_width(error, level)
+        lines.append(Difference(name, scores[0], scores[1], difference, half_width, basis))
     remarks = [remark for side in sides for remark in side.remarks]
     for key in ("upstream_commit", "suite_sha256"):  # of other code or prompts: another metric
         own = (results for side in sides for results in side.results.values())
         values = {str(r.provenance[key]) for r in own if key in r.provenance}
         if len(values) > 1:
             remarks.append(f"not the same {key}: {', '.join(sorted(values))}")
-    return Comparison(suite=suite, lines=tuple(lines), family=family, remarks=tuple(remarks))
+    return Comparison(lines, family, remarks)
 
 
-def _noise(
-    suite: Suite, line: str, first: _Side, second: _Side, level: float
-) -> tuple[float | None, str]:
-    """Half the width of the interval of a difference, and what it stands on."""
-    if line not in first.scores or line not in second.scores:
-        return None, ""
-    if first.results and second.results:
-        moves = first.moves.sub(second.moves, fill_value=0.0)
-        prompts = pd.concat([first.moves.count(), second.moves.count()], axis=1).min(axis=1)
-        error, basis = standard_error(suite, line, moves, prompts), PAIRED
-    else:
-        errors = [side.error(suite, line) for side in (first, second)]
-        basis = ROUGH
-        error = None
-        if errors[0] is not None and errors[1] is not None:
-            error = math.hypot(errors[0][0], errors[1][0]), math.inf
-    if error is None:
-        return None, "no results of videos"
-    return _half_width(error, level), basis
+def _apart(
+    first: tuple[float, float] | None, second: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    """Standard error of the difference of two scores that share nothing."""
+    if first is None or second is None:
+        return None
+    return math.hypot(first[0], second[0]), math.inf
 
 
 def submit(suite: Suite, source: Path, out: Path, plan: Plan | None = None) -> Scores:

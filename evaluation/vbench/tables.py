@@ -145,10 +145,12 @@ def run_report(report: RunReport) -> list[Table | Text]:
     return [*table, *(Text(line) for line in lines)]
 
 
-def comparison_report(comparison: Comparison, first: str, second: str) -> list[Table | Text]:
+def comparison_report(
+    suite: Suite, comparison: Comparison, first: str, second: str
+) -> list[Table | Text]:
     """Both scores, their difference, what can be said about it, and on what it stands."""
     table = _table(
-        f"{comparison.suite.title}, percent. Intervals: 95 % for the total, and for the other "
+        f"{suite.title}, percent. Intervals: 95 % for the total, and for the other "
         f"{comparison.family} lines together",
         "|>first|>second|>difference|>interval|verdict",
     )

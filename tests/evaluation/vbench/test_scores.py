@@ -329,13 +329,13 @@ def test_a_better_model_is_called_better() -> None:
 
 
 def test_equal_models_are_seldom_called_different() -> None:
-    """Total: at most the promised 5 %, with the noise of 60 studies; all other lines together."""
+    """Total: at most the promised 5 %, with the noise of 40 studies; all other lines together."""
     calls = []
-    for study in range(60):
+    for study in range(40):
         comparison = compare(VBENCH2, model(0.6, 2 * study), model(0.6, 2 * study + 1))
         calls.append({line.name for line in comparison.lines if "better" in line.verdict})
-    assert sum("Total" in names for names in calls) <= 8  # P(more than 8 of 60 | 5 %) < 0.5 %
-    assert sum(bool(names - {"Total"}) for names in calls) <= 8
+    assert sum("Total" in names for names in calls) <= 6  # P(more than 6 of 40 | 5 %) < 0.5 %
+    assert sum(bool(names - {"Total"}) for names in calls) <= 6
 
 
 def test_published_models_get_a_rough_interval() -> None:
