@@ -380,13 +380,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_gluon_kernels_agree_with_float64(case: str, seed: int) -> None:
+def test_gluon_kernels_agree_with_float64(case: str) -> None:
     grid_q, grid_k, block, dim, heads, tokens_first = CASES[case]
     of_q, of_k = BlockLayout(grid_q, block), BlockLayout(grid_k, block)
     tokens = of_q.num_tokens, of_k.num_tokens
-    q, k, v, do, dlse = _tensors(heads, tokens, dim, tokens_first, seed)
-    draw = torch.Generator().manual_seed(10 + seed)
+    q, k, v, do, dlse = _tensors(heads, tokens, dim, tokens_first, 0)
+    draw = torch.Generator().manual_seed(10)
     mask = torch.rand(2, heads[0], of_q.num_blocks, of_k.num_blocks, generator=draw) < 0.6
     mask[0, 0, 0] = False  # a row without keys
     mask[1, :, :, 0] = False  # a key block that nobody reads

@@ -70,10 +70,9 @@ def chosen(index: BlockIndex, row: tuple[int, int, int]) -> list[int]:
     return index.indices[row][: int(index.counts[row])].tolist()
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("rule", RULES)
-def test_rules_row_by_row(rule: dict[str, Any], seed: int) -> None:
-    q, k = pooled(seed)
+def test_rules_row_by_row(rule: dict[str, Any]) -> None:
+    q, k = pooled(0)
     index = select_from_pooled(q, k, **rule)
     index.validate()
     assert index.num_key_blocks == 13 and not index.indices.requires_grad
@@ -97,8 +96,8 @@ def test_lists_are_as_long_as_the_rule_needs() -> None:
     assert select_from_pooled(q, k, cdf_p=0.5, max_blocks=7).indices.shape[-1] == 7
 
 
-@pytest.mark.parametrize("std", [1.0, 4.0, 16.0])
-@pytest.mark.parametrize("p", [0.3, 0.9, 0.999])
+@pytest.mark.parametrize("std", [1.0, 16.0])
+@pytest.mark.parametrize("p", [0.3, 0.999])
 def test_mass_is_reached_and_no_block_too_many(p: float, std: float) -> None:
     q, k = pooled(5, std, torch.float32)
     index = select_from_pooled(q, k, cdf_p=p)
@@ -122,7 +121,7 @@ def test_ties_go_to_the_lower_block() -> None:
 
 
 @pytest.mark.parametrize("as_index", [True, False])
-@pytest.mark.parametrize("shape", [(9, 13), (4, 9, 13), (2, 1, 9, 13)])
+@pytest.mark.parametrize("shape", [(9, 13), (2, 1, 9, 13)])
 @pytest.mark.parametrize("rule", [{"topk": 4}, {"cdf_p": 0.6}])
 def test_blocks_to_keep_come_first_and_count(
     rule: dict[str, Any], shape: tuple[int, ...], as_index: bool
