@@ -8,7 +8,7 @@ import typer
 from longtake.commands.evaluate_judge import judge
 from longtake.commands.evaluate_report import compare_command, report_command
 from longtake.commands.evaluate_vbench import vbench
-from longtake.commands.options import Confidence, Device, Resamples, Seed, group
+from longtake.commands.options import Confidence, Device, Overrides, Seed, group
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from longtake.evaluation.annotation.study_pages import PagesReport
     from longtake.evaluation.benchmark import ReferenceImage
     from longtake.evaluation.checks import CheckSettings
-    from longtake.evaluation.protocol import ProtocolConfig
+    from longtake.evaluation.mos import MosSettings
 
 evaluate = group("Evaluate video models.")
 mos = group("Mean opinion scores: assign videos to raters, collect, aggregate.")
@@ -24,7 +24,6 @@ gsb = group("Good-same-bad: plan blind pairs, collect answers, aggregate.")
 bench = group("Prompts and reference images of the internal benchmark.")
 
 # Names of evaluation/, repeated so that --help need not import it.
-Scope = Literal["video", "dimension"]
 Contradictions = Literal["last", "mean", "refuse"]
 TextSet = Literal["t2v_human", "t2v_auto"]
 Resolution = Literal["listed", "720p", "1080p", "2K"]
@@ -53,10 +52,6 @@ SheetRater = Annotated[str, typer.Option(help="Who filled in rows without a rate
 OutputDir = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Write JSON, CSV and the figure.")
 ]
-FirstRaters = Annotated[int, typer.Option(help="Raters of every video.")]
-ExtraRaters = Annotated[int, typer.Option(help="Raters added where the first ones differ.")]
-Threshold = Annotated[float, typer.Option(help="Range of scores that calls for more raters.")]
-ScopeOption = Annotated[Scope, typer.Option(help="What is rated again after a discrepancy.")]
 Excluded = Annotated[
     list[str] | None,
     typer.Option("--exclude-rater", metavar="NAME", help="Set a rater's ratings aside."),
@@ -79,10 +74,15 @@ BenchFolder = Annotated[
 ]
 
 
-def _protocol(first: int, extra: int, threshold: float, scope: Scope) -> "ProtocolConfig":
-    from longtake.evaluation.protocol import ProtocolConfig
+def _mos_settings(
+    task: str, dimensions: list[str] | None, overrides: list[str] | None
+) -> "MosSettings":
+    from longtake.evaluation.dimensions import dimension_names
+    from longtake.evaluation.mos import MosSettings
+    from longtake.runtime.config import merge_config
 
-    return ProtocolConfig(first_raters=first, extra_raters=extra, threshold=threshold, scope=scope)
+    default = MosSettings(dimensions=dimension_names(task, dimensions or ()))
+    return merge_config(default, None, overrides or ())
 
 
 def _checks(
@@ -120,31 +120,30 @@ def mos_assign(
     ] = None,
     task: Task = "t2v",
     dimension: Dimensions = None,
-    first_raters: FirstRaters = 3,
-    extra_raters: ExtraRaters = 2,
-    threshold: Threshold = 2.0,
-    scope: ScopeOption = "video",
     page: Page = True,
     embed_mb: EmbedMegabytes = 20.0,
     seed: Seed = 0,
+    overrides: Overrides = None,
 ) -> None:
     """Write each rater a page and a sheet with what the protocol asks now; videos get blind names.
 
     Example: python cli.py eval mos assign --samples videos --output-dir round1
+    --set protocol.threshold=3 --set protocol.scope=dimension
     """
     from longtake.evaluation.annotation.study_pages import write_mos_pages
-    from longtake.evaluation.dimensions import dimension_names
     from longtake.evaluation.protocol import write_assignments
     from longtake.evaluation.ratings import read_samples
     from longtake.evaluation.tables import print_findings
 
-    rule = _protocol(first_raters, extra_raters, threshold, scope)
-    names = dimension_names(task, dimension or ())
+    settings = _mos_settings(task, dimension, overrides)
+    rule = settings.protocol
     listed = read_samples(samples)
-    raters = rater or [f"rater{number}" for number in range(1, first_raters + 1)]
-    report = write_assignments(listed, ratings or (), names, rule, raters, output_dir, seed=seed)
+    raters = rater or [f"rater{number}" for number in range(1, rule.first_raters + 1)]
+    report = write_assignments(
+        listed, ratings or (), settings.dimensions, rule, raters, output_dir, seed=seed
+    )
     states = ", ".join(f"{count} {state}" for state, count in report.status.states.items())
-    typer.echo(f"{'videos' if scope == 'video' else 'videos and dimensions'}: {states}")
+    typer.echo(f"{'videos' if rule.scope == 'video' else 'videos and dimensions'}: {states}")
     for sheet in report.sheets:
         typer.echo(sheet)
     if not report.sheets:
@@ -204,37 +203,21 @@ def mos_report(
         list[str] | None,
         typer.Option("--model", metavar="NAME", help="The models that exist; repeatable."),
     ] = None,
-    first_raters: FirstRaters = 3,
-    extra_raters: ExtraRaters = 2,
-    threshold: Threshold = 2.0,
-    scope: ScopeOption = "video",
-    human_weight: Annotated[float, typer.Option(help="Of the raters in the merged score.")] = 2.0,
-    automatic_weight: Annotated[float, typer.Option(help="Of the judge.")] = 1.0,
     contradictions: Policy = "last",
     exclude_rater: Excluded = None,
-    confidence: Confidence = 0.95,
-    resamples: Resamples = 10_000,
-    seed: Seed = 0,
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Aggregate ratings: means with intervals, which models differ, raters, agreement, progress.
 
-    Example: python cli.py eval mos report --ratings ratings.jsonl --samples samples.csv
-    --output-dir report
+    Example: python cli.py eval mos report --ratings ratings.jsonl --samples videos
+    --output-dir report --set comparison.confidence=0.9 --set weights.human=1
     """
-    from longtake.evaluation.comparison import ComparisonSettings
-    from longtake.evaluation.dimensions import dimension_names
     from longtake.evaluation.figures import write_mos_figure
-    from longtake.evaluation.mos import MosSettings, mos_from_files, mos_tables
-    from longtake.evaluation.mos_merge import MergeWeights
+    from longtake.evaluation.mos import mos_from_files, mos_tables
     from longtake.evaluation.tables import present
 
-    settings = MosSettings(
-        dimensions=dimension_names(task, dimension or ()),
-        protocol=_protocol(first_raters, extra_raters, threshold, scope),
-        comparison=ComparisonSettings(confidence=confidence, resamples=resamples, seed=seed),
-        weights=MergeWeights(human=human_weight, automatic=automatic_weight),
-    )
+    settings = _mos_settings(task, dimension, overrides)
     result = mos_from_files(
         ratings,
         settings,
@@ -368,14 +351,12 @@ def gsb_report(
     dimension: Dimensions = None,
     contradictions: Policy = "last",
     exclude_rater: Excluded = None,
-    confidence: Confidence = 0.95,
-    resamples: Resamples = 10_000,
-    seed: Seed = 0,
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Aggregate answers: counts, both formulas, sign test, win share, ranking, position bias.
 
-    Example: python cli.py eval gsb report plan --output-dir report
+    Example: python cli.py eval gsb report plan --output-dir report --set confidence=0.9
     """
     from longtake.evaluation.comparison import ComparisonSettings
     from longtake.evaluation.dimensions import dimension_names
@@ -383,13 +364,14 @@ def gsb_report(
     from longtake.evaluation.gsb import ANSWER_LOG, gsb_from_files, gsb_tables
     from longtake.evaluation.gsb_plan import KEY_FILE
     from longtake.evaluation.tables import present
+    from longtake.runtime.config import merge_config
 
     files = answers or [plan / ANSWER_LOG]
     result = gsb_from_files(
         plan,
         files,
         _checks(dimension_names(task, dimension or ()), contradictions, exclude_rater),
-        ComparisonSettings(confidence=confidence, resamples=resamples, seed=seed),
+        merge_config(ComparisonSettings(), None, overrides or ()),
     )
     present(
         "gsb",

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from longtake.commands import evaluate as commands
 from longtake.commands.options import Commands
 from longtake.core.video import write_mp4
-from longtake.evaluation import benchmark, checks, protocol
+from longtake.evaluation import benchmark, checks
 from longtake.evaluation.dimensions import TASKS
 from longtake.evaluation.gsb_plan import read_key
 from longtake.evaluation.ratings import (
@@ -57,7 +57,7 @@ def study(tmp_path):
 def report(study, *more, code=0):
     return run(
         "mos", "report", "--ratings", study / "ratings.jsonl", "--samples", study / "samples.csv",
-        "--resamples", 500, *more, code=code,
+        "--set", "comparison.resamples=500", *more, code=code,
     )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def test_mos_report_prints_and_writes(study, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 8 and all(row["n_samples"] == "20" for row in rows)
     assert all(float(r["mean"]) == m["mean"] for r, m in zip(rows, record["means"], strict=True))
-    record = json.loads(report(study, "--json", "--confidence", "0.9"))
+    record = json.loads(report(study, "--json", "--set", "comparison.confidence=0.9"))
     assert record["settings"]["comparison"]["confidence"] == 0.9
     assert {d["better"] for d in record["differences"]} == {"A"}
 
@@ -115,7 +115,7 @@ def test_wrong_use_ends_with_code_2_and_says_what_to_do(study, tmp_path):
     absent = ("mos", "report", "--ratings", tmp_path / "absent.jsonl")
     for arguments, message in (
         (absent, "error: cannot read the records"),
-        ((*absent, "--threshold", 0), "threshold"),
+        ((*absent, "--set", "protocol.threshold=0"), "threshold"),
         (("mos", "report", "--ratings", scores), "--automatic"),
         (("gsb", "report", tmp_path), "key.jsonl"),
         (("power", "gsb"), "one of size and effect"),
@@ -224,7 +224,6 @@ def test_repeated_names_match_their_owners():
         return set(typing.get_args(kind))
 
     assert names(typing.get_args(commands.Task)[0]) == set(TASKS)
-    assert names(commands.Scope) == names(protocol.Scope)
     assert names(commands.Contradictions) == names(checks.Contradictions)
     assert names(commands.TextSet) == names(benchmark.TextSet)
     assert names(commands.Resolution) == {"listed", *names(benchmark.Resolution)}
