@@ -137,6 +137,7 @@ def rest_correlations(scores: FloatArray, raters: IntArray, samples: IntArray) -
 
     a, b = (x - (total(x) / np.maximum(n, 1))[rater] for x in (own, rest))
     spread = np.sqrt(total(a * a) * total(b * b))
+    # Two points always lie on a line, and a rater of one answer has no correlation.
     usable = (n >= 3) & (spread > 1e-12)
     return np.where(usable, total(a * b) / np.where(usable, spread, 1.0), np.nan)
 
@@ -170,6 +171,8 @@ def alternating_projection(
         samples: [n], numbers 0 .. J-1, each occurring.
         max_iterations: rounds after which to stop.
     """
+    # Sums over sparse (rater, sample) pairs: the protocol gives each video other raters, so a full
+    # table of raters and videos would be mostly empty.
     per_rater = np.bincount(raters).astype(np.float64)
 
     def rater_mean(values: FloatArray) -> FloatArray:

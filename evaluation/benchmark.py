@@ -166,6 +166,7 @@ def sample_prompts(prompts: Sequence[TextPrompt], count: int, seed: int) -> list
         raise UserError(
             "that many prompts cannot be drawn", received=count, expected=f"1 to {len(prompts)}"
         )
+    # Positions, not prompts: the subset keeps its order and its name when a text is corrected.
     drawn = random.Random(seed).sample(range(len(prompts)), count)
     return [prompts[index] for index in sorted(drawn)]
 

@@ -99,6 +99,7 @@ def check_ratings(
         }
     ).astype({"score": "float64"})
     if samples is not None:
+        # Before anything is compared: a sheet may say the id and a page the opaque name.
         names = samples.real_names
         rows["sample"] = [names.get(name, name) for name in rows["sample"]]
     sieve = _Sieve(rows, findings)
@@ -118,6 +119,7 @@ def check_ratings(
         other = ~sieve.rows["model"].isin(models)
         sieve.remove(other, "unknown model", _SET_ASIDE, lambda r: f"{_case(r)} (by {r.model})")
     _one_cluster(sieve)
+    # Last: repeats of ratings that do not count must not displace those that do.
     _check_repeats(sieve, settings.contradictions)
     if sieve.rows.empty:
         raise UserError(
@@ -159,6 +161,7 @@ def _check_scores(sieve: _Sieve, settings: CheckSettings) -> None:
         lambda r: f"{r.rater} on {r.dimension} of {r.sample}: {r.reason or 'no reason given'}",
     )
     low, high = settings.scale
+    # Off the scale is no rounding error but another question: 0 and 6 are never pulled to 1 and 5.
     score = sieve.rows["score"]
     fits = score.between(low, high) & (score % 1 == 0 if settings.whole else True)
     number = f"{'a whole number' if settings.whole else 'a number'} from {low:g} to {high:g}"
@@ -192,6 +195,7 @@ def _look_up(sieve: _Sieve, samples: SampleList) -> None:
         name: rows["sample"].map({k: getattr(v, name) for k, v in by_id.items()}).astype("object")
         for name in ("model", "prompt", "cluster")
     }
+    # A log that names another model than the list was made with another list.
     wrong = (rows["model"] != "") & (rows["model"] != names["model"])
     sieve.remove(
         wrong,
@@ -204,6 +208,7 @@ def _look_up(sieve: _Sieve, samples: SampleList) -> None:
 
 def _one_cluster(sieve: _Sieve) -> None:
     rows = sieve.rows
+    # The bootstrap draws clusters; a prompt in two of them would be drawn in parts.
     cluster = rows["cluster"].where(rows["cluster"] != "", rows["prompt"])
     first = cluster.groupby(rows["prompt"]).transform("first")
     mixed = rows.loc[cluster != first, "prompt"].unique()
@@ -238,6 +243,7 @@ def _check_repeats(sieve: _Sieve, policy: Contradictions) -> None:
 
 
 def _constant(rows: pd.DataFrame) -> list[str]:
+    # Reported, not removed: a set of alike videos may deserve one answer, and only people can say.
     groups = rows.groupby(["rater", "dimension"])["score"].agg(["size", "min", "max"])
     constant = groups[(groups["size"] >= CONSTANT_AFTER) & (groups["min"] == groups["max"])]
     return [

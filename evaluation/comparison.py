@@ -65,6 +65,7 @@ def compare_models(
     shared = (~np.isnan(diff)).astype(np.float64)
     diff_sums = cluster_sums(diff, cells.prompt_cluster, cells.num_clusters)
     diff_counts = cluster_sums(shared, cells.prompt_cluster, cells.num_clusters)
+    # Means and differences in one call: the same draws for all, so they agree with each other.
     low, high = _intervals(np.hstack([sums, diff_sums]), np.hstack([counts, diff_counts]), settings)
     cut = len(columns)
     means = pd.DataFrame(columns, columns=["dimension", "model"])
@@ -136,6 +137,7 @@ def _paired(
     columns: Sequence[tuple[str, str]], sums: FloatArray, counts: FloatArray
 ) -> tuple[list[tuple[int, int]], FloatArray]:
     """Pairs of columns of a dimension, the better one first, and differences [P, Q] by prompt."""
+    # Videos of a prompt are averaged first: a model with more of them must not weigh more.
     by_prompt = np.where(counts > 0, sums / np.maximum(counts, 1.0), np.nan)  # [P, K]
     size = counts.sum(axis=0)
     mean = sums.sum(axis=0) / np.maximum(size, 1.0)

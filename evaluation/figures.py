@@ -76,13 +76,14 @@ def write_mos_figure(result: MosResult, path: Path, title: str = "MOS") -> Path:
     )
     height = 0.9 + 2.3 * rows + 0.25 * legend_rows
     figure = new_figure(max(0.75 + per_row * panel, 6.4), height, title)
+    # One scale for all panels: dimensions are compared by eye.
     grid = figure.subplots(rows, per_row, squeeze=False, sharey=True)
     for axes in grid.flat[len(dimensions) :]:
         axes.set_axis_off()
     for axes, dimension in zip(grid.flat, dimensions, strict=False):
         bare_axes(axes)
         axes.set_title(title_of(dimension), fontsize=9.5, color=INK)
-        axes.set_ylim(*SCALE)
+        axes.set_ylim(*SCALE)  # a cut axis would make small differences look large
         axes.set_yticks(range(SCALE[0], SCALE[1] + 1))
         axes.set_xticks([])
         axes.set_xlim(-0.6, len(result.models) - 0.4)

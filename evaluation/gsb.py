@@ -122,6 +122,7 @@ def gsb_from_files(
     pairs = read_key(plan)
     given, irregular = read_ratings(answers, checks.dimensions, read_answer)
     findings = Findings(irregular)
+    # Ids of pairs count from 1 in every plan; only the digest tells whose answers these are.
     given = of_study(given, plan_study(pairs), findings)
     table = check_answers(given, pairs, checks, findings.all())
     return aggregate_gsb(table, pairs, checks.dimensions, settings)
@@ -208,6 +209,7 @@ def aggregate_gsb(
         )
         position.append({"dimension": dimension} | _position(raw, settings))
     table = pd.DataFrame(counts)
+    # All rivals and dimensions are looked at together, so they are corrected together.
     table["p_holm"] = holm(table["p"].to_numpy())
     table["different"] = table["p_holm"] < 1.0 - settings.confidence
     return GsbResult(
@@ -235,6 +237,7 @@ def pair_labels(answers: pd.DataFrame, pairs: Sequence[Pair]) -> pd.DataFrame:
     keys = [answers["dimension"], answers["sample"]]
     shares = pd.DataFrame({"good": for_reference > 0, "bad": for_reference < 0})
     label = shares.groupby(keys, sort=False).mean().reset_index()
+    # No majority is "same": half for each side is no preference of the raters together.
     label["label"] = (label["good"] > 0.5).astype(float) - (label["bad"] > 0.5).astype(float)
     for name in ("reference", "rival", "cluster"):
         label[name] = label["sample"].map({k: getattr(p, name) for k, p in by_id.items()})
@@ -288,6 +291,7 @@ def _count(rows: pd.DataFrame, settings: ComparisonSettings) -> dict[str, object
 def _position(raw: pd.DataFrame, settings: ComparisonSettings) -> dict[str, object]:
     """How often raters chose the left video; its p flips the sides of pairs, as the plan drew."""
     scores = raw["score"].to_numpy(dtype=np.float64)
+    # By pair: its raters see the same videos, so their answers are one draw of the sides.
     pair, _ = pd.factorize(raw["sample"])
     left = np.bincount(pair, weights=scores > 0).astype(np.float64)
     right = np.bincount(pair, weights=scores < 0).astype(np.float64)

@@ -110,7 +110,7 @@ def plan_pairs(
             received=f"{len(samples.samples)} samples of {', '.join(models)}",
             expected="at least two models with videos of the same prompts",
         )
-    rng.shuffle(pairs)
+    rng.shuffle(pairs)  # before the ids are given, which would show the models by their order
     numbered = (dataclasses.replace(p, pair=f"p{i:05d}") for i, p in enumerate(pairs, start=1))
     return tuple(numbered), findings.all()
 
@@ -125,6 +125,7 @@ def _matched(
             sides[item.model == second].append(item)
     pairs, left_over = [], []
     for a, b in by_prompt.values():
+        # Several videos of a prompt are paired in their order: each is shown once.
         n = min(len(a), len(b))
         pairs += list(zip(a[:n], b[:n], strict=True))
         left_over += [f"{s.sample} ({s.model}), {first} vs {second}" for s in a[n:] + b[n:]]

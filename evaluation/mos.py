@@ -131,6 +131,7 @@ def mos_from_files(
     """
     listed = read_samples(samples) if samples is not None else None
     people, irregular = read_ratings(ratings, settings.dimensions)
+    # A judge among the raters would count as a person in every mean, and twice once merged in.
     scored = [rating for rating in people if rating.kind != "human"]
     if scored:
         raise UserError(
@@ -147,6 +148,7 @@ def mos_from_files(
     if automatic is not None:
         scores, irregular = read_ratings([automatic], settings.dimensions)
         check_judge(scores)
+        # Calibrated to the raters' scale, but an expectation over it: not a whole number.
         of_judge = CheckSettings(dimensions=settings.dimensions, whole=False)
         judge = check_ratings(scores, of_judge, earlier=irregular)
     return aggregate_mos(table, settings, samples=listed, automatic=judge)
@@ -158,6 +160,7 @@ def video_scores(ratings: pd.DataFrame) -> pd.DataFrame:
     Takes the table of :class:`longtake.evaluation.checks.RatingTable`; returns the columns
     dimension, model, prompt, cluster, sample, score, n_ratings.
     """
+    # Videos weigh the same whether three or five rated them (report section 5.1).
     keys = ["dimension", "model", "prompt", "cluster", "sample"]
     grouped = ratings.groupby(keys, sort=False)["score"]
     return grouped.agg(score="mean", n_ratings="size").reset_index()
@@ -202,6 +205,7 @@ def aggregate_mos(
             confidence=settings.comparison.confidence,
             seed=settings.comparison.seed,
         )
+        # By dimension: a rater can be strict about motion and generous about pictures.
         fit = alternating_projection(score, rater, sample)
         if not fit.converged:
             findings.add("rater biases that did not settle", "shown as they are", [dimension])

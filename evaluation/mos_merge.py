@@ -98,6 +98,7 @@ def merge_scores(
                     refused = "no judge for this dimension"
             mean_h, mean_a = own_h["score"].mean(), own_a["score"].mean()  # NaN when empty
             merged = (weights.human * mean_h + weights.automatic * mean_a) / total
+            # One prompt on either side has no spread, and the sum would seem surer than it is.
             spread = min(own_h["cluster"].nunique(), own_a["cluster"].nunique()) >= 2
             rows.append(
                 {

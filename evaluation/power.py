@@ -104,6 +104,7 @@ def power_statement(
     ):
         if not fits:
             raise UserError(f"{name} cannot be used", received=value, expected=expected)
+    # Questions are checked above, once, so that the formulas need no checks of their own.
     level = {"power": power, "confidence": confidence}
     chance = f"with {power:.0%} power at {confidence:.0%} confidence"
     if kind == "correlation":

@@ -105,6 +105,7 @@ def assess(
         samples: videos to be rated, also those without ratings; others follow in order.
     """
     given: dict[str, dict[str, _Given]] = {sample: {} for sample in samples}
+    # The order of the log is all that says who was first; times are missing in sheets.
     for order, (sample, rater, dimension, score) in enumerate(ratings):
         given.setdefault(sample, {}).setdefault(rater, {})[dimension] = (score, order)
     groups = [tuple(dimensions)]
@@ -132,6 +133,7 @@ def _unit(
         first = [by_rater[rater] for rater in complete[: config.first_raters]]
         by_dimension = [[given[d][0] for given in first] for d in dimensions]
         discrepancy = max(max(scores) - min(scores) for scores in by_dimension)
+        # Nothing leads back: a study that asked for two more raters pays for them either way.
         state = State.AGREED
         if discrepancy >= config.threshold:
             asked += config.extra_raters
@@ -217,7 +219,7 @@ def assign(
     for unit in rng.sample(list(units), len(units)):
         begun = [rater for rater in unit.partial if rater in load][: unit.needed]
         free = [r for r in load if r not in unit.complete and r not in unit.partial]
-        rng.shuffle(free)
+        rng.shuffle(free)  # before a stable sort: of equally loaded raters any may come first
         free.sort(key=load.__getitem__)
         team = begun + free[: unit.needed - len(begun)]
         for rater in team:
@@ -292,6 +294,7 @@ def write_assignments(
     else:
         findings.add("missing video", "not assigned", lost.values())
         units = assess([], dimensions, config, by_id)
+    # A video that is not there would cost each rater a "cannot judge".
     assignments, short = assign([u for u in units if u.sample not in lost], raters, seed)
     findings.add("too few raters", "not assigned", short)
     files = {}

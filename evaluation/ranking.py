@@ -99,6 +99,7 @@ def rank_models(
     reason = "no finite strengths: some models never lose, or never meet the others"
     if fit is not None:
         log_strength, tie_parameter = fit
+        # From the standard error: percentiles of 200 fits would be coarse, and each costs a fit.
         error, reason = _standard_error(cells, counts, len(names), resamples, seed)
         reach = float(norm.ppf(0.5 + confidence / 2)) * error
         involved = np.bincount(codes.ravel(), minlength=len(names))

@@ -153,6 +153,8 @@ def read_samples(path: Path) -> SampleList:
             expected="a .csv or .jsonl file with the fields sample, model, prompt, or a folder of "
             "videos with a subfolder for each model and the same file names in each",
         )
+    # A list with a bad row is used: the report names what is missing, while a refusal on the day
+    # of the results would cost that day.
     names = [item.name for item in fields(Sample)]
     listed: dict[str, Sample] = {}
     incomplete, repeated = [], []
@@ -179,6 +181,7 @@ def _samples_of_folder(folder: Path) -> SampleList:
     samples = []
     for video in sorted(folder.rglob("*")):
         name = video.relative_to(folder)
+        # Hidden files are what editors and copying tools leave behind.
         hidden = any(part.startswith(".") for part in name.parts)
         if hidden or video.suffix.lower() not in VIDEO_ENDINGS or not video.is_file():
             continue
@@ -278,6 +281,7 @@ def rating_from_record(record: Mapping[str, Any], read_cell: ReadCell = read_sco
     if "score" not in record:
         raise ValueError("`score` is missing; write null and a `reason` for no score")
     score, reason = read_cell(record["score"])
+    # Sheets have empty cells and other columns; both say nothing about the rating.
     given = {name: record[name] for name in _FIELDS if record.get(name) not in (None, "")}
     try:
         return Rating(**{**given, "score": score, "reason": given.get("reason") or reason})
@@ -352,6 +356,7 @@ def _sheet_records(
         (f"{path.name}:{line}, {row['dimension']}", row)
         for line, row in zip(sheet.index, rows, strict=True)
     ]
+    # A blank is a rater who is not done; "na" is one who cannot say.
     findings.add("empty cell", "not rated", [where for where, row in records if not row["score"]])
     return [(where, row) for where, row in records if row["score"]]
 
@@ -393,6 +398,7 @@ def import_ratings(
         findings.add("file without an answer", "nothing is added", [source.name])
     ratings = of_study(ratings, study, findings)
     findings.add("page that is not finished", "what it holds is used", _unfinished(ratings))
+    # Against the last word of each rater, not against any: going back to an earlier score is news.
     latest = {item.key: item for item in earlier}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     added, changed, older = [], [], []
@@ -451,6 +457,7 @@ def _unfinished(ratings: Sequence[Rating]) -> list[str]:
 
 def opaque_name(text: str) -> str:
     """A short name that stays the same and does not show what it stands for."""
+    # 48 bits: two of 10,000 samples share a name once in 6 million studies.
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
@@ -458,7 +465,7 @@ def place_file(source: Path, target: Path) -> Path:
     """Put a file under another name: a hard link where the file system allows, else a copy."""
     with explained("place a file", target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)  # of an earlier plan
         try:
             os.link(source, target)
         except OSError:  # another file system

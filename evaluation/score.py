@@ -147,6 +147,7 @@ def rescore(
         tasks: list[_Task] = []
         for sample in chunk:
             path = samples.video_path(sample)
+            # By content: a video that was made again under its name is another video.
             content = digest(path) if path is not None and path.is_file() else None
             keys = ((sample.sample, d, scorer.name, content) for d in scorer.dimensions)
             dimensions = [key[1] for key in keys if key not in done]
@@ -155,6 +156,7 @@ def rescore(
                 tasks.append(_Task(sample, path, content, dimensions))
         pairs = zip(tasks, _score(scorer, tasks), strict=True)
         ratings = [rating for task, scores in pairs for rating in _records(scorer, task, scores)]
+        # After each chunk: a stopped run loses one chunk, and the next run goes on from the log.
         append_ratings(log, ratings)
         unscored += sum(rating.score is None for rating in ratings)
         scored += sum(rating.score is not None for rating in ratings)

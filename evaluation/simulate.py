@@ -145,6 +145,7 @@ def simulate_answers(
     quality = latent_quality(study, seed)
     rng = np.random.default_rng([seed, 4])
     teams = np.argsort(rng.random((len(pairs), len(study.raters))), axis=1)[:, :raters_per_pair]
+    # Two impressions are compared, each with the rater's noise.
     noise = np.sqrt(2.0) * rng.normal(size=(*teams.shape, len(study.dimensions)))
     ratings = []
     for pair, team, pair_noise in zip(pairs, teams.tolist(), noise.tolist(), strict=True):
@@ -192,5 +193,6 @@ def write_study(study: SimulatedStudy, folder: Path, *, seed: int = 0) -> tuple[
         )
     listed = write_samples(folder / "samples.csv", simulated_samples(study))
     ratings = simulate_ratings(study, seed=seed)
+    # Blind, as the log of real raters is: only the list knows the models.
     append_ratings(log, (dataclasses.replace(item, model="", prompt="") for item in ratings))
     return listed, log

@@ -95,7 +95,7 @@ def interval_text(value: float, low: float, high: float, digits: int = 2) -> str
 
 def with_provenance(record: Mapping[str, object], inputs: Sequence[Path]) -> dict[str, object]:
     """The record with the version, the time and the SHA-256 of every input."""
-    digests = {}
+    digests = {}  # a number without the digest of its input cannot be checked later
     for path in inputs:
         with explained("read an input", path):
             digests[str(path)] = digest(path)

@@ -114,6 +114,7 @@ def percentile_interval(draws: FloatArray, confidence: float) -> tuple[FloatArra
 
     NaN among the draws of a column is left out; a column of nothing else has the ends NaN.
     """
+    # Percentiles, not BCa: they need no jackknife over prompts and stay within the range of scores.
     tail = (1.0 - confidence) / 2.0
     missing = np.isnan(draws)
     if not missing.any():
@@ -177,6 +178,7 @@ def paired_bootstrap(
     as they do in the plain mean. ``clusters`` None: each pair is a cluster of its own.
     """
     check_resampling(confidence, resamples)
+    # Dropped, never filled in: a missing score is no zero, and no mean either.
     first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     assert first.ndim == 1 and first.shape == second.shape, (first.shape, second.shape)
     diff = second - first

@@ -96,6 +96,7 @@ def write_page(
             for item in items
         ],
     }
+    # Answers are kept in the browser under this name: another page must not find them.
     content["page"] = opaque_name(json.dumps(content))
     text = render_page(
         "evaluation/annotation/page.html.j2",
@@ -105,6 +106,7 @@ def write_page(
         study=Markup(script_json(content)),
         script=Markup("\n".join((_PARTS / name).read_text("utf-8") for name in _SCRIPTS)),
     )
+    # A page that was sent is the only reader of the answers that its rater's browser keeps.
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise UserError(
             "another page is there already and may be in use",
@@ -124,6 +126,7 @@ def _addresses(
     folder: Path, files: Sequence[Path], embed_bytes: int
 ) -> tuple[dict[Path, str], bool]:
     """All files as data URIs if they fit (and True), else all as links: easy to tell raters."""
+    # One page that needs its folder and one that does not is what raters get wrong.
     has_types = all(file.suffix.lower() in MEDIA for file in files)
     if has_types and sum(map(uri_length, files)) <= embed_bytes:
         return {file: data_uri(file.read_bytes(), file.suffix) for file in files}, True

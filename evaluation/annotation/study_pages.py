@@ -128,6 +128,7 @@ def write_gsb_pages(
     study = plan_study(pairs)
     lists = {rater: list(items) for rater in raters or ("",)}
     for rater in raters:
+        # By name, not by a stream of draws: a page made again has the same order.
         random.Random(f"{study} {rater}").shuffle(lists[rater])
     return _write_all(folder, "gsb", study, lists, embed_bytes, findings)
 
