@@ -43,7 +43,6 @@ from longtake.rewards.published_files import (
 )
 from longtake.rewards.qwen2vl.config import (
     RewardModelConfig,
-    RotaryPrecision,
     backbone_config,
     hpsv3_config,
     videoreward_config,
@@ -106,7 +105,6 @@ def import_reward(
     merge: bool = True,
     color_mode: ColorMode = "rgb",
     backbone: str | Path | None = None,
-    rotary: RotaryPrecision = "bf16",
     template: TemplateDigest | None = None,
 ) -> RewardDirectory:
     """Build the reward directory ``out``.
@@ -124,7 +122,6 @@ def import_reward(
             for parity with the public model, whose bfloat16 scores differ at the 1e-2 level.
         color_mode: what the weights were trained on; the published ones are ``rgb``.
         backbone: ``config.json`` of a backbone of another size than the published one.
-        rotary: precision of the rotary tables; the published weights need ``bf16``.
         template: digest of another template than the published one.
 
     Raises:
@@ -146,7 +143,7 @@ def import_reward(
         place = step_folder(Path(weights), step)
         public = read_config(place.parent / CONFIG_FILE)
         tensors = open_videoreward(place, None if base is None else Path(base))
-    stored = _model_config(kind, tensors, backbone, rotary, public, place)
+    stored = _model_config(kind, tensors, backbone, public, place)
     _check_tensors(tensors, stored, place)
     check_tokenizer(words, stored, prompt.reward_tokens)
     spec = RewardSpec(
@@ -182,7 +179,6 @@ def _model_config(
     kind: RewardKind,
     tensors: Mapping[str, StoredTensor],
     backbone: str | Path | None,
-    rotary: RotaryPrecision,
     public: VideoRewardConfig | None,
     place: Path,
 ) -> RewardModelConfig:
@@ -197,7 +193,7 @@ def _model_config(
             expected="ranknet for hpsv3; for videoreward a linear head with output_dim rows",
             remedy="import them as the other kind, with the configuration that belongs to them",
         )
-    fields: dict[str, Any] = {"rotary": rotary}
+    fields: dict[str, Any] = {}
     ranks = {int(t.shape[0]) for name, t in tensors.items() if name.endswith(_LORA_DOWN)}
     if ranks:
         alpha = None if public is None else public.lora_alpha
@@ -277,58 +273,39 @@ def read_template(source: str | Path, expected: TemplateDigest) -> PromptTemplat
         files += 1
         if PLACEHOLDER not in code:
             continue  # parsing is slow, and both halves of a template lie in one file
-        constants = list(_string_constants(code))
-        for where, text in _candidates(constants, expected):
+        strings = _strings(code)
+        pairs = (
+            head + tail
+            for head in strings
+            for tail in strings
+            if len(head) + len(tail) == expected.characters
+        )
+        for text in (*strings, *pairs):
+            if PLACEHOLDER not in text:
+                continue
             digest = text_digest(text)
             if digest == expected.sha256:
                 return PromptTemplate(text=text, reward_tokens=expected.reward_tokens)
-            near.append(f"{name}:{where} ({len(text)} characters, sha256 {digest[:12]}...)")
-        near += [
-            f"{name}:{where} ({len(text)} characters, sha256 {text_digest(text)[:12]}...)"
-            for where, text in constants
-            if PLACEHOLDER in text and len(text) != expected.characters
-        ]
+            near.append(f"{name} ({len(text)} characters, sha256 {digest[:12]}...)")
     raise UserError(
         f"the prompt template is not in the source: {expected.name}",
         received=f"{path}: {files} Python files"
-        + ("; templates found: " + "; ".join(near[:4]) if near else ", no template in them"),
+        + ("; templates found: " + "; ".join(near[-4:]) if near else ", no template in them"),
         expected=f"{expected.characters} characters with sha256 {expected.sha256}",
         remedy="point --source at the wheel or checkout that belongs to the weights, unmodified",
     )
 
 
-def _candidates(
-    constants: list[tuple[str, str]], expected: TemplateDigest
-) -> Iterator[tuple[str, str]]:
-    """Constants and pairs of constants with the expected length and a placeholder."""
-    for where, text in constants:
-        if len(text) == expected.characters and PLACEHOLDER in text:
-            yield where, text
-    by_length: dict[int, list[tuple[str, str]]] = {}
-    for where, text in constants:
-        by_length.setdefault(len(text), []).append((where, text))
-    for first, head in constants:
-        for second, tail in by_length.get(expected.characters - len(head), []):
-            if PLACEHOLDER in head + tail:
-                yield f"{first} + {second}", head + tail
-
-
-def _string_constants(code: str) -> Iterator[tuple[str, str]]:
-    """(name or line, value) of all string constants of a module; empty when it does not parse."""
+def _strings(code: str) -> list[str]:
+    """All string constants of a module; none when it does not parse."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd escapes in other people's strings
             tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError):
-        return  # Python 2, a template of another engine, a generated file: none of our business
-    names = {
-        id(node.value): ast.unparse(node.targets[0])
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield names.get(id(node), f"line {node.lineno}"), node.value
+        return []  # Python 2, a template of another engine, a generated file: not our business
+    values = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return [value for value in values if isinstance(value, str)]
 
 
 def _python_files(path: Path) -> Iterator[tuple[str, str]]:

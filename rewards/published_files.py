@@ -67,27 +67,24 @@ class VideoRewardConfig:
 
 
 def open_hpsv3(path: Path) -> dict[str, StoredTensor]:
-    """Tensors by their current names, of a file or a folder with this one file (or shards)."""
-    if not path.is_dir():
-        return _with_current_keys(_open(path))
-    if (path / "model.safetensors.index.json").is_file():
-        return _with_current_keys(_open_shards(path))
+    """Tensors by their current names, of a file or a folder with this one file."""
     suffixes = {".safetensors", *PICKLE_SUFFIXES}
-    files = sorted(file for file in path.iterdir() if file.suffix in suffixes)
+    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [file for file in inside if file.suffix in suffixes]
     if len(files) != 1:
         raise CheckpointError(
-            "the weights are not clear" if files else "weights not found",
+            "the weights are not clear",
             received=f"{path}: " + (", ".join(file.name for file in files) or "no weight file"),
             expected="one .safetensors or .pth file",
             remedy="pass the file itself, for example HPSv3.safetensors",
         )
-    return _with_current_keys(_open(files[0]))
+    return _open(files[0])
 
 
 def step_folder(root: Path, step: int | None) -> Path:
     """The folder ``checkpoint-<step>``; the largest step when None.
 
-    The public loader takes the largest one when a step is not there.
+    The public loader takes the largest one also when the step is not there.
     """
     numbered = {
         int(match[1]): folder
@@ -98,13 +95,9 @@ def step_folder(root: Path, step: int | None) -> Path:
     if number not in numbered:
         raise CheckpointError(
             "the checkpoint step is not there",
-            received=f"step {number} in {root}" if number is not None else str(root),
-            expected="one of the steps " + ", ".join(str(n) for n in sorted(numbered))
-            if numbered
-            else f"a folder with {CONFIG_FILE} and checkpoint-<step>/",
-            remedy="pass a step that is there, or none to take the largest"
-            if numbered
-            else f"pass the folder that holds {CONFIG_FILE}",
+            received=f"step {number} in {root}",
+            expected=f"{CONFIG_FILE} and checkpoint-<step>/, steps {sorted(numbered) or 'none'}",
+            remedy=f"pass the folder that holds {CONFIG_FILE}, and a step that is there or none",
         )
     return numbered[number]
 
@@ -112,28 +105,19 @@ def step_folder(root: Path, step: int | None) -> Path:
 def open_videoreward(folder: Path, base: Path | None) -> dict[str, StoredTensor]:
     """Tensors by their current names, LoRA factors apart."""
     if (folder / FULL_FILE).is_file():
-        return _with_current_keys(_open(folder / FULL_FILE))
-    missing = [name for name in (ADAPTER_FILE, REST_FILE) if not (folder / name).is_file()]
-    if missing:
+        return _open(folder / FULL_FILE)
+    if base is None or not all((folder / name).is_file() for name in (ADAPTER_FILE, REST_FILE)):
         raise CheckpointError(
             "the checkpoint is incomplete",
-            received=f"{folder} without {', '.join(missing)}",
-            expected=f"{FULL_FILE}, or {ADAPTER_FILE} and {REST_FILE}",
-            remedy="copy the missing files",
+            received=f"{folder} without {FULL_FILE}, base model: {base}",
+            expected=f"{FULL_FILE}; or {ADAPTER_FILE}, {REST_FILE} and the base model, from which "
+            "the frozen weights come",
+            remedy="copy the missing files, or pass the folder of the Qwen2-VL model named in "
+            f"{CONFIG_FILE} as base",
         )
-    if base is None:
-        raise CheckpointError(
-            "the checkpoint holds only what was trained",
-            received=f"{ADAPTER_FILE} and {REST_FILE} in {folder}",
-            expected="the base model too, from which the frozen weights come",
-            remedy="pass the folder of the Qwen2-VL model named in model_config.json as base",
-        )
-    tensors = {
-        _base_layer(name): tensor for name, tensor in _with_current_keys(_open_shards(base)).items()
-    }
-    for file in (REST_FILE, ADAPTER_FILE):
-        tensors |= _with_current_keys(_open(folder / file))
-    return tensors
+    frozen = {k: v for path in shard_paths(base, "model") for k, v in _open(path).items()}
+    tensors = {_base_layer(name): tensor for name, tensor in frozen.items()}
+    return tensors | _open(folder / REST_FILE) | _open(folder / ADAPTER_FILE)
 
 
 def read_config(path: Path) -> VideoRewardConfig:
@@ -200,16 +184,14 @@ def _unusable(path: Path, reason: str) -> CheckpointError:
     )
 
 
-def _with_current_keys(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    check_unique({name: current_key(name) for name in tensors}, Path("the checkpoint"))
+def _open(path: Path) -> dict[str, StoredTensor]:
+    """Tensors of one file of any key layout by their current names, in the order of the file."""
+    tensors = _stored(path)
+    check_unique({name: current_key(name) for name in tensors}, path)
     return {current_key(name): tensor for name, tensor in tensors.items()}
 
 
-def _open_shards(folder: Path) -> dict[str, StoredTensor]:
-    return {k: v for path in shard_paths(folder, "model") for k, v in _open(path).items()}
-
-
-def _open(path: Path) -> dict[str, StoredTensor]:
+def _stored(path: Path) -> dict[str, StoredTensor]:
     """Tensors of a safetensors file or of a pickled state dict, by name in the order of the file.
 
     Raises:

@@ -267,7 +267,7 @@ def test_the_step_is_the_largest_or_the_one_asked_for(videoreward: Published) ->
         assert reward.provenance["checkpoint"] == f"checkpoint-{found}"
     with pytest.raises(CheckpointError, match="step 21") as error:
         videoreward.import_it(step=21)
-    assert "9, 20, 100" in str(error.value) and videoreward.nothing_left()
+    assert "[9, 20, 100]" in str(error.value) and videoreward.nothing_left()
 
 
 def test_a_tokenizer_with_the_reward_tokens_is_taken_as_it_is(hpsv3: Published) -> None:
@@ -577,7 +577,7 @@ def test_an_edited_template_is_refused_and_shown(checkout: Path) -> None:
     with pytest.raises(UserError) as error:
         read_template(checkout, TWO_PARTS)
     message = str(error.value)
-    assert TWO_PARTS.sha256 in message and "INSTRUCTION + with_token" in message
+    assert TWO_PARTS.sha256 in message
     edited = (INSTRUCTION + SUFFIX).replace("picture", "painted")
     assert hashlib.sha256(edited.encode()).hexdigest()[:12] in message
     assert f"{TWO_PARTS.characters} characters" in message
