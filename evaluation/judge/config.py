@@ -4,7 +4,7 @@ The report (section 5.1) says that a VLM was trained on the human ratings and no
 are those of the public video reward that our backbone comes from, where they carry over.
 """
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -78,6 +78,10 @@ class GenerativeTrainingConfig(JudgeTrainingConfig):
     """Directory of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL instruction-tuned checkpoint."""
     train_vision: bool = False
     """Train the vision tower too: with LoRA of its own, or fully."""
+    optimizer: Literal["adamw"] = "adamw"
+    """TRL's."""
+    patience: Literal[0] = 0
+    """All updates are made."""
     learning_rate: float = Field(1e-4, gt=0, lt=1)
     """Reached after the warm-up. For method full some ten times less."""
     updates: PositiveInt = 500

@@ -11,6 +11,7 @@ fine-tuning of a vision-language model that answers in text. The update with the
 calibration part is the result. Ctrl-C ends at once; ``resume`` continues from the last evaluation.
 """
 
+import functools
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -122,18 +123,18 @@ def train_judge(
     parts, findings = split_ratings(config.data, config.dimensions, config.seed)
     target_scale(parts["train"])  # ratings that do not differ cannot be learned by either kind
     console = Console(stderr=True)
+    columns = ["part", "clips", "prompts", "models", "ratings"]
     rows = [
         [
             name,
-            len(part.samples.samples),
+            len(part.mean),
             len({item.prompt for item in part.samples.samples}),
             len(part.samples.models),
             len(part.ratings),
         ]
         for name, part in parts.items()
     ]
-    title, columns = f"judge of {', '.join(config.dimensions)}", "part clips prompts models ratings"
-    console.print(result_table(title, columns.split(), rows))
+    console.print(result_table(f"judge of {', '.join(config.dimensions)}", columns, rows))
     for finding in findings:
         console.print(f"! {finding}", markup=False, highlight=False, soft_wrap=True)
     if dry_run:
@@ -143,7 +144,7 @@ def train_judge(
         yaml = config_to_yaml(config)
         run = stack.enter_context(RunDirectory.create(output_dir, yaml, resume=resume))
         trackers = stack.enter_context(Trackers(run, config.trackers, {"seed": config.seed}))
-        _record_inputs(run, config, parts, kind.base())
+        _record_inputs(run, config, parts, kind.base)
         trained = kind.train(parts, run, trackers, where)
         judge = _export(run, config, kind, parts, trained)
         held = parts["calibration"]
@@ -210,7 +211,7 @@ def _export(
             dimensions=config.dimensions,
             training=TrainingRecord.of(parts),
             provenance={
-                "trained_from": to_plain(kind.base()),
+                "trained_from": to_plain(kind.base),
                 "best_update": trained.best_update - 1,
                 "seed": config.seed,
             },
@@ -240,6 +241,7 @@ class Regression:
         self._source = read_reward_directory(config.base)
         check_kind(self._source)
 
+    @property
     def base(self) -> Mapping[str, Any]:
         """What fixes the model that the training starts from."""
         return self._source.fingerprint()
@@ -266,6 +268,7 @@ class Regression:
             updates=config.updates,
             batch=config.batch_clips,
         ).run(run, trackers, where, Console(stderr=True))
+        head.model.to("cpu")  # the device is needed for the judge as it is written
         # (raw - mean) / std of a reward directory, so that its scores are points.
         normalization = {
             TOKEN_OF[name]: Normalization(mean=-mean / std, std=1 / std)
@@ -273,7 +276,7 @@ class Regression:
         }
         spec = self._source.spec.replace(normalization=normalization)
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        provenance = to_plain({"trained_from": self.base(), "best_update": head.best_update - 1})
+        provenance = to_plain({"trained_from": self.base, "best_update": head.best_update - 1})
         return Trained(
             write=lambda folder: export_reward(
                 head.model, folder, self._source, spec, dtype, provenance
@@ -304,6 +307,7 @@ class FineTuning:
             max_frame_pixels=config.max_frame_pixels,
         )
 
+    @functools.cached_property  # a digest of 16 GB takes a while
     def base(self) -> Mapping[str, Any]:
         """What fixes the model that the training starts from."""
         return {"checkpoint": self._config.base, "sha256": digest(self._folder)}
