@@ -106,7 +106,7 @@ class RatedClips:
 
         ``problem`` says why a caption cannot be used, or None.
         """
-        missing = self.samples.missing_videos()
+        missing = list(self.samples.missing_videos().values())
         if missing:
             raise UserError(
                 "videos of rated samples are missing",
@@ -192,14 +192,17 @@ def _average(
             expected="ratings of samples whose list names caption and video",
         )
     ids = [item.sample for item in usable]
-    scores = table.groupby(["sample", "dimension"])["score"].agg(["mean", "count"]).unstack()
-    scores = scores.reindex(ids)
-    mean, count = (scores[name].reindex(columns=dimensions) for name in ("mean", "count"))
+    mean, count = (
+        table.pivot_table(values="score", index="sample", columns="dimension", aggfunc=how)
+        .reindex(index=ids, columns=list(dimensions))
+        .to_numpy(dtype=np.float64)
+        for how in ("mean", "count")
+    )
     return RatedClips(
         samples=SampleList(samples=tuple(usable), folder=listed.folder),
         dimensions=dimensions,
-        mean=mean.to_numpy(dtype=np.float64),
-        count=count.fillna(0).to_numpy(dtype=np.float64),
+        mean=mean,
+        count=np.nan_to_num(count),
         ratings=table[table["sample"].isin(ids)].reset_index(drop=True),
         findings=findings.all(),
     )

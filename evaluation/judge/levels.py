@@ -113,7 +113,7 @@ def measure_levels(
                     value=value,
                     ci_low=float(low[k]) if several else math.nan,
                     ci_high=float(high[k]) if several else math.nan,
-                    n=int(n),
+                    n=n,
                     models_low=ends[0],
                     models_high=ends[1],
                     reason=_reason(data, level, n) if math.isnan(value) else "",
@@ -144,7 +144,7 @@ def _samples(data: Judged, settings: LevelSettings) -> tuple[list[int], Statisti
         rows = coefficients(data.human, data.judge, counts[:, data.clusters])
         return np.concatenate([rows, accuracies(margins, labels, weights)], axis=1)
 
-    return [n, n, n, n, np.count_nonzero(labels), len(labels)], statistic
+    return [n, n, n, n, int(np.count_nonzero(labels)), len(labels)], statistic
 
 
 def _within_prompts(data: Judged, settings: LevelSettings) -> tuple[list[int], Statistic]:
@@ -177,7 +177,7 @@ def _within_prompts(data: Judged, settings: LevelSettings) -> tuple[list[int], S
         return np.concatenate([means, error[:, None], shares], axis=1)
 
     defined = np.isfinite(table).sum(axis=0).tolist()
-    return [*defined, len(groups), np.count_nonzero(labels), len(labels)], statistic
+    return [*defined, len(groups), int(np.count_nonzero(labels)), len(labels)], statistic
 
 
 def _models(data: Judged, settings: LevelSettings) -> tuple[list[int], Statistic]:
@@ -202,7 +202,7 @@ def _models(data: Judged, settings: LevelSettings) -> tuple[list[int], Statistic
         return rows
 
     human = np.bincount(data.models, weights=data.human) / np.bincount(data.models)
-    decided = np.count_nonzero(pair_labels(human, pairs, settings.model_tie_margin))
+    decided = int(np.count_nonzero(pair_labels(human, pairs, settings.model_tie_margin)))
     return [*[num_models] * 4, decided, pairs.shape[1]], statistic
 
 
