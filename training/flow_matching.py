@@ -224,15 +224,10 @@ class GraphedStep:
 
 
 class BaseTrainer:
-    """Trains a DiT, and optionally its text encoder, on batches of latents and captions.
+    """Trains a DiT and its text model on batches of latents and captions, on the DiT's device.
 
-    Args:
-        dit: the model, on the training device.
-        text: text model trained jointly (its parameters are included), or a frozen callable.
-        empty_ids: token ids [L] of the empty prompt, for caption dropout.
-        empty_mask: mask [L] of the empty prompt.
-        config: hyperparameters.
-        tasks: the task mix.
+    ``text`` maps token ids and mask [B, L] to states; frozen parameters of it stay as they are.
+    ``empty_ids`` and ``empty_mask`` [L] are the empty prompt of caption dropout.
     """
 
     def __init__(

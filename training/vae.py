@@ -128,12 +128,8 @@ def reconstruction_loss(
     The weights of a clip have mean 1: otherwise a clip of pure noise, all of it foreground, would
     count several times as much as a clip with a small sprite.
 
-    Args:
-        output: decoded clip [B, 3, T, H, W] in [-1, 1].
-        target: input clip.
-        foreground_weight: extra weight where the target differs from its frame's median colour.
-        edge_weight: weight of the gradient term.
-        squared_weight: weight of the squared error, with the same foreground weights.
+    Clips are [B, 3, T, H, W] in [-1, 1]. The squared error has the same foreground weights as the
+    L1, 1 + ``foreground_weight`` where the target differs from its frame's median colour.
     """
     weight = 1 + foreground_weight * foreground_mask(target)
     weight = weight / weight.mean(dim=(1, 2, 3, 4), keepdim=True)
@@ -154,11 +150,7 @@ def crop_around_foreground(video: Tensor, side: int, generator: torch.Generator)
 
     Most of a sandbox frame is flat background that teaches nothing after the first minute; a
     convolutional model learns the same from a crop that shows the sprite, in less time.
-
-    Args:
-        video: [B, 3, T, H, W].
-        side: crop height and width, px; frames that are not larger are returned whole.
-        generator: on the video's device.
+    Frames [.., H, W] that are not larger than ``side`` are returned whole.
     """
     b, _, t, h, w = video.shape
     if side >= min(h, w):
@@ -210,10 +202,7 @@ class VAETrainer:
         )
 
     def train(self) -> Iterator[dict[str, float]]:
-        """Run from the current step to the end, yielding a record per step.
-
-        Keys ``stage`` and ``step`` (1 is the first), and ``loss`` every 50 steps.
-        """
+        """Run from the current step to the end; a record per step, every 50th with ``loss``."""
         while self.stage < len(self.config.stage_steps):
             yield from self._train_stage()
             self.stage, self.step = self.stage + 1, 0

@@ -35,17 +35,6 @@ def test_labels_follow_the_closed_form(difference, noise, threshold):
     assert (shares(annotator, difference) - wanted).abs().max() < 4.5 * 0.5 / math.sqrt(DRAWS)
 
 
-def test_noise_has_the_variance_of_a_logistic_variable():
-    # Without ties the chance of A is a distribution function of the difference; its spread, by
-    # summation over a grid, must be noise * pi / sqrt(3).
-    grid = torch.linspace(-4, 4, 8001, dtype=torch.float64)
-    p = Annotator(noise=0.1, tie_threshold=0.0).probabilities(grid)[:, 0]
-    density = p.diff()
-    middle = (grid[1:] + grid[:-1]) / 2
-    deviation = (density * middle.square()).sum().sqrt().item()
-    assert deviation == pytest.approx(0.1 * math.pi / math.sqrt(3), rel=1e-3)
-
-
 def test_labels_are_bradley_terry_with_ties():
     annotator = Annotator(noise=0.05, tie_threshold=0.05 * math.log(5))
     difference = torch.linspace(-0.5, 0.5, 41, dtype=torch.float64)
@@ -84,12 +73,6 @@ def test_the_majority_of_several_raters_counts(difference, raters):
     exact = annotator.probabilities(torch.tensor(difference))
     torch.testing.assert_close(exact.float(), expected, rtol=0, atol=1e-6)
     assert (shares(annotator, difference) - expected).abs().max() < 4.5 * 0.5 / math.sqrt(DRAWS)
-
-
-def test_equal_clips_tie_with_the_chance_of_the_threshold():
-    annotator = Annotator(noise=0.04, tie_threshold=0.06)
-    share = shares(annotator, 0.0, seed=3)[1].item()
-    assert share == pytest.approx(math.tanh(0.06 / (2 * 0.04)), abs=0.015)
 
 
 def test_draws_repeat_by_seed():
