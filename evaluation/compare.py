@@ -30,7 +30,8 @@ from longtake.runtime.files import explained, read_csv, read_jsonl, replacing
 from longtake.runtime.html import MEDIA, Embedder, render_page
 
 FEWEST_PROMPTS = 10
-"""With fewer shared prompts nothing is called higher: 2 ** -9 is the first p that says much."""
+"""With fewer shared prompts nothing is called higher: an interval over 8 prompts holds the true
+difference in 90 % of studies, one over 5 in 84 %, where it promises 95 %."""
 HELD_OUT = "held_out_after"
 _LOG = ("dimension", "model", "prompt", "cluster", "sample", "score")
 _REWARD_TABLE = ("path", "prompt", "fps", "frames", "unscored", "notes", "settings", "digest")
@@ -52,8 +53,8 @@ class ScoreLog:
 def read_score_log(paths: Sequence[Path]) -> ScoreLog:
     """The scores that files and folders hold together.
 
-    A folder is a run of `grpo run`, VBench results, or holds ratings or judge scores with their
-    list of samples (`samples.csv`).
+    A folder is a run of `grpo run`, VBench results, the videos of a study, or holds ratings or judge
+    scores with their `samples.csv`.
     """
     tables: list[pd.DataFrame] = []
     captions: dict[str, str] = {}
@@ -63,7 +64,10 @@ def read_score_log(paths: Sequence[Path]) -> ScoreLog:
     findings = Findings()
     for path in [part for given in paths for part in _parts(given)]:
         if path.is_dir():
-            tables.append(_vbench_scores(path))
+            if any(path.rglob("*.json")):
+                tables.append(_vbench_scores(path))
+            else:
+                listed = read_samples(path)
             continue
         rows = _rows(path)
         columns = set(rows[0]) if rows else set()
@@ -110,10 +114,7 @@ def two_logs(
 ) -> tuple[tuple[ScoreLog, ScoreLog], tuple[str, str]]:
     """The logs of two models, and their names.
 
-    Args:
-        first: a path with the scores of one model, or the name of a model of ``inputs``.
-        second: the same.
-        inputs: files and folders that hold both models.
+    A model is a path with its scores, or the name of a model of ``inputs``, which hold both.
     """
     common = read_score_log(inputs) if inputs else None
     known = () if common is None else tuple(common.table["model"].unique())
@@ -307,17 +308,7 @@ def write_comparison(
     clip_prompts: int = 4,
     clip_bytes: int = 20_000_000,
 ) -> list[Row]:
-    """Compare two logs and write the page: one HTML file, clips inside.
-
-    Args:
-        first: of the one model.
-        second: of the other.
-        names: how the page calls them.
-        page: the file, `.html`.
-        settings: intervals and tests.
-        clip_prompts: prompts whose clips are shown, those that differ most; 0: none.
-        clip_bytes: of all clips in the page.
-    """
+    """Compare two logs and write the page: one HTML file with the clips of a few prompts."""
     rows, findings = compare_logs(first, second, settings)
     clips = _clip_rows((first, second), clip_prompts, Embedder(clip_bytes))
     edge = max(

@@ -50,11 +50,7 @@ def write_report(
 ) -> list[Section]:
     """Write one HTML file about studies, plans of pairs and VBench results.
 
-    Args:
-        inputs: folders; files given by name are one study: a log of ratings and a list of samples.
-        page: the file, `.html`.
-        settings: intervals and tests.
-        title: heading.
+    ``inputs`` are folders; files given by name are one study: logs of ratings, a list of samples.
     """
     files = [path for path in inputs if path.is_file()]
     sections = [_section(path, settings) for path in inputs if not path.is_file()]

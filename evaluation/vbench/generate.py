@@ -35,21 +35,10 @@ def generate_videos(
     rank: int = 0,
     world: int = 1,
 ) -> tuple[list[PlannedVideo], int]:
-    """Make the videos of one process that are not there yet.
+    """Make the videos of process ``rank`` that are not there yet.
 
-    Args:
-        plan: names, texts and seeds.
-        folder: where the files go; it also gets ``generation.json`` with the settings.
-        checkpoint: model directory; None takes checkpoints/tiny.
-        loras: adapter files, applied together.
-        overrides: ``key=value`` of :class:`longtake.core.generation.GenerationConfig`.
-        device: see :func:`longtake.runtime.device.pick_device`; `auto` under a launcher is the
-            GPU of its LOCAL_RANK.
-        rank: number of this process, from 0.
-        world: number of processes.
-
-    Returns:
-        The videos that were made, and how many of this process were there before.
+    ``folder`` also gets ``generation.json`` with the settings, so that two models are not mixed.
+    Returns the videos that were made, and how many of this process were there before.
     """
     config = merge_config(GenerationConfig(), overrides=overrides)
     pending, done = pending_videos(plan, folder, rank, world)

@@ -72,10 +72,8 @@ class SuiteData:
 def read_suite(suite: Suite, source: Path) -> SuiteData:
     """Read and check the prompts of a suite.
 
-    Args:
-        suite: which one.
-        source: the JSON file, a checkout of the public repository (or a folder inside it that
-            holds the package), or a wheel.
+    ``source``: the JSON file, a checkout of the public repository (or a folder inside it that holds
+    the package), or a wheel.
     """
     file, content = _prompt_file(suite, source)
     digest = hashlib.sha256(content).hexdigest()
@@ -299,17 +297,10 @@ def make_plan(
     samples: int | None = None,
     texts: dict[str, str] | None = None,
 ) -> Plan:
-    """Plan the videos of a suite.
+    """Plan the videos of a suite, or of a part of it for trying things out.
 
-    Args:
-        data: the prompts.
-        seed: base of the seeds; the seed of a video depends on it, the prompt and the index only,
-            so parts of a suite and all of it get the same videos.
-        dimensions: only these; empty takes all.
-        prompts_per_dimension: only the first prompts of each dimension; None takes all. Such a
-            plan is for trying things out, its scores are not comparable.
-        samples: at most so many videos per prompt; None takes the suite's numbers.
-        texts: augmented or translated prompts by English prompt.
+    The seed of a video depends on ``seed``, the prompt and the index only, so parts of a suite and
+    all of it get the same videos. ``texts``: augmented or translated prompts by English prompt.
     """
     suite = data.suite
     members = {suite.dimension(name).name for name in dimensions} or set(suite.dimensions)

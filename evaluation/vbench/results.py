@@ -146,11 +146,9 @@ class ResultSet:
 
 
 def read_results(suite: Suite, source: Path) -> ResultSet:
-    """Read every JSON file below a folder, or in a zip; a torn or foreign one becomes a problem.
+    """Read every JSON file below a folder (the public layout, or ours), in a zip, or one file.
 
-    Args:
-        suite: whose dimensions are expected.
-        source: folder at any depth (the public layout, or an output of ours), zip, or one file.
+    A torn or foreign file becomes a problem.
     """
     files = _json_files(source)
     if not files:

@@ -124,13 +124,7 @@ def run_dimensions(
 ) -> RunReport:
     """Score the videos of a plan; started again, it continues with what is not finished.
 
-    Args:
-        plan: the videos.
-        videos: their folder, flat or with a folder for each dimension.
-        upstream: the user's copy of the public code.
-        output_dir: see the head of this file.
-        dimensions: only these; empty takes all of the plan.
-        settings: how.
+    ``videos`` is flat or has a folder for each dimension; no ``dimensions`` takes all of the plan.
     """
     names = planned_dimensions(plan, dimensions)
     files = find_videos(plan, videos)
@@ -326,12 +320,7 @@ class _DimensionRun:
     """Prompts of a call that failed; they are tried one by one."""
 
     def run(self, stop: threading.Event, gpu: str | None = None) -> DimensionResults:
-        """Call the public code until nothing is left, or nothing helps.
-
-        Args:
-            stop: ends the run early; what is finished stays.
-            gpu: the only GPU to use; None hides none.
-        """
+        """Call the public code until nothing is left, nothing helps, or ``stop`` is set."""
         with _only_here(self.work):
             self._give_up_unfit()
             while not self.problem and (rows := self._next_rows()):
@@ -341,7 +330,7 @@ class _DimensionRun:
                 elif stop.is_set():
                     self.problem = "stopped on request"
                 elif outcome["stage"] == "compute":
-                    self._blame(rows, f"{outcome['error']}", log)
+                    self._blame(rows, outcome["error"], log)
                 else:  # no call will come further
                     self.problem = f"{outcome['stage']}: {outcome['error']} (see {log})"
             return self._results()

@@ -115,11 +115,8 @@ def aggregate(
 ) -> Scores:
     """Score a model from its results.
 
-    Args:
-        found: see :func:`longtake.evaluation.vbench.results.read_results`.
-        plan: the videos that should be there; None compares numbers with the official suite.
-        allow_incomplete: give categories and the total also where videos (never dimensions) are
-            missing; the notes say so.
+    ``plan`` says which videos should be there; None compares numbers with the official suite.
+    ``allow_incomplete`` gives totals also where videos (never dimensions) are missing.
     """
     suite = found.suite
     results = planned_results(found, plan)
@@ -247,14 +244,8 @@ def standard_error(
 ) -> tuple[float, float] | None:
     """Standard error of a line and its degrees of freedom; see the head of this file.
 
-    Args:
-        suite: with the formulas.
-        line: a dimension, a category or `Total`.
-        moves: of one model, or of the first minus the second.
-        prompts: number of prompts n_d that count, by dimension.
-
-    Returns:
-        None when one of the line's dimensions has fewer than two prompts.
+    ``moves`` are of one model, or of the first minus the second; ``prompts`` is n_d by dimension.
+    None when one of the line's dimensions has fewer than two prompts.
     """
     shares = suite.shares(line)
     n = np.array([prompts.get(name, 0) for name in shares])
@@ -316,10 +307,8 @@ def rough_errors(suite: Suite, categories: Mapping[str, float]) -> dict[str, flo
     Each dimension counts as a share p of its prompts, with p the score of its category; then
     p (1 - p) / prompts is the variance if all videos of a prompt agree and every result is 0 or 1.
     Graded results and videos that disagree have less; prompts that two dimensions share and videos
-    to which a dimension does not apply add to it.
-
-    Returns:
-        Standard error in [0, 1] by category that is given, and for `Total` when all are.
+    to which a dimension does not apply add to it. By category that is given, and for `Total` when
+    all are.
     """
     variances = {
         d.name: categories[c.name] * (1 - categories[c.name]) / d.prompts
@@ -426,12 +415,6 @@ def compare(
 
     Two sets of results are compared prompt by prompt. Published scores have no results of videos:
     there, a rough standard error stands in, and the comparison says so.
-
-    Args:
-        suite: that both were scored on.
-        first: see :func:`read_side`.
-        second: the same.
-        plan: videos that should have results; see :func:`aggregate`.
     """
     sides = [_Side(suite, side, plan) for side in (first, second)]
     order = (*suite.dimensions, *(c.name for c in suite.categories), "Total")
@@ -479,16 +462,8 @@ def submit(suite: Suite, source: Path, out: Path, plan: Plan | None = None) -> S
 
     The public aggregator looks one level deep only and takes a missing dimension for 0, so results
     in the layout of the public `evaluate.sh` (two levels) get a total of 0. Here they are found at
-    any depth and packed so that it finds them; incomplete ones are refused.
-
-    Args:
-        suite: which leaderboard.
-        source: results at any depth; see :func:`longtake.evaluation.vbench.results.read_results`.
-        out: the zip to write.
-        plan: the videos that must have results; None compares numbers with the official suite.
-
-    Returns:
-        The scores that the leaderboard will compute.
+    any depth and packed so that it finds them; incomplete ones are refused. Returns the scores that
+    the leaderboard will compute.
     """
     found = read_results(suite, source)
     scores = aggregate(found, plan)

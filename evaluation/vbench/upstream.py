@@ -111,9 +111,7 @@ class Upstream:
     def variables(self, gpu: str | None = None, python: Path | None = None) -> dict[str, str]:
         """Variables of a child process: nothing of this Python, offline unless allowed.
 
-        Args:
-            gpu: the only GPU it may see; None hides none.
-            python: the user's interpreter; programs beside it come first.
+        ``gpu``: the only one it may see; None hides none. Programs beside ``python`` come first.
         """
         child = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_"))}
         if python is not None:

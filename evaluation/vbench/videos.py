@@ -155,9 +155,7 @@ def pending_videos(
 def unlike_the_rest(facts: Mapping[str, VideoFacts], fps: float | None = None) -> dict[str, str]:
     """Files whose rate, length or size differs from most, and why; unreadable ones as well.
 
-    Args:
-        facts: by name.
-        fps: the rate that all files should have; None takes the most frequent one.
+    ``fps``: the rate that all files should have; None takes the most frequent one.
     """
     readable = [f for f in facts.values() if not f.problem]
     usual = Counter((f.frames, f.width, f.height) for f in readable).most_common(1)
