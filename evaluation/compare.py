@@ -53,8 +53,8 @@ class ScoreLog:
 def read_score_log(paths: Sequence[Path]) -> ScoreLog:
     """The scores that files and folders hold together.
 
-    A folder is a run of `grpo run`, VBench results, the videos of a study, or holds ratings or judge
-    scores with their `samples.csv`.
+    A folder is a run of `grpo run`, VBench results, the videos of a study, or holds ratings or
+    judge scores with their `samples.csv`.
     """
     tables: list[pd.DataFrame] = []
     captions: dict[str, str] = {}
