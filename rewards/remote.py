@@ -76,7 +76,7 @@ class RemoteFailure(LongtakeError):
 
 
 class _Scorer(BaseModel):
-    """A reward of a server."""
+    """A reward of a server, and below it the answers to GET and POST."""
 
     needs_prompt: bool
     needs_time: bool
@@ -85,15 +85,11 @@ class _Scorer(BaseModel):
 
 
 class _Description(BaseModel):
-    """What a server says about itself."""
-
     rewards: dict[str, _Scorer]
     max_request_bytes: int
 
 
 class _Answer(BaseModel):
-    """Scores of a request, and the digest of the reward that made them."""
-
     scores: list[tuple[float | None, str | None, str]]
     digest: str
 
@@ -126,34 +122,23 @@ class RemoteReward(Reward):
         request has used up its attempts, the clips after it are not sent: each of them would wait
         as long again.
         """
+        room = min(self.config.max_request_bytes, self._limit) - _HEADER_BYTES
+        captions = max(len(json.dumps(prompt)) for prompt in batch.prompts)
+        size = max(1, room // (batch.video[0].nbytes + captions + 8))
         scores: list[Score] = []
         given_up: str | None = None
-        for size in self._request_sizes(batch):
+        for start in range(0, batch.num_samples, size):
+            part = batch.select(range(start, min(start + size, batch.num_samples)))
             if given_up is not None:
-                scores += [Score.unscored(f"not sent after {given_up}")] * size
+                scores += [Score.unscored(f"not sent after {given_up}")] * part.num_samples
                 continue
             try:
-                scores += self._request(batch.select(range(len(scores), len(scores) + size)))
+                scores += self._request(part)
             except RemoteFailure as failure:
                 reason = f"{self._url}: {failure}"
-                scores += [Score.unscored(reason)] * size
+                scores += [Score.unscored(reason)] * part.num_samples
                 given_up = reason if failure.may_pass else None
         return scores
-
-    def _request_sizes(self, batch: VideoBatch) -> list[int]:
-        """Numbers of clips of the requests; at least one clip each."""
-        room = max(1, min(self.config.max_request_bytes, self._limit) - _HEADER_BYTES)
-        clip_bytes = batch.video[0].numel() * batch.video.element_size()
-        sizes: list[int] = []
-        used = room
-        for prompt in batch.prompts:
-            needed = clip_bytes + len(json.dumps(prompt)) + 8
-            if used + needed > room:
-                sizes.append(0)
-                used = 0
-            sizes[-1] += 1
-            used += needed
-        return sizes
 
     def _request(self, batch: VideoBatch) -> list[Score]:
         body = encode_request(self.name, batch)
@@ -165,12 +150,10 @@ class RemoteReward(Reward):
             )
         try:
             answer = _Answer.model_validate_json(self._ask("POST", SCORE_PATH, body))
-        except ValidationError as error:
-            reason = f"unreadable answer: {error.errors()[0]['msg']}"
-            raise RemoteFailure(reason, may_pass=False) from error
-        if len(answer.scores) != batch.num_samples:
-            reason = f"{len(answer.scores)} scores for {batch.num_samples} clips"
-            raise RemoteFailure(f"unreadable answer: {reason}", may_pass=False)
+            if len(answer.scores) != batch.num_samples:
+                raise ValueError(f"{len(answer.scores)} scores for {batch.num_samples} clips")
+        except ValueError as error:  # pydantic's are ValueErrors
+            raise RemoteFailure(f"unreadable answer: {error}", may_pass=False) from error
         if answer.digest != self._scorer.digest:
             raise RemoteFailure(
                 f"the scorer changed during the run (fingerprint {self._scorer.digest[:12]}, now "

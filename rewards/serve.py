@@ -23,9 +23,14 @@ from types import FrameType
 from typing import Any
 
 import torch
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse
 from pydantic import NonNegativeInt, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load
+from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.requests import ClientDisconnect
 
 from longtake.rewards.contract import Reward, Score, VideoBatch, fingerprint_digest
 from longtake.rewards.registry import load_rewards, split_sources
@@ -42,19 +47,6 @@ from longtake.runtime.config import Config
 from longtake.runtime.device import pick_device
 from longtake.runtime.errors import UserError
 from longtake.runtime.files import to_plain
-
-try:
-    import uvicorn
-    from fastapi import FastAPI, HTTPException, Request
-    from fastapi.responses import JSONResponse
-    from starlette.exceptions import HTTPException as AnyHTTPException
-    from starlette.requests import ClientDisconnect
-except ModuleNotFoundError as error:
-    raise UserError(
-        f"serving rewards needs the package {error.name}",
-        received="not installed",
-        remedy="pip install 'longtake[serve]'",
-    ) from error
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +108,7 @@ class ScoringQueue:
                 loop = asyncio.get_running_loop()
                 scores = await loop.run_in_executor(self.worker, self._score, name, batch)
                 self._last_job_s = time.monotonic() - start
+                log.info("%s: %d clips in %.2f s", name, len(scores), self._last_job_s)
                 return name, scores
         finally:
             self._admitted -= 1
@@ -174,6 +167,8 @@ def reward_app(
 
     @app.exception_handler(AnyHTTPException)
     async def refuse(request: Request, error: AnyHTTPException) -> JSONResponse:
+        # No query and no headers: either may hold a secret.
+        log.info("refused %s %s: %d", request.method, request.url.path, error.status_code)
         # Closing a socket with unread bytes resets the connection, and the client would see the
         # reset and not the reason.
         try:
@@ -239,6 +234,7 @@ def serving(
             http="h11",
             lifespan="off",
             log_config=None,
+            access_log=False,
             limit_concurrency=_MAX_CONNECTIONS,
             server_header=False,
         )
@@ -261,38 +257,21 @@ def _listen(config: ServerConfig, *, has_token: bool) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(
             config.host or "0.0.0.0", config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
-        raise UserError(
-            f"the address cannot be resolved: {error}",
-            received=config.host,
-            expected="a host name or an IP address of this machine",
-        ) from error
-    if not has_token and not ipaddress.ip_address(str(address[0]).split("%")[0]).is_loopback:
-        raise UserError(
-            "refusing to serve other machines without a token",
-            received=config.host or "every address",
-            expected="a loopback address, or a token",
-            remedy=f"set {TOKEN_VARIABLE} or pass --token-file",
-        )
-    try:
-        return socket.create_server(address[:2], family=family, backlog=_MAX_CONNECTIONS)
+        if has_token or ipaddress.ip_address(str(address[0]).split("%")[0]).is_loopback:
+            return socket.create_server(address[:2], family=family, backlog=_MAX_CONNECTIONS)
     except OSError as error:
         raise UserError(
             f"cannot listen: {error.strerror or error}",
             received=f"{config.host}:{config.port}",
-            expected="a free port of this machine",
+            expected="a name or address of this machine, and a free port",
             remedy="choose another --port, or --port 0 for any free one",
         ) from error
-
-
-def _without_query(record: logging.LogRecord) -> bool:
-    """Whatever a client writes behind the path may be a secret."""
-    client, method, path, *rest = record.args or ()  # type: ignore[misc]  # uvicorn's five
-    record.args = (client, method, str(path).split("?", 1)[0], *rest)
-    return True
-
-
-logging.getLogger("uvicorn.access").addFilter(_without_query)
+    raise UserError(
+        "refusing to serve other machines without a token",
+        received=config.host or "every address",
+        expected="a loopback address, or a token",
+        remedy=f"set {TOKEN_VARIABLE} or pass --token-file",
+    )
 
 
 def serve(

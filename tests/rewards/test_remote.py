@@ -234,7 +234,7 @@ def test_tokens(caplog, monkeypatch):
         assert httpx.get(f"{url}/v1/health").status_code == 200
         monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
         assert remote(url).score(batch(1))[0].value is not None
-    lines = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith(("uvicorn", "longtake"))]
     assert any("401" in line for line in lines) and not any(TOKEN in line for line in lines)
 
 
@@ -258,7 +258,7 @@ def test_addresses():
     for host in ("0.0.0.0", "", "::"):
         with pytest.raises(UserError, match="without a token"), served(host=host):
             pass
-    with pytest.raises(UserError, match="cannot be resolved"), served(host="no such host"):
+    with pytest.raises(UserError, match="cannot listen"), served(host="no such host"):
         pass
     with served(token=TOKEN, host="0.0.0.0") as url:
         port = urlsplit(url).port
@@ -444,7 +444,7 @@ def test_how_a_server_ends(tmp_path, end):
         if end == "interrupted":
             log += process.stderr.read()
             assert code == 0 and all(score.value is not None for score in results[0])
-            assert TOKEN not in log and '"POST /v1/score HTTP/1.1" 200' in log
+            assert TOKEN not in log and "general: 5 clips in" in log
             assert "Traceback" not in log
         else:
             assert code in (-signal.SIGKILL, -signal.SIGINT)
