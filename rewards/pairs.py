@@ -78,7 +78,7 @@ _Text = Annotated[str, Field(pattern=r"\S")]
 _Word = Annotated[Literal["A", "same", "B", ""], BeforeValidator(str.strip)]
 _Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # pandas writes whole columns with a gap as 93.0, which an int does not read.
-_Count = Annotated[float, Field(gt=0, multiple_of=1, allow_inf_nan=False)]
+_Count = Annotated[int, BeforeValidator(float), Field(gt=0)]
 
 
 class _Row(BaseModel):
@@ -106,8 +106,8 @@ class _Row(BaseModel):
             labels={name: LABEL_OF_WORD[word] for name, word in words.items() if word},
             fps_a=self.fps_A,
             fps_b=self.fps_B,
-            num_frames_a=self.num_frames_A and int(self.num_frames_A),
-            num_frames_b=self.num_frames_B and int(self.num_frames_B),
+            num_frames_a=self.num_frames_A,
+            num_frames_b=self.num_frames_B,
         )
 
 
@@ -126,12 +126,9 @@ def read_pairs(path: Path, min_confidence: float = MIN_CONFIDENCE) -> list[Prefe
             received=str(path),
             expected="a .csv in VideoAlign's columns or a .json in HPSv3's form",
         )
-    if path.suffix == ".csv":
-        table = read_csv(path)
-        needed = _TIMING
-    else:
-        table = _json_table(path)
-        needed = ("confidence",)
+    is_csv = path.suffix == ".csv"
+    table = read_csv(path) if is_csv else _json_table(path)
+    needed: tuple[str, ...] = _TIMING if is_csv else ("confidence",)
     missing = [name for name in needed if name not in table]
     if missing or not any(name in table for name in LABELS):
         raise UserError(

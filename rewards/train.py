@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -53,28 +53,14 @@ _SCHEDULERS = {"constant": "constant_with_warmup", "cosine": "cosine"}  # Traine
 _STATE = "trainer_state.json"  # the last file that Trainer writes into a checkpoint
 
 
-class Objective(Protocol):
-    """What a head is trained for. ``batch`` holds the targets beside the model's inputs."""
-
-    targets: tuple[str, ...]
-    """Names of the entries of a batch that are no inputs of the model."""
-
-    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], step: int) -> Tensor:
-        """Sum over the entries of a batch; ``step`` names the draws of a noisy loss."""
-        ...
-
-    def weight(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """What the sum is divided by, added up over the micro-batches of an update."""
-        ...
-
-    def metrics(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
-        """``loss`` and more, of the whole held-out set."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class PairObjective:
-    """Clips are better or worse than others; batches of ``pair_dataset.collate_pairs``."""
+    """Clips are better or worse than others; batches of ``pair_dataset.collate_pairs``.
+
+    ``targets`` names the entries of a batch that are no inputs of the model. An update divides the
+    sum of ``loss`` over its micro-batches by the sum of ``weight``; ``metrics`` are those of the
+    whole held-out set, ``loss`` among them.
+    """
 
     pair_loss: PairLoss
     dimensions: tuple[str, ...]
@@ -83,7 +69,7 @@ class PairObjective:
     targets = ("labels", "pairs")
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], step: int) -> Tensor:
-        """Sum over the labelled entries [B, n] of head outputs [B, 2, K]."""
+        """Sum over labels [B, n] of head outputs [B, 2, K]; ``step`` names the draws of noise."""
         noise = None
         if self.pair_loss.kind == "uncertainty":
             noise = generator(self.seed, "uncertainty", step, *batch["pairs"].tolist())
@@ -124,6 +110,9 @@ class RatingObjective:
         return {
             "loss": float(self.loss(outputs.double(), batch, 0) / self.weight(batch).clamp(min=1))
         }
+
+
+Objective = PairObjective | RatingObjective
 
 
 class Scorer(nn.Module):
@@ -241,23 +230,21 @@ def load_trained(model: nn.Module, folder: Path) -> None:
     """Fill the trained parameters from a checkpoint, which holds them all and no others."""
     state = trained_state(model)
     missing = set(state)
+    strange = []
     for path in shard_paths(folder, TRAINED_STEM):
         for name, tensor in iter_tensors(path):
-            if name not in missing or tensor.shape != state[name].shape:
-                raise CheckpointError(
-                    "the checkpoint does not fit what is trained",
-                    received=f"{name} {tuple(tensor.shape)} in {folder}",
-                    expected="the parameters of the same configuration",
-                    remedy="resume with the configuration of the run",
-                )
-            state[name].copy_(tensor)
-            missing.remove(name)
-    if missing:
+            if name in missing and tensor.shape == state[name].shape:
+                state[name].copy_(tensor)
+                missing.remove(name)
+            else:
+                strange.append(f"{name} {tuple(tensor.shape)}")
+    if missing or strange:
         raise CheckpointError(
-            "the checkpoint does not hold all that is trained",
-            received=f"{len(missing)} missing in {folder}, for example {min(missing)}",
-            expected=f"{len(state)} parameters",
-            remedy="resume from an earlier checkpoint",
+            "the checkpoint does not fit what is trained",
+            received=f"{folder}: {len(missing)} missing, {len(strange)} strange, for example "
+            + min([*strange, *missing]),
+            expected=f"{len(state)} parameters of the same configuration",
+            remedy="resume with the configuration of the run, or from an earlier checkpoint",
         )
 
 
@@ -307,20 +294,19 @@ class MuonWithAdamW(torch.optim.Optimizer):
         hidden = [p.ndim == 2 and not any(part in name for part in other) for name, p in named]
         matrices = [p for (_, p), is_hidden in zip(named, hidden, strict=True) if is_hidden]
         rest = [p for (_, p), is_hidden in zip(named, hidden, strict=True) if not is_hidden]
-        settings = {"lr": learning_rate, "weight_decay": weight_decay}
         self._parts = [
-            torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **settings),
-            torch.optim.AdamW(rest, **settings),
+            torch.optim.Muon(matrices, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, learning_rate, weight_decay=weight_decay),
         ]
-        super().__init__([p for _, p in named], settings)
+        super().__init__([p for _, p in named], {"lr": learning_rate})
         # The groups of both: a schedule that sets their rates sets the parts'.
         self.param_groups = [group for part in self._parts for group in part.param_groups]
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # Trainer gives none
         """One step of both."""
         for part in self._parts:
-            part.step(closure)
+            part.step()
 
     def state_dict(self) -> dict[str, Any]:
         """States of both."""

@@ -31,7 +31,7 @@ class LoraSettings(Config):
     """VideoAlign: 64."""
     alpha: PositiveFloat = 128.0
     """The update is scaled by alpha / rank. VideoAlign: 128."""
-    dropout: float = Field(0.05, ge=0, lt=1)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
     """Share of the inputs dropped in training. VideoAlign: 0.05."""
 
 
@@ -54,7 +54,7 @@ class HeadTrainingConfig(Config):
     """Reached after the warm-up. VideoAlign and HPSv3: 2e-6 for everything."""
     schedule: Schedule = "constant"
     """The rate after the warm-up; cosine falls to 0 at the last update. Both papers: constant."""
-    warmup_share: float = Field(0.05, ge=0, lt=1)
+    warmup_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the updates in which the rate rises linearly. Both papers: 0.05."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled."""
@@ -99,9 +99,9 @@ class PairDataConfig(Config):
     """Folder that the paths in the files are relative to; null is the folder of the file."""
     validation: str | None = None
     """File of validation pairs; null splits ``train`` by prompt."""
-    validation_share: float = Field(0.1, gt=0, lt=1)
+    validation_share: float = Field(default=0.1, gt=0, lt=1)
     """Expected share of the prompts that validate, when ``validation`` is null."""
-    min_confidence: float = Field(0.95, ge=0, le=1)
+    min_confidence: float = Field(default=0.95, ge=0, le=1)
     """Pairs of a .json file below it are dropped. HPSv3: 0.95."""
     frames_per_clip: PositiveInt = 4
     """Frames of a clip that an image reward (HPSv3) is trained on; each is a pair of its own, and
@@ -126,7 +126,7 @@ class RewardTrainingConfig(HeadTrainingConfig):
     base's. Recorded in the result; scoring refuses another one."""
     loss: LossKind | None = None
     """Null takes the published one of the head (ties for VideoAlign's, uncertainty for HPSv3's)."""
-    tie_factor: float = Field(5.0, gt=1)
+    tie_factor: float = Field(default=5.0, gt=1)
     """k of bradley_terry_ties. VideoAlign: 5."""
     uncertainty_draws: PositiveInt = 1000
     """Draws per pair of the uncertainty loss. HPSv3: 1000."""

@@ -158,7 +158,7 @@ def train_reward(
         }
         reward = _export(run, config, source, _normalized(plan.spec, scores), head)
         run.write_json("summary.json", summary)
-    rows = [[name, value] for name, value in head.metrics.items()]
+    rows: list[tuple[str, float]] = list(head.metrics.items())
     console.print(result_table(f"validation of {reward}", ["metric", "value"], rows))
     return reward
 

@@ -62,7 +62,7 @@ def checked_rows(table: pd.DataFrame, model: type[Row], path: Path) -> list[Row]
         return TypeAdapter(list[model]).validate_python(rows.to_dict("records"))  # type: ignore[valid-type]
     except ValidationError as error:
         problems = [
-            f"row {table.index[row]}: {name} is {problem['input']!r}, {problem['msg']}"
+            f"row {table.index[int(row)]}: {name} is {problem['input']!r}, {problem['msg']}"
             for problem in error.errors()
             for row, name in [problem["loc"][:2]]
         ]
