@@ -17,9 +17,8 @@ from pydantic import BaseModel, BeforeValidator, Field
 from longtake.rewards.model_inputs import prompt_key
 from longtake.rewards.spec import DIMENSIONS
 from longtake.runtime.errors import UserError
-from longtake.runtime.files import replacing
+from longtake.runtime.files import checked_rows, read_csv, write_csv
 from longtake.runtime.rng import derive_key
-from longtake.runtime.tables import checked_rows, read_csv
 
 A_WINS, TIE, B_WINS = 1, 0, -1
 UNLABELLED = -100
@@ -75,7 +74,7 @@ class PreferencePair:
 
 
 _Text = Annotated[str, Field(pattern=r"\S")]
-_Word = Annotated[Literal["A", "same", "B", ""], BeforeValidator(str.strip)]
+_Word = Literal["A", "same", "B", ""]
 _Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # pandas writes whole columns with a gap as 93.0, which an int does not read.
 _Count = Annotated[int, BeforeValidator(float), Field(gt=0)]
@@ -127,7 +126,7 @@ def read_pairs(path: Path, min_confidence: float = MIN_CONFIDENCE) -> list[Prefe
             expected="a .csv in VideoAlign's columns or a .json in HPSv3's form",
         )
     is_csv = path.suffix == ".csv"
-    table = read_csv(path) if is_csv else _json_table(path)
+    table = read_csv(path, ()) if is_csv else _json_table(path)
     needed: tuple[str, ...] = _TIMING if is_csv else ("confidence",)
     missing = [name for name in needed if name not in table]
     if missing or not any(name in table for name in LABELS):
@@ -156,10 +155,7 @@ def write_pairs(pairs: Sequence[PreferencePair], path: Path) -> Path:
         + [WORD_OF_LABEL[p.label(name)] for name in dimensions]
         for p in pairs
     ]
-    table = pd.DataFrame(rows, columns=[*_FILES, *_TIMING, *dimensions])
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False)
-    return path
+    return write_csv(path, pd.DataFrame(rows, columns=[*_FILES, *_TIMING, *dimensions]))
 
 
 def _json_table(path: Path) -> pd.DataFrame:

@@ -11,8 +11,7 @@ import pandas as pd
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from longtake.runtime.errors import UserError
-from longtake.runtime.files import read_jsonl, replacing, write_jsonl
-from longtake.runtime.tables import checked_rows, read_csv
+from longtake.runtime.files import checked_rows, read_csv, read_jsonl, write_csv, write_jsonl
 
 VIDEO_SUFFIXES = frozenset(
     (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
@@ -50,7 +49,7 @@ class _Listed(BaseModel):
     prompt: str = ""
     fps: Annotated[
         Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
-        BeforeValidator(lambda cell: cell.strip() or None),
+        BeforeValidator(lambda cell: cell or None),
     ] = None
 
 
@@ -69,7 +68,7 @@ def find_inputs(source: Path, prompt: str = "", fps: float | None = None) -> lis
     if source.is_dir():
         return _from_folder(source, prompt.strip(), fps)
     if source.suffix.lower() == ".csv":
-        rows = checked_rows(read_csv(source), _Listed, source)
+        rows = checked_rows(read_csv(source, ()), _Listed, source)
         if not rows:
             raise UserError("the CSV has no rows", received=str(source), expected="one per video")
         return [_input(source.parent, row.path.strip(), row, prompt, fps) for row in rows]
@@ -97,7 +96,7 @@ def _from_folder(folder: Path, prompt: str, fps: float | None) -> list[ScoreInpu
         )
     listed = {}
     if (folder / CAPTIONS).is_file():
-        rows = checked_rows(read_csv(folder / CAPTIONS), _Listed, folder / CAPTIONS)
+        rows = checked_rows(read_csv(folder / CAPTIONS, ()), _Listed, folder / CAPTIONS)
         listed = {row.path.strip(): row for row in rows}
         if absent := sorted(set(listed) - set(names)):
             raise UserError(
@@ -199,32 +198,22 @@ def read_table(path: Path, names: Sequence[str]) -> list[ScoreRow]:
 def write_table(path: Path, names: Sequence[str], rows: Sequence[ScoreRow]) -> None:
     """Write the whole table; the file is the old one or the new one, also after a kill."""
     records = [row.model_dump() for row in rows]
-    try:
-        if path.suffix.lower() == ".jsonl":
-            write_jsonl(path, records)
-            return
-        cells = [
-            [
-                *(record[name] for name in _BEFORE),
-                *(record["scores"][name] for name in names),
-                _text(record["unscored"]),
-                _text(list(record["notes"])),
-                record["settings"],
-                record["digest"],
-            ]
-            for record in records
+    if path.suffix.lower() == ".jsonl":
+        write_jsonl(path, records)
+        return
+    cells = [
+        [
+            *(record[name] for name in _BEFORE),
+            *(record["scores"][name] for name in names),
+            _text(record["unscored"]),
+            _text(list(record["notes"])),
+            record["settings"],
+            record["digest"],
         ]
-        with replacing(path) as temporary:
-            # As objects: pandas would write whole numbers beside a gap as 17.0.
-            table = pd.DataFrame(cells, columns=[*_BEFORE, *names, *_AFTER], dtype=object)
-            table.to_csv(temporary, index=False)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the scores: {error.strerror or error}",
-            received=str(path),
-            expected="a writable folder with free space",
-            remedy="mend it and run the same command again: scored rows are kept",
-        ) from error
+        for record in records
+    ]
+    # As objects: pandas would write whole numbers beside a gap as 17.0.
+    write_csv(path, pd.DataFrame(cells, columns=[*_BEFORE, *names, *_AFTER], dtype=object))
 
 
 def _text(value: Any) -> str:
@@ -232,7 +221,7 @@ def _text(value: Any) -> str:
 
 
 def _csv_records(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    table = read_csv(path)
+    table = read_csv(path, ())
     if list(table.columns) != [*_BEFORE, *names, *_AFTER]:
         raise ValueError(f"its columns are {', '.join(table.columns)}")
     return [

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError
 
@@ -19,7 +19,11 @@ from longtake.runtime.errors import RunDirectoryError, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pydantic import BaseModel
 
+Row = TypeVar("Row", bound="BaseModel")
+MAX_PROBLEMS = 5
+"""Wrong values of a table that a message lists."""
 TEMPORARY = ".tmp-"
 """Prefix of what a kill may leave behind; a run directory sweeps it when it is next opened."""
 
@@ -282,6 +286,39 @@ def read_csv(path: Path, required: Sequence[str]) -> "pd.DataFrame":
         )
     rows = cells.iloc[1:].set_axis(columns, axis=1).set_axis(cells.index[1:] + 1, axis=0)
     return rows[(rows != "").any(axis=1)]
+
+
+def checked_rows(table: "pd.DataFrame", model: type[Row], path: Path) -> list[Row]:
+    """Rows of a table of texts as ``model``, which leaves other columns aside.
+
+    Columns that the model requires must be there. All problems are told at once, by row.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    fields = model.model_fields
+    missing = [name for name, field in fields.items() if field.is_required() and name not in table]
+    if missing:
+        raise UserError(
+            "columns are missing",
+            received=f"{path} with {', '.join(map(str, table.columns))}",
+            expected=", ".join(fields),
+            remedy=f"add {', '.join(missing)}",
+        )
+    records = table[[name for name in fields if name in table]].to_dict("records")
+    try:
+        return TypeAdapter(list[model]).validate_python(records)  # type: ignore[valid-type]
+    except ValidationError as error:
+        problems = [
+            f"row {table.index[int(row)]}: {name} is {problem['input']!r}, {problem['msg']}"
+            for problem in error.errors()
+            for row, name in [problem["loc"][:2]]
+        ]
+        more = len(problems) - MAX_PROBLEMS
+        raise UserError(
+            f"values in {path.name} cannot be used",
+            received="; ".join(problems[:MAX_PROBLEMS] + [f"{more} more"] * (more > 0)),
+            remedy="correct or remove these rows",
+        ) from error
 
 
 def write_csv(path: Path, table: "pd.DataFrame") -> Path:
