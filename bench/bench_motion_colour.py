@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from longtake.core.video import read_video
-from longtake.evaluation.colour_sensitivity import colour_sensitivity
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.registry import load_rewards
 from longtake.runtime.files import replacing, to_plain
 from longtake.runtime.provenance import collect
+from longtake.sandbox.colour_sensitivity import colour_sensitivity
 from longtake.sandbox.recipes.heads import (
     TinyHeadsConfig,
     measure,

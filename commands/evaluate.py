@@ -255,7 +255,7 @@ def mos_simulate(
     Example: python cli.py eval mos simulate --output-dir study --model A=3.6 --model B=3.3
     """
     from longtake.evaluation.dimensions import dimension_names
-    from longtake.evaluation.simulate import (
+    from longtake.sandbox.raters import (
         SimulatedStudy,
         parse_qualities,
         rater_pool,

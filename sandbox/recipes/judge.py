@@ -34,7 +34,6 @@ from longtake.evaluation.judge.levels import LevelSettings
 from longtake.evaluation.judge.score import score_samples
 from longtake.evaluation.judge.train import JUDGE_FOLDER, train_judge
 from longtake.evaluation.ratings import SampleList, read_samples
-from longtake.evaluation.simulate import SimulatedRater
 from longtake.evaluation.tables import write_result
 from longtake.rewards.directory import read_reward_directory, write_in_bfloat16
 from longtake.rewards.model_inputs import PromptTemplate
@@ -48,6 +47,7 @@ from longtake.runtime.run_directory import RunDirectory
 from longtake.runtime.statistics import check_resampling
 from longtake.sandbox.facts import Split
 from longtake.sandbox.preferences import preference_prompts
+from longtake.sandbox.raters import SimulatedRater
 from longtake.sandbox.recipes.captions import CaptionConfig, captioned_base
 from longtake.sandbox.recipes.ratings import (
     RATINGS,

@@ -16,7 +16,6 @@ from longtake.core.video import write_mp4
 from longtake.evaluation.dimensions import SCALE
 from longtake.evaluation.protocol import ProtocolConfig
 from longtake.evaluation.ratings import Rating, Sample, append_ratings, write_samples
-from longtake.evaluation.simulate import SimulatedRater
 from longtake.runtime.files import write_text
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.rng import derive_key
@@ -31,6 +30,7 @@ from longtake.sandbox.preferences import (
     preference_prompts,
     run_jobs,
 )
+from longtake.sandbox.raters import SimulatedRater
 from longtake.sandbox.recipes.samples import QUALITIES
 
 ORACLE_OF = {"text_alignment": "alignment", "visual_quality": "visual", "motion_quality": "motion"}

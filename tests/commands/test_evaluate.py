@@ -24,7 +24,7 @@ from longtake.evaluation.ratings import (
     read_ratings,
     write_samples,
 )
-from longtake.evaluation.simulate import SimulatedStudy, rater_pool, simulate_answers
+from longtake.sandbox.raters import SimulatedStudy, rater_pool, simulate_answers
 
 app = typer.Typer(cls=Commands)
 app.add_typer(commands.evaluate, name="eval")

@@ -14,8 +14,8 @@ from longtake.evaluation.dimensions import TASKS
 from longtake.evaluation.figures import write_gsb_figure, write_mos_figure
 from longtake.evaluation.gsb import GsbResult
 from longtake.evaluation.mos import MosSettings, aggregate_mos
-from longtake.evaluation.simulate import SimulatedStudy, rater_pool, simulate_ratings
 from longtake.runtime.errors import UserError
+from longtake.sandbox.raters import SimulatedStudy, rater_pool, simulate_ratings
 
 BLUE, RED, GREEN, PURPLE = (
     (0x2A, 0x6F, 0xB0),

@@ -11,15 +11,15 @@ from longtake.evaluation.comparison import ComparisonSettings
 from longtake.evaluation.mos import MosSettings, aggregate_mos, video_scores
 from longtake.evaluation.mos_merge import MergeWeights, check_judge, merge_scores
 from longtake.evaluation.ratings import Rating, SampleList
-from longtake.evaluation.simulate import (
+from longtake.runtime.errors import ConfigError, UserError
+from longtake.runtime.files import to_plain
+from longtake.sandbox.raters import (
     SimulatedRater,
     SimulatedStudy,
     rater_pool,
     simulate_ratings,
     simulated_samples,
 )
-from longtake.runtime.errors import ConfigError, UserError
-from longtake.runtime.files import to_plain
 
 DIMENSIONS = ("overall", "motion_quality")
 

@@ -14,16 +14,16 @@ from longtake.evaluation.gsb_plan import plan_pairs, write_plan
 from longtake.evaluation.mos import MosSettings, mos_from_files, mos_tables
 from longtake.evaluation.ratings import SampleList, append_ratings
 from longtake.evaluation.report import write_report
-from longtake.evaluation.simulate import (
+from longtake.evaluation.vbench.results import parse_dimension, write_results
+from longtake.evaluation.vbench.suites import VBENCH2
+from longtake.runtime.errors import UserError
+from longtake.sandbox.raters import (
     SimulatedStudy,
     rater_pool,
     simulate_answers,
     simulated_samples,
     write_study,
 )
-from longtake.evaluation.vbench.results import parse_dimension, write_results
-from longtake.evaluation.vbench.suites import VBENCH2
-from longtake.runtime.errors import UserError
 
 SETTINGS = ComparisonSettings(resamples=400)
 DIMENSIONS = ("text_alignment", "overall")

@@ -12,9 +12,9 @@ from longtake.evaluation.judge.calibration import Calibration, Curve
 from longtake.evaluation.judge.data import TrainingRecord
 from longtake.evaluation.judge.directory import read_judge, set_calibration, write_judge
 from longtake.evaluation.ratings import read_ratings, read_samples
-from longtake.evaluation.simulate import SimulatedRater
 from longtake.runtime.errors import CheckpointError, ConfigError, RunDirectoryError, UserError
 from longtake.sandbox.preferences import Candidate
+from longtake.sandbox.raters import SimulatedRater
 from longtake.sandbox.recipes import judge as judge_recipe
 from longtake.sandbox.recipes.judge import PARTS, summary_rows, train_tiny_judge
 from longtake.sandbox.recipes.ratings import ORACLE_OF, RatingConfig, rate_clip

@@ -13,7 +13,8 @@ from longtake.evaluation.gsb_plan import plan_pairs
 from longtake.evaluation.mos import MosSettings, aggregate_mos
 from longtake.evaluation.protocol import ProtocolConfig
 from longtake.evaluation.ratings import SampleList, read_ratings, read_samples
-from longtake.evaluation.simulate import (
+from longtake.runtime.errors import UserError
+from longtake.sandbox.raters import (
     SimulatedRater,
     SimulatedStudy,
     latent_quality,
@@ -24,7 +25,6 @@ from longtake.evaluation.simulate import (
     simulated_samples,
     write_study,
 )
-from longtake.runtime.errors import UserError
 
 
 def make(raters=None, quality=(3.6, 3.0), **fields):
