@@ -119,7 +119,10 @@ def generate_to_file(
             remedy="give only one of --image and --video",
         )
     first_frame = None if image is None else read_video(image, max_frames=1)[0][0]
-    clip = None if video is None else read_video(video)[0][-config.num_condition_frames :]
+    clip = None
+    if video is not None:
+        # A copy: where the frames lay in a longer clip must leave no trace, not even in rounding.
+        clip = read_video(video)[0][-config.num_condition_frames :].clone()
     model = load_model(config, checkpoint, loras, device)
     sample_to_file(model, prompt, out, config, seed=seed, image=first_frame, video=clip)
     return GeneratedClip(

@@ -53,8 +53,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sample(checkpoint: Path, out: Path, **options: object) -> torch.Tensor:
     arguments = {"checkpoint": checkpoint, "overrides": SMALL, "device": "cpu", **options}
-    generate_to_file("a red circle", out, **arguments)  # type: ignore[arg-type]
+    written = generate_to_file("a red circle", out, **arguments)  # type: ignore[arg-type]
+    assert written.path == out and written.unknown_words == []
     video, fps = read_video(out)
+    assert video.shape == (written.num_frames, 3, written.height, written.width)
     assert fps == 8
     return video.float()
 
@@ -79,14 +81,28 @@ def test_a_condition_changes_the_video(checkpoint: Path, tmp_path: Path) -> None
 def test_continuation_sees_the_last_frames_only(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    end = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
-    results = []
+    end = torch.randint(256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    end, seen, results = end.to(torch.uint8), [], []
+    encode = VideoVAE.encode
+    monkeypatch.setattr(VideoVAE, "encode", lambda vae, x: seen.append(x) or encode(vae, x))
     for start in (torch.zeros(3, 3, 32, 32), torch.full((7, 3, 32, 32), 255)):
         clip = torch.cat((start.to(torch.uint8), end))
         # Not through a file: compression would let the beginning leak into the end.
         monkeypatch.setattr(generation, "read_video", lambda *_, clip=clip, **__: (clip, 8.0))
         results.append(sample(checkpoint, tmp_path / "v.mp4", video=Path("clip.mp4")))
+    for condition in seen:  # nothing else of the clip reaches the model, nor a view into it
+        assert torch.equal(condition[0], end)
+        assert condition.untyped_storage().nbytes() == end.nbytes
     assert torch.equal(*results)
+
+
+def test_words_that_the_encoder_never_saw_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    overrides = [*SMALL, "num_steps=1", "num_frames=1"]
+    prompt = "A red dog, a red circle; 2 photographs"
+    clip = generate_to_file(
+        prompt, tmp_path / "x.mp4", checkpoint=checkpoint, overrides=overrides, device="cpu"
+    )
+    assert clip.unknown_words == ["dog", "photographs"]
 
 
 def test_loras_are_applied(checkpoint: Path, tmp_path: Path) -> None:
