@@ -189,8 +189,8 @@ def alternating_projection(
         weight = (1.0 / (inconsistency**2 + _VARIANCE_FLOOR))[raters]
         unbiased = scores - (mean - mean.mean())[raters]
         before = quality
-        quality = np.bincount(samples, weights=weight * unbiased)
-        quality = quality / np.bincount(samples, weights=weight)
+        weighted = np.bincount(samples, weights=weight * unbiased)
+        quality = np.asarray(weighted / np.bincount(samples, weights=weight), dtype=np.float64)
         deviation = scores - quality[samples]
         converged = bool(np.linalg.norm(quality - before) < _TOLERANCE)
         if converged:

@@ -128,8 +128,9 @@ class _Cells:
         """Sums and counts [size, K] of the scores of each group and column."""
         cell = group * self.num_columns + self.column
         shape = (size, self.num_columns)
-        sums = np.bincount(cell, weights=self.score, minlength=shape[0] * shape[1])
-        counts = np.bincount(cell, minlength=shape[0] * shape[1]).astype(np.float64)
+        cells = shape[0] * shape[1]
+        sums = np.bincount(cell, weights=self.score, minlength=cells).astype(np.float64)
+        counts = np.bincount(cell, minlength=cells).astype(np.float64)
         return sums.reshape(shape), counts.reshape(shape)
 
 

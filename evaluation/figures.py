@@ -5,6 +5,7 @@ Figures are objects with their own canvas, so a notebook that imports this keeps
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,7 +62,7 @@ def write_mos_figure(result: MosResult, path: Path, title: str = "MOS") -> Path:
 
     The axis spans the whole scale, so that the height of a bar is the score.
     """
-    cells = result.means.set_index(["dimension", "model"])
+    cells = {(c.dimension, c.model): c for c in rows_of(result.means)}
     rated = result.means[result.means["n_samples"] > 0]
     dimensions = [d for d in result.settings.dimensions if d in set(rated["dimension"])]
     panel = 0.5 + 0.52 * len(result.models)
@@ -88,15 +89,16 @@ def write_mos_figure(result: MosResult, path: Path, title: str = "MOS") -> Path:
         axes.set_xticks([])
         axes.set_xlim(-0.6, len(result.models) - 0.4)
         for x, model in enumerate(result.models):
-            mean, low, high = cells.loc[(dimension, model), ["mean", "ci_low", "ci_high"]]
-            text = {"ha": "center", "va": "bottom", "color": INK, "fontsize": 8}
-            if math.isnan(mean):
+            cell = cells[dimension, model]
+            text: dict[str, Any] = {"ha": "center", "va": "bottom", "color": INK, "fontsize": 8}
+            if math.isnan(cell.mean):
                 axes.text(x, SCALE[0] + 0.06, "no rating", rotation=90, **text)
                 continue
             colour = SERIES[x % len(SERIES)]
-            axes.bar(x, mean - SCALE[0], bottom=SCALE[0], width=0.74, color=colour)
-            axes.plot([x, x], [low, high], color=INK, linewidth=1.3)
-            axes.text(x, np.nanmax([mean, high]) + 0.06, f"{mean:.2f}", **text)
+            axes.bar(x, cell.mean - SCALE[0], bottom=SCALE[0], width=0.74, color=colour)
+            axes.plot([x, x], [cell.ci_low, cell.ci_high], color=INK, linewidth=1.3)
+            top = np.nanmax([cell.mean, cell.ci_high])
+            axes.text(x, top + 0.06, f"{cell.mean:.2f}", **text)
     patches = [Patch(color=SERIES[i % len(SERIES)]) for i in range(len(result.models))]
     figure.legend(
         patches,
@@ -160,8 +162,8 @@ def _gsb_bars(axes: Axes, block: pd.DataFrame) -> None:
             share = count / total
             axes.barh(y, share, left=start, height=0.72, color=colour)
             if share > 0.05:
-                text = {"ha": "center", "va": "center", "fontsize": 8, "color": ink}
-                axes.text(start + share / 2, y, str(count), **text)
+                middle = start + share / 2
+                axes.text(middle, y, str(count), ha="center", va="center", fontsize=8, color=ink)
             start += share
         colour = FAINT
         if item.different:
@@ -169,5 +171,12 @@ def _gsb_bars(axes: Axes, block: pd.DataFrame) -> None:
         interval = "no interval"
         if not math.isnan(item.net_low):
             interval = f"[{item.net_low:+.1%}, {item.net_high:+.1%}]"
-        side = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8}
-        axes.text(1.02, y, f"{item.net:+.1%}  {interval}  n={total}", color=colour, **side)
+        axes.text(
+            1.02,
+            y,
+            f"{item.net:+.1%}  {interval}  n={total}",
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=8,
+            color=colour,
+        )

@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -143,9 +143,10 @@ def read_samples(path: Path) -> SampleList:
     if path.is_dir():
         return _samples_of_folder(path)
     if path.suffix.lower() == ".csv":
-        rows = read_csv(path, ("sample", "model", "prompt")).to_dict("index")
+        sheet = read_csv(path, ("sample", "model", "prompt"))
+        rows = dict(zip(sheet.index.tolist(), sheet.to_dict("records"), strict=True))
     elif path.suffix.lower() == ".jsonl":
-        rows = dict(enumerate(read_jsonl(path), start=1))
+        rows = dict(enumerate(cast(list[dict[Hashable, Any]], read_jsonl(path)), start=1))
     else:
         raise UserError(
             "the list of samples has an unknown format",

@@ -235,8 +235,8 @@ def digest(path: Path) -> str:
     (locks, caches) do not count.
     """
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
     if not path.is_dir():
         raise FileNotFoundError(f"no file or directory to take a digest of: {path}")
     total = hashlib.sha256()
@@ -285,7 +285,8 @@ def read_csv(path: Path, required: Sequence[str]) -> "pd.DataFrame":
             expected=f"a header with {', '.join(required)}",
         )
     rows = cells.iloc[1:].set_axis(columns, axis=1).set_axis(cells.index[1:] + 1, axis=0)
-    return rows[(rows != "").any(axis=1)]
+    filled: pd.DataFrame = rows[(rows != "").any(axis=1)]
+    return filled
 
 
 def checked_rows(table: "pd.DataFrame", model: type[Row], path: Path) -> list[Row]:

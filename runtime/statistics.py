@@ -68,8 +68,8 @@ def resampled(
     def of_draws(*draws: IntArray, axis: int) -> FloatArray:
         rows = np.concatenate(draws, axis=axis)  # [b, C - alone]: scipy draws numbers of clusters
         shift = num_clusters * np.arange(len(rows))[:, None]
-        counts = np.bincount((rows + shift).ravel(), minlength=len(rows) * num_clusters)
-        counts = counts.reshape(len(rows), num_clusters).astype(np.float64)
+        drawn = np.bincount((rows + shift).ravel(), minlength=len(rows) * num_clusters)
+        counts: FloatArray = drawn.reshape(len(rows), num_clusters).astype(np.float64)
         counts[:, alone] = 1.0
         return np.moveaxis(statistic(counts), 0, -1)
 
