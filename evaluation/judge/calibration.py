@@ -155,15 +155,10 @@ def fit_curve(
     weights: FloatArray,
     name: str = "the judge",
 ) -> Curve:
-    """Fit one dimension.
+    """Fit n raw scores to n mean ratings.
 
-    Args:
-        scores: [n] raw scores of the judge, finite.
-        ratings: [n] mean ratings.
-        prompts: [n] number of the prompt of each video.
-        settings: method and limits.
-        weights: [n] number of ratings behind each mean.
-        name: of the dimension, for errors.
+    ``prompts`` [n] numbers the prompts, ``weights`` [n] are the ratings behind each mean, ``name``
+    stands in errors.
     """
     n_prompts = len(np.unique(prompts))
     if len(scores) < settings.min_points or n_prompts < settings.min_prompts:

@@ -176,15 +176,8 @@ def report_card_from_files(
 ) -> ReportCard:
     """Read the records of a study and make the report card.
 
-    Args:
-        ratings: logs or sheets, or one CSV of clips without ``samples``.
-        samples: the list of samples.
-        scores: log of the judge.
-        controls: log of the controls.
-        judge: its directory, for the leakage check.
-        judge_name: which judge of the log.
-        dimensions: which are reported.
-        settings: pairs and intervals.
+    ``ratings`` and ``samples`` are those of :func:`read_rated_clips`, ``scores`` and ``controls``
+    the logs of the judge, ``judge`` its directory, for the leakage check.
     """
     training = None
     if judge is not None:

@@ -175,18 +175,9 @@ def score_samples(
 ) -> dict[str, RescoreReport]:
     """Score a list of samples, and again under each control; what a log has is kept.
 
-    Args:
-        samples: with captions and videos.
-        judge: the directory.
-        folder: gets ``scores.jsonl`` and, with controls, ``controls.jsonl``.
-        device: of the model.
-        calibrated: scores on the raters' scale.
-        controls: names of :data:`longtake.evaluation.judge.card.CONTROLS`.
-        seed: of the shuffled captions.
-        on_progress: called with the name of the pass and the number of finished samples.
-
-    Returns:
-        "scores" and the controls -> what was done.
+    ``folder`` gets ``scores.jsonl`` and, with controls, ``controls.jsonl``; ``seed`` names the
+    shuffled captions. ``on_progress`` is called with the name of the pass, "scores" or a control,
+    and the number of finished samples. Returns what was done in each pass.
     """
     unknown = sorted(set(controls) - set(CONTROLS))
     if unknown:
