@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from longtake.evaluation.checks import CheckSettings, check_ratings
 from longtake.evaluation.comparison import ComparisonSettings, compare_models
@@ -71,6 +72,7 @@ def read_score_log(paths: Sequence[Path]) -> ScoreLog:
             continue
         rows = _rows(path)
         columns = set(rows[0]) if rows else set()
+        # Two runs number their prompts apart, so prompts meet by their text.
         if path.stem == HELD_OUT:
             tables.append(_long(rows, path.parent.name, ("metrics", "rewards")))
             shown = [row["prompt"] for row in rows if row["sample"] == 0]  # in the order of clips
@@ -209,6 +211,7 @@ def _rated(paths: Sequence[Path], listed: SampleList | None) -> tuple[pd.DataFra
     ratings, irregular = read_ratings(paths)
     dimensions = tuple(dict.fromkeys(rating.dimension for rating in ratings))
     people = CheckSettings(dimensions=dimensions)
+    # A judge may have a scale of its own.
     judge = CheckSettings(dimensions=dimensions, scale=(-math.inf, math.inf), whole=False)
     tables, findings = [], list(irregular)
     for kind, checks in (("human", people), ("automatic", judge)):
@@ -262,6 +265,7 @@ def compare_logs(
     )
     prompts = [set(log["prompt"]) for log in logs]
     findings.add("prompt of one model only", "not compared", sorted(prompts[0] ^ prompts[1]))
+    # Means over other prompts would compare prompts, not models.
     common = prompts[0] & prompts[1]
     if not shared or not common:
         raise UserError(
@@ -273,6 +277,7 @@ def compare_logs(
         )
     table = pd.concat(logs, ignore_index=True)
     table = table[table["prompt"].isin(common)]
+    # A prompt has one cluster (image-to-video: its image), whoever scored it.
     table = table.assign(cluster=table.groupby("prompt")["cluster"].transform("first"))
     means, differences = compare_models(table, shared, settings)
     means = means.set_index(["dimension", "model"])
@@ -351,6 +356,7 @@ def _clip_rows(
     """Clips of both models beside each other, for the prompts on which the scores differ most."""
     tables = [log.table.groupby(["prompt", "dimension"])["score"].mean().unstack() for log in logs]
     gap = tables[0] - tables[1]
+    # In units of each dimension, or the one with the largest numbers would choose alone.
     size = (gap / gap.std()).abs().mean(axis=1).sort_values(ascending=False, kind="stable")
     videos = [{prompt: path for (_, prompt), path in log.clips.items()} for log in logs]
     rows: list[dict[str, Any]] = []
@@ -379,8 +385,13 @@ def _clip_uri(path: Path, embedder: Embedder) -> str | None:
             if int(path.name) >= clips.get_shape()[0]:
                 return None
             clip = clips[int(path.name)]
+        config = path.parent.with_name("config.yaml")
+        settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        fps = float(settings.get("rollout", {}).get("fps", 8.0))
+        # Clips of 64 pixels are enlarged in the file: browsers blur what they enlarge themselves.
+        scale = max(1, 256 // clip.shape[-1])
         with tempfile.TemporaryDirectory() as folder:
-            return embedder.uri(write_mp4(clip, Path(folder) / "clip.mp4", 8.0, 4))
+            return embedder.uri(write_mp4(clip, Path(folder) / "clip.mp4", fps, scale))
     if path.suffix.lower() not in MEDIA or not path.is_file():
         return None
     return embedder.uri(path)

@@ -58,6 +58,7 @@ def write_report(
         lists = [path for path in files if path.stem.startswith("samples")]
         ratings = [path for path in files if path not in lists]
         sections.insert(0, _study(ratings, lists[0] if lists else None, settings))
+    # So that a reader can tell whether a file has changed since.
     sources = {path: digest(path) for section in sections for path in section.sources}
     html = render_page(
         "evaluation/report.html.j2",
@@ -90,6 +91,7 @@ def _section(folder: Path, settings: ComparisonSettings) -> Section:
 
 def _study(ratings: Sequence[Path], samples: Path | None, settings: ComparisonSettings) -> Section:
     rated = {rating.dimension for rating in read_ratings(ratings)[0]}
+    # The order of report Figure 16, then one's own dimensions.
     order = [name for name in DIMENSIONS if name in rated]
     dimensions = (*order, *sorted(rated - set(order)))
     mos = MosSettings(dimensions=dimensions, comparison=settings)

@@ -42,9 +42,11 @@ def generate_videos(
     """
     config = merge_config(GenerationConfig(), overrides=overrides)
     pending, done = pending_videos(plan, folder, rank, world)
+    # One model for each GPU of a node, without a launcher of our own.
     own = own_device(device, os.environ.get("LOCAL_RANK"), torch.cuda.device_count())
     model = load_model(config, checkpoint, loras, own)
     path = folder / SETTINGS_FILE
+    # Whoever made them, they carry planned names and would be scored as this model's.
     if done and not path.exists():
         raise UserError(
             "the folder holds videos of unknown origin under planned names",
@@ -72,6 +74,7 @@ def _settings(
 ) -> dict[str, Any]:
     return {
         "checkpoint": model.digest(),
+        # Digests, not paths: a moved checkpoint is the same model, a retrained one is not.
         "loras": [digest(path) for path in loras],
         "config": config.model_dump(),
         "suite_sha256": plan.digest,

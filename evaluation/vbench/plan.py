@@ -75,6 +75,7 @@ def read_suite(suite: Suite, source: Path) -> SuiteData:
     ``source``: the JSON file, a checkout of the public repository (or a folder inside it that holds
     the package), or a wheel.
     """
+    # The digest goes into every later file: scores of two prompt files are two metrics.
     file, content = _prompt_file(suite, source)
     digest = hashlib.sha256(content).hexdigest()
     try:
@@ -119,6 +120,7 @@ def _prompt_file(suite: Suite, source: Path) -> tuple[str, bytes]:
     inner = f"{suite.package}/{suite.prompt_file}"
     try:
         if source.is_dir():
+            # A clone, the package folder in it and a folder with the file alone are all in use.
             for name in (suite.prompt_file, inner, f"{suite.folder}/{inner}"):
                 if (source / name).is_file():
                     return str(source / name), (source / name).read_bytes()
@@ -136,6 +138,7 @@ def _row(suite: Suite, file: str, number: int, record: Any) -> PromptRow:
     if not isinstance(record, dict):
         raise _unusable_suite(suite, file, f"row {number} is no object")
     prompt, dimensions = record.get("prompt_en"), record.get("dimension")
+    # The prompt becomes a file name, here and in the public code.
     if not isinstance(prompt, str) or not prompt or "/" in prompt or "\0" in prompt:
         problem = f"row {number} has no prompt that can name a file: {prompt!r}"
         raise _unusable_suite(suite, file, problem)
@@ -246,6 +249,7 @@ class Plan:
                     name = self.suite.video_name(row.prompt, index)
                     if name not in videos:
                         videos[name] = self._video(row, name, index)
+                    # Names are cut at 180 characters, so two long prompts can meet in one file.
                     self._check_name(videos[name], row)
                     if dimension not in videos[name].dimensions:
                         scored = (*videos[name].dimensions, dimension)
@@ -305,6 +309,7 @@ def make_plan(
     suite = data.suite
     members = {suite.dimension(name).name for name in dimensions} or set(suite.dimensions)
     rows: list[PromptRow] = []
+    # Counted by dimension, because one row may serve several and only some be full.
     used = dict.fromkeys(suite.dimensions, 0)
     for row in data.rows:
         kept = tuple(
@@ -377,8 +382,11 @@ def read_plan(path: Path) -> Plan:
             digest=str(content["sha256"]),
             remarks=tuple(content["remarks"]),
             samples=content["samples"],
+            # Only differences are kept: most plans have none, and the file stays readable.
             texts={v["prompt"]: v["text"] for v in content["videos"] if v["text"] != v["prompt"]},
         )
+        # The list is there for people and other tools; an edited one would have videos scored that
+        # no prompt asks for.
         listed = [v | {"dimensions": tuple(v["dimensions"])} for v in content["videos"]]
         if listed != [asdict(video) for video in plan.videos]:
             raise ValueError("its list of videos does not follow from its prompts")

@@ -163,6 +163,7 @@ def read_results(suite: Suite, source: Path) -> ResultSet:
     for name, text in files:
         try:
             content = json.loads(text)
+        # One torn file of eighteen must not hide the others.
         except ValueError as error:
             results.problems.append(f"{name}: no JSON, maybe torn ({error})")
             continue
@@ -172,6 +173,7 @@ def read_results(suite: Suite, source: Path) -> ResultSet:
             records[name.rpartition("/")[2].removesuffix(RECORD_ENDING)] = content
         else:
             results.ignored.append(name)
+    # After the results: a record may also speak of a dimension without any.
     for dimension, record in records.items():
         _add_record(results, dimension, record)
     return results
@@ -250,12 +252,14 @@ def parse_dimension(
         if not isinstance(item, Mapping) or not isinstance(item.get("video_path"), str):
             parsed.problems.append(f"entry {number} names no video: {str(item)[:80]}")
             continue
+        # Paths are those of the machine that scored; only the name is the same everywhere.
         name = Path(item["video_path"]).name
         result = _video_result(dimension, item)
         if isinstance(result, str):
             parsed.unscored[name] = result
             parsed.videos.pop(name, None)
         elif name in parsed.videos and parsed.videos[name] != result:
+            # Nobody can tell which of them is right, and their mean is neither.
             parsed.unscored[name] = f"two results: {parsed.videos.pop(name).value}, {result.value}"
         elif name not in parsed.unscored:
             parsed.videos[name] = result
@@ -270,9 +274,11 @@ def _video_result(dimension: Dimension, item: Mapping[str, Any]) -> VideoResult 
     value = float(value)
     if not math.isfinite(value):
         return f"non-finite: {value}"
+    # -1 is a legal similarity in some dimensions and "does not apply" in others.
     applies_or_not = value == NOT_APPLICABLE and dimension.may_not_apply
     if not dimension.lowest * dimension.unit <= value <= dimension.unit and not applies_or_not:
         return f"out of range: {value:g}"
+    # Some public means are over frames, so a longer video weighs more.
     frames = item.get(dimension.frames_key, 1.0) if dimension.frames_key else 1.0
     weight = len(frames) if isinstance(frames, list) else frames
     if not isinstance(weight, int | float) or not 0 < weight < math.inf:
@@ -306,6 +312,7 @@ def write_results(folder: Path, results: DimensionResults, provenance: Mapping[s
     reasons = [{"video": video, "reason": why} for video, why in results.unscored.items()]
     head = {"origin": results.origin, "problems": results.problems, **provenance}
     write_json(folder / name / f"{name}{RECORD_ENDING}", [head, *reasons])
+    # No empty result file: the public aggregator would take it for a score.
     if results.videos:
         write_json(folder / name / f"{name}{RESULTS_ENDING}", public_content(results))
 

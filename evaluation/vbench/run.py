@@ -136,10 +136,13 @@ def run_dimensions(
             expected="every video of the plan, by its exact name",
             remedy="make them with `eval vbench generate`, or score the others by --allow-missing",
         )
+    # Before anything is scored: a second plan in this folder would mix two sets of videos.
     _keep_plan(plan, output_dir / "plan.json")
     lacking = {name: upstream.missing(name) for name in names}
     ready = [n for n in names if settings.ignore_doctor or not lacking[n]]
+    # The public code goes first where it can run: it applies the static filter.
     native = [n for n in names if n not in ready and is_native(plan.suite, n)]
+    # Probed once for all dimensions: decoding 3,000 videos takes minutes.
     facts = {path: probe(path) for (owner, _), path in files.paths.items() if owner in ready}
     runs = {
         name: _prepare(plan, upstream, name, files, facts, output_dir, settings) for name in ready
@@ -201,6 +204,7 @@ def score_natively(
                 unscored[name] = error.what
                 continue
             entries[name] = {"video_path": str(paths[name]), "video_results": score}
+            # At once, so that a stop costs one video.
             append_jsonl(work / "records.jsonl", [entries[name]])
             bar.update(len(entries))
     results = parse_dimension(plan.suite.dimensions[dimension], None, list(entries.values()))
@@ -259,6 +263,7 @@ def _run_all(
     """One dimension per GPU at a time; Ctrl-C stops all of them and keeps what is finished."""
     if not runs:
         return {}
+    # A pool of GPUs: a short dimension frees its GPU for the next one.
     free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for gpu in settings.gpus or (None,):
         free.put(gpu)
@@ -375,6 +380,7 @@ class _DimensionRun:
             if left:
                 paths = [str(self.links[name]) for name in left]
                 rows.append(row.as_upstream(self.dimension.name, paths))
+        # Suspects last: a prompt that kills the process must not keep the others waiting.
         fresh = [row for row in rows if row["prompt_en"] not in self.suspects]
         return fresh[: self.settings.prompts_per_call] or rows[:1]
 
@@ -405,6 +411,7 @@ class _DimensionRun:
             return
         for path in rows[0]["video_list"]:
             self.given_up[Path(path).name] = f"{reason} (tries: {self.failures[prompt]})"
+        # Where nothing has ever come out, the environment is at fault and not the prompts.
         hopeless = [n for n in self.failures.values() if n >= self.settings.attempts]
         if len(hopeless) >= _HOPELESS and not read_entries(self.work):
             self.problem = f"{reason} (see {log})"
@@ -422,6 +429,7 @@ class _DimensionRun:
         clear_stale_clips(self.dimension.name, self.upstream.root, links)
         log = self.work / f"call-{1 + len(list(self.work.glob('call-*.log')))}.log"
         job, outcome = self.work / "job.json", self.work / "outcome.json"
+        # That of an earlier call would be taken for this one's.
         outcome.unlink(missing_ok=True)
         info = write_json(self.work / "full_info.json", rows)
         content = {
@@ -462,6 +470,7 @@ class _DimensionRun:
             content["error"] = f"not finished after {self.settings.timeout_s:g} s"
         elif "error" not in content:
             code = process.returncode
+            # The kernel ends what takes too much memory by SIGKILL, without a word.
             memory = " (out of memory?)" if code == -signal.SIGKILL else ""
             content["error"] = f"it left with code {code}{memory} and no word"
         return content, log
@@ -470,6 +479,7 @@ class _DimensionRun:
         entries = read_entries(self.work)
         results = parse_dimension(self.dimension, None, list(entries.values()))
         results.origin = "upstream runner"
+        # What Diversity gives up is a prompt, not each of its twenty videos.
         filed = set(self.plan.results_of(self.dimension.name))  # per prompt: under the first video
         results.unscored |= {
             name: why
@@ -485,6 +495,7 @@ class _DimensionRun:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End the process and the children it left behind."""
+    # The whole group: ffmpeg and data loaders outlive their parent.
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)

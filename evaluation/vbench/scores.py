@@ -130,6 +130,7 @@ def aggregate(
         return score - half, score + half
 
     lines = {name: _dimension_line(name, results.get(name), interval) for name in suite.dimensions}
+    # Only complete lines: a mean over what happens to be there is another metric.
     totals = suite.totals(
         {
             name: line.score
@@ -169,9 +170,11 @@ def _planned(results: DimensionResults, plan: Plan | None) -> DimensionResults:
         planned = dict.fromkeys(plan.results_of(dimension.name))
         absent = [name for name in planned if name not in videos and name not in unscored]
         num_absent = len(absent)
+        # Left over from another plan in the same folder, most often.
         if strange := sorted(set(videos) - set(planned)):
             problems.append(f"{len(strange)} results are not planned and not used: {strange[0]}...")
             videos = {name: result for name, result in videos.items() if name in planned}
+    # A video without any object and one that was never scored look the same here.
     if num_absent > 0 and dimension.leaves_out:
         problems.append(f"upstream left out {num_absent} videos: no object found, or no video")
     elif num_absent > 0:
@@ -419,9 +422,11 @@ def compare(
     sides = [_Side(suite, side, plan) for side in (first, second)]
     order = (*suite.dimensions, *(c.name for c in suite.categories), "Total")
     names = [name for name in order if any(name in side.scores for side in sides)]
+    # The total is the question; the other lines are looked at together, after it.
     family = sum(n != "Total" and all(n in side.scores for side in sides) for n in names)
     moves = sides[0].moves.sub(sides[1].moves, fill_value=0.0)
     prompts = pd.concat([side.moves.count() for side in sides], axis=1).min(axis=1)
+    # A published row has no videos, so nothing can be paired with it.
     paired = all(side.results for side in sides)
     lines = []
     for name in names:
@@ -487,6 +492,7 @@ def submit(suite: Suite, source: Path, out: Path, plan: Plan | None = None) -> S
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
     ):
         for name, results in planned_results(found, plan).items():
+            # One folder deep: the public aggregator looks no deeper.
             info = zipfile.ZipInfo(f"{name}/{name}{RESULTS_ENDING}", _ZIP_TIME)
             info.compress_type = zipfile.ZIP_DEFLATED
             text = json.dumps(public_content(results), indent=4, ensure_ascii=False)

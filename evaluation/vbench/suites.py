@@ -115,6 +115,7 @@ class Suite:
         Category: sum w (x - low) / (high - low) / sum w, for VBench 2.0 the plain mean. Total: the
         weighted mean of the categories, for VBench 1.0 (4, 1) / 5. A missing dimension is never 0.
         """
+        # Sums run in the order of the suite, so that totals do not move by rounding.
         lines: dict[str, float] = {}
         for category in self.categories:
             if all(d.name in scores for d in category.dimensions):

@@ -14,6 +14,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Upstream:
         assert self.checkout is not None
         return (self.checkout / self.suite.folder).resolve()
 
-    @property
+    @cached_property
     def head(self) -> str | None:
         """Commit of the checkout; None without one, without git, or outside a repository."""
         if self.checkout is None:
@@ -94,6 +95,7 @@ class Upstream:
 
     def command(self, dimension: str, job: Path) -> list[str]:
         """The runner in the environment of a dimension, to be started in :attr:`root`."""
+        # -I keeps this Python's packages out, -u lets the log be read while it runs.
         runner = ["-I", "-u", str(RUNNER), str(job)]
         if python := self.python(dimension):
             return [str(python), *runner]
@@ -113,6 +115,7 @@ class Upstream:
 
         ``gpu``: the only one it may see; None hides none. Programs beside ``python`` come first.
         """
+        # Our PYTHONPATH would put this environment's torch in front of theirs.
         child = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_"))}
         if python is not None:
             child["PATH"] = os.pathsep.join((str(python.parent), child.get("PATH", "")))
@@ -147,6 +150,7 @@ class Upstream:
                 f"{by_hand}; then --python {dimension}=ENV/bin/python"
             )
         for weights in (TABLE["weights"][key] for key in need.get("weights", ())):
+            # An empty file is what a failed download of theirs leaves behind.
             if not self.allow_downloads and not _has_content(self.place(weights)):
                 how = weights["get"].replace("CACHE", str(self.cache))
                 lacking[weights["name"]] = f"{how}, to {self.place(weights)}"

@@ -55,6 +55,7 @@ def find_videos(plan: Plan, folder: Path) -> VideoFiles:
             received=str(folder),
             remedy="make it with `eval vbench generate`, or give the folder of your videos",
         )
+    # One listing for each folder: 3,000 stat calls take long on network disks.
     names = {sub: _names(folder / sub) for sub in ("", *plan.dimensions)}
     paths: dict[Key, Path] = {}
     missing: list[Key] = []
@@ -90,6 +91,7 @@ def link_view(files: VideoFiles, dimension: str, folder: Path) -> dict[str, Path
         view.mkdir(parents=True, exist_ok=True)
         for name, path in files.of_dimension(dimension).items():
             link = links[name] = view / name
+            # Links of an earlier run stay when they are right: the public code caches by path.
             if not link.is_symlink() or Path(os.readlink(link)) != path.resolve():
                 link.unlink(missing_ok=True)
                 link.symlink_to(path.resolve())
@@ -132,6 +134,7 @@ def probe(path: Path) -> VideoFacts:
         return VideoFacts(problem=str(error))
     if not decodable:
         return VideoFacts(problem="no frame can be decoded")
+    # A file cut off by a full disk decodes up to its end without an error.
     if frames < stated:
         return VideoFacts(problem=f"torn: {frames} of {stated} frames")
     fps = float(rate) if rate else math.nan
