@@ -7,19 +7,23 @@ is scored. In the published template the caption stands after the motion token: 
 it. MQ and TA see other pixels, and share no forward pass.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 from typing import Self
 
 import torch
-from torch import Tensor
 
 from longtake.core.video import to_uint8
 from longtake.rewards.contract import Reward, Score, VideoBatch
 from longtake.rewards.directory import RewardDirectory
-from longtake.rewards.frames import to_grayscale
-from longtake.rewards.model_inputs import PLACEHOLDER, pad_prompts, token_batches
-from longtake.rewards.pixels import clip_patches, num_tokens, patch_grid
+from longtake.rewards.model_inputs import (
+    PLACEHOLDER,
+    ClipInputs,
+    clip_inputs,
+    collate_clips,
+    shown_frames,
+    token_batches,
+)
+from longtake.rewards.pixels import normalize_patches
 from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
 from longtake.rewards.spec import DIMENSIONS
 from longtake.runtime.errors import UserError
@@ -28,15 +32,6 @@ COLUMNS = {f"videoalign_{dimension.lower()}": dimension for dimension in DIMENSI
 """Name of the reward -> dimension."""
 TOKENS_PER_PASS = 16384
 """Tokens of one forward pass, padding included: some six clips of 93 frames at 15 fps."""
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """One clip on its way into the model."""
-
-    row: int
-    frames: Tensor
-    ids: list[int]
 
 
 class VideoAlignReward(Reward):
@@ -73,22 +68,29 @@ class VideoAlignReward(Reward):
         A clip with fewer than two frames or (TA) a caption that spells a reserved token is
         unscored. Scores are on the scale of the directory, if it has one for the dimension.
         """
-        scores: dict[int, Score] = {}
-        prompts: list[_Prompt] = []
+        scores: dict[Hashable, Score] = {}
+        clips: list[ClipInputs] = []
         for row, fps in enumerate(batch.fps_per_sample().tolist()):
             try:
-                prompts.append(self._prompt(batch, row, fps))
+                clips.append(self._inputs(batch, row, fps))
             except UserError as error:
                 reason = f"{error.what}: {error.received or 'cannot be scored'}"
                 scores[row] = Score.unscored(reason)
-        lengths = [len(prompt.ids) for prompt in prompts]
-        for indices in token_batches(lengths, self._tokens_per_pass):
-            group = [prompts[index] for index in indices]
-            raw = self._forward(batch, group)[:, 0].float().cpu()
+        for indices in token_batches([len(clip.ids) for clip in clips], self._tokens_per_pass):
+            group = [clips[index] for index in indices]
+            inputs = collate_clips(group)
+            raw = self._model.score(
+                inputs["input_ids"],
+                inputs["attention_mask"],
+                normalize_patches(inputs["pixel_values"], self._directory.spec.pixels),
+                inputs["grid_thw"],
+                (self._token,),
+            )
+            raw = raw[:, 0].float().cpu()
             if self._scale is not None:
                 raw = (raw - self._scale.mean) / self._scale.std
-            for prompt, value in zip(group, raw.tolist(), strict=True):
-                scores[prompt.row] = Score.of(value)
+            for clip, value in zip(group, raw.tolist(), strict=True):
+                scores[clip.key] = Score.of(value)
         return [scores[row] for row in range(batch.num_samples)]
 
     def to(self, device: torch.device | str) -> Self:
@@ -106,32 +108,16 @@ class VideoAlignReward(Reward):
             "dtype": str(self._model.embedding.weight.dtype),
         }
 
-    def _prompt(self, batch: VideoBatch, row: int, fps: float) -> _Prompt:
-        sampler = self._directory.spec.sampler
-        assert sampler is not None
-        frames = sampler.indices(batch.num_frames, fps)
-        height, width = batch.video.shape[-2:]
-        grid = patch_grid(len(frames), height, width, self._directory.spec.pixels)
-        caption = batch.prompts[row] if self.needs_prompt else ""
-        ids = self._encoder.encode(caption, num_tokens(grid), self._stop)
-        return _Prompt(row, frames, ids)
-
-    def _forward(self, batch: VideoBatch, group: Sequence[_Prompt]) -> Tensor:
-        """Raw scores [n, 1]."""
+    def _inputs(self, batch: VideoBatch, row: int, fps: float) -> ClipInputs:
         spec = self._directory.spec
-        pixels, grids = [], []
-        for prompt in group:
-            # Only the frames that the model sees go to its device, and are made gray and resized.
-            clip = batch.video[prompt.row, prompt.frames.to(batch.video.device)]
-            frames = to_uint8(clip.to(self._model.device))
-            if spec.color_mode != "rgb":
-                frames = to_grayscale(frames, spec.color_mode)
-            patches, grid = clip_patches(frames, spec.pixels)
-            pixels.append(patches)
-            grids.append(grid)
-        ids, mask = pad_prompts([prompt.ids for prompt in group])
-        tokens = (self._token,)
-        return self._model.score(ids, mask, torch.cat(pixels), torch.tensor(grids), tokens)
+        assert spec.sampler is not None
+        # Only the frames that the model sees go to its device, and are made gray and resized.
+        indices = spec.sampler.indices(batch.num_frames, fps).to(batch.video.device)
+        frames = to_uint8(batch.video[row, indices].to(self._model.device))
+        caption = batch.prompts[row] if self.needs_prompt else ""
+        return clip_inputs(
+            shown_frames(frames, spec), caption, self._encoder, key=row, stop_at=self._stop
+        )
 
 
 def load_videoalign(

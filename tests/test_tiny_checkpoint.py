@@ -98,11 +98,10 @@ def test_learned_rewards_prefer_what_they_should(learned: RewardSuite) -> None:
     moves = [all(s.motion != "still" for s in scene.facts().sprites) for scene in scenes]
     assert sum(moves) >= 8
     stopped = clean[:, :1].expand_as(clean)
-    moving = torch.tensor(moves)
+    keep = torch.tensor(moves)
+    suite = RewardSuite({"mq": (learned.rewards["videoalign_mq"], 1.0)})
     high, low = (
-        learned.rewards["videoalign_mq"]
-        .score(VideoBatch(video=video[moving], prompts=[""] * sum(moves), fps=8.0))
-        .score
+        suite.score(VideoBatch(video=video[keep], prompts=[""] * sum(moves), fps=8.0)).scores[0]
         for video in (clean, stopped)
     )
     assert (high > low).double().mean() >= 0.8

@@ -120,7 +120,7 @@ def test_all_missing_parts_are_in_one_error(make_reward: MakeReward, tmp_path: P
         read_reward_directory(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["template.txt", "tokenizer/tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["template.txt", "model.safetensors"])
 def test_cut_files_are_named(make_reward: MakeReward, name: str) -> None:
     path = make_reward("videoreward").path
     data = (path / name).read_bytes()

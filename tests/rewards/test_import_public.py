@@ -300,31 +300,13 @@ def with_a_wrong_shape(p: Published) -> None:
     p.save({**p.public_state(), "rm_head.5.bias": torch.zeros(3)})
 
 
-def with_a_wrong_lm_head(p: Published) -> None:
-    p.save({**p.public_state(), "lm_head.weight": torch.zeros(5, 64)})
-
-
 def without_a_head(p: Published) -> None:
     p.save({k: v for k, v in p.public_state().items() if not k.startswith("rm_head")})
-
-
-def with_integers(p: Published) -> None:
-    p.save({**p.public_state(), "rm_head.5.bias": torch.zeros(2, dtype=torch.int64)})
-
-
-def with_two_layouts(p: Published) -> None:
-    state = p.public_state()
-    p.save({**state, "model.language_model.norm.weight": state["model.norm.weight"].clone()})
 
 
 def cut(p: Published) -> None:
     file = p.save()
     file.write_bytes(file.read_bytes()[:-100])
-
-
-def of_another_size(p: Published) -> dict[str, Any]:
-    p.save()
-    return {"backbone": None}
 
 
 def with_two_files(p: Published) -> None:
@@ -338,27 +320,11 @@ def with_a_larger_vocabulary(p: Published) -> dict[str, Any]:
     return {}
 
 
-def without_a_tokenizer(p: Published) -> dict[str, Any]:
-    p.save()
-    return {"tokenizer": p.root / "nowhere"}
-
-
-def with_a_cut_tokenizer(p: Published) -> None:
-    p.save()
-    file = p.tokenizer / "tokenizer.json"
-    file.write_bytes(file.read_bytes()[:500])
-
-
 def with_an_edited_template(p: Published) -> None:
     p.save()
     (p.source / "prompts.py").write_text(
         f"A = {TINY_TEMPLATES['hpsv3'].text.replace('Judge', 'Gauge')!r}"
     )
-
-
-def with_the_published_digest(p: Published) -> dict[str, Any]:
-    p.save()
-    return {"template": None}
 
 
 @pytest.mark.parametrize(
@@ -367,18 +333,11 @@ def with_the_published_digest(p: Published) -> dict[str, Any]:
         (without_a_key, r"1 missing .*layers\.1\.mlp\.up_proj"),
         (with_another_key, r"1 unexpected .*visual\.extra"),
         (with_a_wrong_shape, r"rm_head\.5\.bias \(3,\), not \(2,\)"),
-        (with_a_wrong_lm_head, r"lm_head\.weight \(5, 64\)"),
         (without_a_head, "no reward head"),
-        (with_integers, r"rm_head\.5\.bias is quantised"),
-        (with_two_layouts, "mixes key layouts"),
         (cut, r"cannot read HPSv3\.safetensors"),
-        (of_another_size, "do not fit the model"),
         (with_two_files, r"HPSv3\.safetensors, other\.pth"),
         (with_a_larger_vocabulary, "264 tokens for 263 embedding rows"),
-        (without_a_tokenizer, "tokenizer cannot be read"),
-        (with_a_cut_tokenizer, r"tokenizer\.json"),
         (with_an_edited_template, "template is not in the source"),
-        (with_the_published_digest, "f6ee5747"),
     ],
 )
 def test_a_failed_hpsv3_import_says_why_and_leaves_nothing(
@@ -455,15 +414,10 @@ def without_config(p: Published) -> None:
         (pickle_of({"model": {}, "step": 3}), "no reward head"),
         (pickle_of({"weights": [1, 2]}), r"weights \(list\)"),
         (bytes_of(slice(0, -300)), r"cannot read model\.pth"),
-        (bytes_of(slice(0, 10)), r"model\.pth"),
-        (bytes_of(slice(0, 0)), r"cannot read model\.pth"),
         (config_with("model_config", output_dim=3), "output_dim 3"),
-        (config_with("model_config", reward_token="last"), "reward_token is 'last'"),
         (config_with("data_config", sample_type="multi_pts"), "multi_pts"),
         (config_with("data_config", max_frame_pixels=1000), "min_pixels"),
-        (config_with("peft_lora_config", use_rslora=True), "use_rslora"),
         (config_with("peft_lora_config", lora_alpha=None), "scale of the LoRA"),
-        (config_with("inference_config", MQ_std=0), "std"),
         (without_one_factor, r"1 missing .*lora_B"),
         (without_files, r"adapter_model\.safetensors"),
         (without_config, r"model_config\.json"),
@@ -494,19 +448,6 @@ def test_a_step_of_hpsv3_is_refused(hpsv3: Published) -> None:
     hpsv3.save()
     with pytest.raises(UserError, match="one file"):
         hpsv3.import_it(step=3)
-
-
-def test_large_weights_are_sharded(hpsv3: Published, monkeypatch: pytest.MonkeyPatch) -> None:
-    hpsv3.save()
-    write = import_reward.__globals__["write_reward_directory"]
-    monkeypatch.setitem(
-        import_reward.__globals__,
-        "write_reward_directory",
-        lambda *args, **kwargs: write(*args, **kwargs, shard_bytes=100_000),
-    )
-    reward = hpsv3.import_it()
-    assert len(list(reward.path.glob("model-*.safetensors"))) > 2
-    assert same(reward.load_model().state_dict(), hpsv3.state)
 
 
 INSTRUCTION = "Judge the picture.\nIt should show: {text_prompt}\n\tIn \\ words: été\n"

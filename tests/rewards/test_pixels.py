@@ -160,7 +160,7 @@ def test_patches_are_the_processors_on_an_exact_size_image(seed: int) -> None:
     assert (patches.flatten(0, 1) - theirs["pixel_values"]).abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize(("height", "width"), [(120, 208), (64, 64), (35, 140)])
+@pytest.mark.parametrize(("height", "width"), [(120, 208), (35, 140)])
 def test_still_images_of_any_size_match_the_processor_with_pillow(height: int, width: int) -> None:
     # The processor resizes with Pillow too; on smooth frames the version's pass order is invisible.
     limits = (100 * 28 * 28 // 8, 100 * 28 * 28 // 8)

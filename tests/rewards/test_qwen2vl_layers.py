@@ -59,13 +59,6 @@ def test_text_rounding_is_as_large_as_documented() -> None:
     assert 0.9 < error < 1.2  # about one radian at position 900
 
 
-def test_text_tables_follow_the_dtype_of_the_states() -> None:
-    cos, sin = TextRotary(16, 1e6, "bf16")(
-        torch.zeros(1, dtype=torch.bfloat16), torch.arange(5).expand(3, 1, 5)
-    )
-    assert cos.dtype == sin.dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize("precision", ["float32", "bf16_frequencies", "bf16"])
 def test_vision_tables(precision: str) -> None:
     places = torch.tensor([[0, 0], [1, 5], [23, 41], [40, 2]])
@@ -84,11 +77,6 @@ def test_vision_tables(precision: str) -> None:
             channel = half + 4 * axis + i
             assert abs(float(cos[patch, channel]) - expected[0]) < 1e-5
             assert abs(float(sin[patch, channel]) - expected[1]) < 1e-5
-
-
-def test_the_modules_hold_no_state() -> None:
-    for module in (TextRotary(16, 1e6, "bf16"), VisionRotary(16, 1e4, "bf16")):
-        assert not list(module.parameters()) and not list(module.buffers())
 
 
 EQUAL = [[1, 4, 6], [1, 4, 6], [1, 4, 6]]
