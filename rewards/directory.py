@@ -114,8 +114,8 @@ def read_reward_directory(path: str | Path) -> RewardDirectory:
             expected=f"{SPEC_FILE}, {TEMPLATE_FILE}, {TOKENIZER_FOLDER}/ and the weights",
             remedy="check the path, or import the reward (`rewards import`)",
         )
-    record = read_json(root / SPEC_FILE)
-    files = record.pop("files", None)
+    record: dict[str, Any] = read_json(root / SPEC_FILE)
+    files: Any = record.pop("files", None)
     provenance = record.pop("provenance", {})
     try:
         if (version := record.pop("format", None)) != FORMAT:

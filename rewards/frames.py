@@ -51,8 +51,12 @@ def num_best_frames(num_frames: int, fraction: float, rounding: Rounding = "floo
     """
     # 0.3 * 10 is 2.9999999999999996: the share is rounded to 1e-9 before floor and ceil see it.
     share = round(fraction * num_frames, 9)
-    round_ = {"floor": math.floor, "ceil": math.ceil, "nearest": round}[rounding]
-    return min(max(round_(share), 1), num_frames)
+    rounded: dict[Rounding, int] = {
+        "floor": math.floor(share),
+        "ceil": math.ceil(share),
+        "nearest": round(share),
+    }
+    return min(max(rounded[rounding], 1), num_frames)
 
 
 def clip_score(per_frame: Tensor, fraction: float = 1.0, rounding: Rounding = "floor") -> Tensor:

@@ -154,7 +154,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
             return PreTrainedTokenizerFast(tokenizer_file=str(single))
         if not path.is_dir():
             raise FileNotFoundError("no such directory")
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)  # type: ignore[no-any-return]
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:

@@ -247,7 +247,7 @@ def _open_pickle(path: Path) -> dict[str, StoredTensor]:
             remedy="save model.state_dict() instead of the whole training state",
         )
     return {
-        str(k): StoredTensor(v.shape, path, partial(_copy, lambda v=v: v, str(k), path))
+        str(k): StoredTensor(v.shape, path, partial(_copy, v.detach, str(k), path))
         for k, v in entries
     }
 

@@ -5,7 +5,7 @@ of the head, the reward tokens, the precision of the rotary tables and an unmerg
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field, field_serializer, field_validator, model_validator
@@ -13,11 +13,6 @@ from transformers import Qwen2VLConfig
 
 from longtake.runtime.config import Config
 from longtake.runtime.errors import ConfigError
-
-if TYPE_CHECKING:
-    Backbone = Qwen2VLConfig
-else:
-    Backbone = Any  # pydantic would look into transformers' dataclass and its unresolved names
 
 HeadKind = Literal["ranknet", "shared_linear", "diagonal_linear"]
 """HPSv3's small network, VideoAlign's one row for all reward tokens, or one row for each."""
@@ -39,17 +34,18 @@ _FIRST_REWARD_TOKEN = 151657
 class RewardModelConfig(Config):
     """What fixes the function of a Qwen2-VL reward model besides its weights."""
 
-    backbone: Backbone
-    """Sizes and token ids; fields of a Qwen2-VL config.json are taken too."""
+    # Any: pydantic would look into transformers' dataclass, whose names it cannot resolve.
+    backbone: Any
+    """Qwen2VLConfig: sizes and token ids; fields of a Qwen2-VL config.json are taken too."""
     head: HeadKind
     """Form of the head."""
     reward_token_ids: tuple[int, ...]
     """Vocabulary ids of the reward tokens, in the order in which they stand in the prompt."""
     rotary: RotaryPrecision = "bf16"
     """Precision of the rotary tables; the published checkpoints need ``bf16``."""
-    lora_rank: int = Field(0, ge=0)
+    lora_rank: int = Field(default=0, ge=0)
     """Rank of an unmerged LoRA on the linear layers of the language model; 0 for none."""
-    lora_alpha: float = Field(128.0, gt=0)
+    lora_alpha: float = Field(default=128.0, gt=0)
     """The LoRA is scaled by alpha / rank; without a LoRA it has no effect."""
 
     @field_validator("backbone", mode="before")
