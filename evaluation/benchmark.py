@@ -204,14 +204,8 @@ def write_images(
 ) -> list[ReferenceImage]:
     """Draw every image into ``folder`` and write the manifest of what was drawn, last.
 
-    Args:
-        images: the list to draw.
-        draw: makes the picture of one entry, at its size.
-        folder: files of the same name are replaced.
-        resolution: draw all at this one; None keeps each entry's own.
-
-    Returns:
-        The manifest: the entries with the digests (and resolution) of the pictures written.
+    ``draw`` makes the picture of one entry at its size; ``resolution`` None keeps the entry's own.
+    Returns the manifest: the entries with digest and resolution of the pictures written.
     """
     written = []
     with progress_bar("images", len(images)) as bar:

@@ -47,7 +47,7 @@ def compare_models(
         scores: one row for each video and dimension: columns ``model``, ``dimension``, ``prompt``,
             ``cluster`` (one for each prompt) and ``score`` (finite).
         dimensions: in the order of the result.
-        settings: confidence and resampling.
+        settings: of intervals and tests.
 
     Returns:
         Means: dimension, model, mean, ci_low, ci_high, sd (over videos, ddof 1), n_samples,

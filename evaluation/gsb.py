@@ -111,13 +111,9 @@ def gsb_from_files(
     checks: CheckSettings,
     settings: ComparisonSettings,
 ) -> GsbResult:
-    """Read, check and aggregate the answers to a plan.
+    """Read, check and aggregate the answers (logs or sheets) to the plan in a folder.
 
-    Args:
-        plan: folder of :func:`write_plan`.
-        answers: logs or sheets, in the order in which they were made.
-        checks: the dimensions, and what of the answers counts; scale and models are the plan's.
-        settings: confidence and resampling.
+    Of ``checks`` the scale and the models are the plan's.
     """
     pairs = read_key(plan)
     given, irregular = read_ratings(answers, checks.dimensions, read_answer)

@@ -120,14 +120,10 @@ def mos_from_files(
     samples: Path | None = None,
     automatic: Path | None = None,
 ) -> MosResult:
-    """Read, check and aggregate the files of a study.
+    """Read, check and aggregate logs or sheets, in the order in which they were made.
 
-    Args:
-        ratings: logs or sheets of human ratings, in the order in which they were made.
-        settings: dimensions, protocol, intervals, weights.
-        checks: what of the ratings counts; None: the defaults.
-        samples: the list of samples; without it the ratings must name model and prompt.
-        automatic: scores of one calibrated judge, merged in.
+    Without ``samples`` the ratings must name model and prompt. ``automatic`` holds the scores of a
+    calibrated judge, which are merged in.
     """
     listed = read_samples(samples) if samples is not None else None
     people, irregular = read_ratings(ratings, settings.dimensions)

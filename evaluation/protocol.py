@@ -97,12 +97,8 @@ def assess(
 ) -> tuple[Unit, ...]:
     """Run the machine over ratings.
 
-    Args:
-        ratings: (sample, rater, dimension, score) in the order in which they were made; each
-            (sample, rater, dimension) once.
-        dimensions: of the study.
-        config: the rule.
-        samples: videos to be rated, also those without ratings; others follow in order.
+    Ratings are (sample, rater, dimension, score) in the order in which they were made, without
+    repeats. ``samples`` are to be rated, also those without ratings.
     """
     given: dict[str, dict[str, _Given]] = {sample: {} for sample in samples}
     # The order of the log is all that says who was first; times are missing in sheets.
@@ -266,15 +262,6 @@ def write_assignments(
 
     Bring filled sheets into the log first: what is still out counts as not done. Videos get opaque
     names in ``videos/``; samples whose video is missing are not assigned.
-
-    Args:
-        samples: the videos of the study.
-        ratings: logs or sheets so far; may be empty.
-        dimensions: of the study.
-        config: the rule.
-        raters: who is available.
-        folder: for the sheets and the videos.
-        seed: of order and choice.
     """
     if not raters or len(set(raters)) < len(raters):
         raise UserError(

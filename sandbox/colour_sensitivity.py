@@ -77,13 +77,13 @@ def colour_sensitivity(
         "hue": [{"hue_degrees": hue} for hue in hues],
         "saturation": [{"saturation": factor} for factor in saturations],
     }
-    found = []
+    rows = []
     for name, reward in rewards.items():
         plain = _scores(reward, batches, {})
         for change, settings in changes.items():
             table = np.stack([_scores(reward, batches, setting) for setting in settings])
-            found.append(_summary(name, change, plain, table))
-    return found
+            rows.append(_summary(name, change, plain, table))
+    return rows
 
 
 def _scores(

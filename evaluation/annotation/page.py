@@ -64,13 +64,8 @@ def write_page(
 ) -> bool:
     """Write the page of one rater. Returns whether it holds its videos, so needs no other file.
 
-    Args:
-        path: of the page; where files are linked, their addresses are relative to its folder.
-        kind: ``mos``: one clip and scores from 1 to 5; ``gsb``: two clips, which is better.
-        study: digest of what is rated; answers name it.
-        rater: who; empty: the page asks for the name.
-        items: in the order of showing; at least one.
-        embed_bytes: characters that embedded files may take; if they need more, all are linked.
+    Answers name the ``study``, a digest of what is rated. Without a ``rater`` the page asks for the
+    name. Embedded files may take ``embed_bytes`` characters; if they need more, all are linked.
     """
     images = [item.image for item in items if item.image is not None]
     files = dict.fromkeys([*(video for item in items for video in item.videos), *images])

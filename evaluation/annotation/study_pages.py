@@ -41,15 +41,8 @@ def write_mos_pages(
 ) -> PagesReport:
     """Write ``page-RATER.html`` for each rater of a round.
 
-    Items have opaque ids (:func:`longtake.evaluation.ratings.opaque_name`), which the checks
-    of ratings turn back into samples of the list.
-
-    Args:
-        folder: of the sheets and the videos.
-        samples: the list of the study.
-        assignments: who rates what, in the order of showing.
-        files: blind name of the video of each sample, relative to ``folder``.
-        embed_bytes: see :func:`longtake.evaluation.annotation.page.write_page`.
+    Items have opaque ids, which the checks of ratings turn back into samples of the list. ``files``
+    has the blind name of the video of each sample, relative to ``folder``.
     """
     by_id = samples.by_id
     asked = list(dict.fromkeys(item.sample for item in assignments))
@@ -93,14 +86,6 @@ def write_gsb_pages(
     """Write ``page-RATER.html`` for each rater of a plan, or ``page.html``, which asks who rates.
 
     Sides are those of the plan; every rater sees the pairs in an order of their own.
-
-    Args:
-        folder: of the plan and its videos.
-        samples: the list of the study.
-        pairs: of the plan.
-        dimensions: what is asked about every pair.
-        raters: who; may be empty.
-        embed_bytes: see :func:`longtake.evaluation.annotation.page.write_page`.
     """
     findings = Findings()
     by_id = samples.by_id
@@ -192,27 +177,20 @@ def _look_at(videos: Mapping[str, Path], models: Sequence[str], findings: Findin
     findings.add(
         "video that browsers may not play",
         "on the page all the same; try it before you send the page",
-        (f"{name}: {known.problem}" for name, known in facts.items() if known.problem),
+        (f"{name}: {fact.problem}" for name, fact in facts.items() if fact.problem),
     )
-    named = {name: known.names(models) for name, known in facts.items()}
+    named = {name: fact.names(models) for name, fact in facts.items()}
     findings.add(
         "video whose file names a model",
         "on the page all the same; who looks into the file can read it",
-        (f"{name}: {', '.join(found)}" for name, found in named.items() if found),
+        (f"{name}: {', '.join(own)}" for name, own in named.items() if own),
     )
 
 
 def _place_images(
     folder: Path, samples: SampleList, shown: Mapping[str, str], findings: Findings
 ) -> dict[str, Path]:
-    """Reference images under blind names, by item.
-
-    Args:
-        folder: gets ``images/``.
-        samples: the list, which names the images.
-        shown: item -> sample.
-        findings: gets images that are not there.
-    """
+    """Reference images under blind names in ``images/``, by item; ``shown`` maps item to sample."""
     by_id = samples.by_id
     placed: dict[str, Path] = {}
     missing = []
