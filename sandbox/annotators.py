@@ -47,13 +47,13 @@ COLOURFUL_SHARE = 0.05
 class Annotator(Config):
     """How a simulated annotator errs."""
 
-    noise: float = Field(0.05, ge=0)
+    noise: float = Field(default=0.05, ge=0)
     """Scale of the logistic noise, oracle points; 0 judges without error."""
-    tie_threshold: float = Field(0.08, ge=0)
+    tie_threshold: float = Field(default=0.08, ge=0)
     """Noisy differences up to this size are ties, oracle points."""
     colour_bias: float = 0.15
     """Oracle points that a fully colourful clip gains over a gray one; 0 is none."""
-    raters: int = Field(1, ge=1)
+    raters: int = Field(default=1, ge=1)
     """How many judge each pair, with independent noise; their majority counts."""
 
     def probabilities(self, difference: Tensor) -> Tensor:

@@ -81,11 +81,11 @@ class CandidatePair:
 class PairConfig(Config):
     """How pools and pairs are made."""
 
-    damaged: int = Field(3, ge=0)
+    damaged: int = Field(default=3, ge=0)
     """Damaged renders in a pool, beside one clean render, one still image and one wrong scene."""
-    pairs_per_prompt: int = Field(6, ge=1)
+    pairs_per_prompt: int = Field(default=6, ge=1)
     """Pairs drawn from a pool, each at most once."""
-    saturation_share: float = Field(0.5, ge=0, le=1)
+    saturation_share: float = Field(default=0.5, ge=0, le=1)
     """Chance of a candidate (model samples apart) to change its saturation."""
 
 

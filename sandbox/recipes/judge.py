@@ -91,7 +91,7 @@ class TinyJudgeConfig(Config):
     """Damaged renders of a prompt, beside a clean, a still and a wrong one."""
     held_out_quality: int = 2
     """Number of the sampler quality (sandbox/recipes/samples.py) that is only tested."""
-    raters: int = Field(12, ge=5)
+    raters: int = Field(default=12, ge=5)
     """Simulated raters."""
     rater_noise: tuple[float, float] = (0.3, 0.6)
     """Least and largest standard deviation of a rater's impression, points."""

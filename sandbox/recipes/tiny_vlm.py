@@ -65,7 +65,7 @@ class TinySize(Config):
     """Of the vision tower."""
     vision_layers: PositiveInt = 2
     """Of the vision tower."""
-    side: int = Field(84, multiple_of=28, gt=0)
+    side: int = Field(default=84, multiple_of=28, gt=0)
     """Frames are resized to side x side pixels."""
     frames_per_second: PositiveFloat = 2.0
     """Frames that a video reward takes; at least four of a clip."""
