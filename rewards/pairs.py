@@ -119,13 +119,7 @@ def read_pairs(path: Path, min_confidence: float = MIN_CONFIDENCE) -> list[Prefe
     and becomes A, with the label in ``Overall`` (:func:`balance_order` mixes the order); pairs
     below ``min_confidence`` are dropped.
     """
-    if path.suffix not in (".csv", ".json"):
-        raise UserError(
-            "the format of the preference data is unknown",
-            received=str(path),
-            expected="a .csv in VideoAlign's columns or a .json in HPSv3's form",
-        )
-    is_csv = path.suffix == ".csv"
+    is_csv = path.suffix != ".json"
     table = read_csv(path, ()) if is_csv else _json_table(path)
     needed: tuple[str, ...] = _TIMING if is_csv else ("confidence",)
     missing = [name for name in needed if name not in table]

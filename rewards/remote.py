@@ -169,26 +169,18 @@ class RemoteReward(Reward):
         """The server's reward of this name, and the largest request in bytes."""
         try:
             description = _Description.model_validate_json(self._ask("GET", REWARDS_PATH))
-        except RemoteFailure as failure:
-            raise UserError(
-                "the reward server cannot be used",
-                received=f"{self._url}: {failure}",
-                expected="a running `rewards serve`, and its token",
-            ) from failure
-        except ValidationError as error:
-            raise UserError(
-                "the address does not answer as a reward server",
-                received=str(self._url),
-                expected="the address of a running `rewards serve`",
-            ) from error
-        if self.name not in description.rewards:
-            raise UserError(
-                "the server does not have the reward",
-                received=self.name,
-                expected=", ".join(sorted(description.rewards)),
-                remedy="use one of the names above, or start the server with this one",
-            )
-        return description.rewards[self.name], description.max_request_bytes
+            return description.rewards[self.name], description.max_request_bytes
+        except RemoteFailure as error:
+            reason = str(error)
+        except ValidationError:
+            reason = "no answer of a reward server"
+        except KeyError:
+            reason = f"no {self.name} here, only {', '.join(sorted(description.rewards))}"
+        raise UserError(
+            "the reward server cannot be used",
+            received=f"{self._url}: {reason}",
+            expected="a running `rewards serve` with this reward, and its token",
+        )
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
         """Body of the answer; RemoteFailure when refused, or still failing at the last attempt."""
@@ -266,25 +258,20 @@ def read_token(file: Path | None = None) -> str | None:
     A token on the command line would be visible to every user of the machine, so there is no such
     option.
     """
-    source = f"the variable {TOKEN_VARIABLE}"
-    token = os.environ.get(TOKEN_VARIABLE)
-    if file is not None:
-        source = str(file)
-        try:
-            token = file.read_text(encoding="utf-8").strip()
-        except (OSError, ValueError) as error:
-            raise UserError(
-                "the token cannot be read", received=source, expected="a readable text file"
-            ) from error
-    if token is None:
-        return None
-    if len(token) < MIN_TOKEN_LENGTH or not all("!" <= letter <= "~" for letter in token):
+    try:
+        token = file.read_text("utf-8").strip() if file else os.environ.get(TOKEN_VARIABLE)
+        if token is not None and (
+            len(token) < MIN_TOKEN_LENGTH or not all("!" <= letter <= "~" for letter in token)
+        ):
+            raise ValueError(f"{len(token)} characters")  # never the token itself
+    except (OSError, ValueError) as error:
+        reason = "not UTF-8" if isinstance(error, UnicodeError) else error
         raise UserError(
             "the token cannot be used",
-            received=f"{len(token)} characters in {source}",  # never the token itself
+            received=f"{reason}, in {file or TOKEN_VARIABLE}",
             expected=f"at least {MIN_TOKEN_LENGTH} printable ASCII characters without spaces",
             remedy="make one with: openssl rand -hex 32",
-        )
+        ) from error
     return token
 
 

@@ -65,21 +65,23 @@ def find_inputs(source: Path, prompt: str = "", fps: float | None = None) -> lis
     """
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise UserError("fps cannot be used", received=fps, expected="a positive number")
+    inputs = []
     if source.is_dir():
-        return _from_folder(source, prompt.strip(), fps)
-    if source.suffix.lower() == ".csv":
+        inputs = _from_folder(source, prompt, fps)
+    elif source.suffix.lower() == ".csv":
         rows = checked_rows(read_csv(source, ()), _Listed, source)
-        if not rows:
-            raise UserError("the CSV has no rows", received=str(source), expected="one per video")
-        return [_input(source.parent, row.path.strip(), row, prompt, fps) for row in rows]
-    if source.exists():
-        return [ScoreInput(name=str(source), path=source, prompt=prompt.strip(), fps=fps)]
-    raise UserError(
-        "nothing to score",
-        received=str(source),
-        expected="a video file, a folder of videos, or a CSV with the columns path and prompt",
-        remedy="check the path",
-    )
+        inputs = [_input(source.parent, row.path, row, prompt, fps) for row in rows]
+    elif source.exists():
+        inputs = [ScoreInput(name=str(source), path=source, prompt=prompt.strip(), fps=fps)]
+    if not inputs:
+        raise UserError(
+            "nothing to score",
+            received=str(source),
+            expected="a video file, a CSV with the columns path and prompt, or a folder with files "
+            "that end in " + ", ".join(sorted(VIDEO_SUFFIXES)),
+            remedy="check the path",
+        )
+    return inputs
 
 
 def _from_folder(folder: Path, prompt: str, fps: float | None) -> list[ScoreInput]:
@@ -88,16 +90,10 @@ def _from_folder(folder: Path, prompt: str, fps: float | None) -> list[ScoreInpu
         for path in folder.rglob("*")
         if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
     )
-    if not names:
-        raise UserError(
-            "the folder holds no videos",
-            received=str(folder),
-            expected="files that end in " + ", ".join(sorted(VIDEO_SUFFIXES)),
-        )
     listed = {}
     if (folder / CAPTIONS).is_file():
         rows = checked_rows(read_csv(folder / CAPTIONS, ()), _Listed, folder / CAPTIONS)
-        listed = {row.path.strip(): row for row in rows}
+        listed = {row.path: row for row in rows}
         if absent := sorted(set(listed) - set(names)):
             raise UserError(
                 f"{CAPTIONS} names videos that are not in the folder",

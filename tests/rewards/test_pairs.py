@@ -141,7 +141,6 @@ REFUSED = {
     "yes": ("x.json", entry(confidence=True), "row 2: confidence is True"),
     "number": ("x.json", entry(path2=7), "row 2: path_B is 7"),
     "doubtful": ("x.json", entry().replace("0.9", "0.8"), "none with confidence 0.95"),
-    "ending": ("x.txt", PUBLIC, "format"),
 }
 
 

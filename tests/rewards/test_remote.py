@@ -250,7 +250,7 @@ def test_tokens_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="token cannot be used") as caught:
             read_token(file)
         assert not token or token not in str(caught.value)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="token cannot be used"):
         read_token(tmp_path)
 
 

@@ -384,7 +384,7 @@ def test_tables_keep_odd_text_and_exact_numbers(tmp_path):
 INPUTS = {
     "absent": (None, "nothing to score"),
     "no column": ("video,prompt\na.mp4,x\n", "columns are missing"),
-    "no rows": ("path,prompt\n", "has no rows"),
+    "no rows": ("path,prompt\n", "nothing to score"),
     "no path": ("path,prompt\n,x\n", "row 2: path"),
     "rate": ("path,fps\na.mp4,fast\nb.mp4,-3\n", "row 2: fps is 'fast'.*row 3: fps is '-3'"),
     "comma": ("path,prompt\na.mp4,x,y\n", "texts with commas in quotes"),
@@ -401,7 +401,7 @@ def test_unusable_inputs_are_refused(tmp_path, case):
     with pytest.raises(UserError, match=f"(?s){words}"):
         find_inputs(path)
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="no videos"):
+    with pytest.raises(UserError, match="nothing to score"):
         find_inputs(tmp_path / "none")
     with pytest.raises(UserError, match="fps"):
         find_inputs(tmp_path, fps=0.0)
