@@ -98,11 +98,16 @@ def select_from_pooled(
     *,
     scale: float | None = None,
     backend: str = "auto",
-    **rule: Unpack[Rule],
+    topk: int | None = None,
+    sparsity: float | None = None,
+    cdf_p: float | None = None,
+    min_blocks: int = 1,
+    max_blocks: int | None = None,
+    must_keep: Tensor | BlockIndex | None = None,
 ) -> BlockIndex:
     """Select key blocks from block means [B, Hq, Nq, D] and [B, Hk, Nk, D].
 
-    Arguments and result as in :func:`select_blocks`.
+    Arguments and result as in :func:`select_blocks`; :class:`Rule` explains the last six.
     """
     fits = q_pool.ndim == k_pool.ndim == 4 and q_pool.dtype == k_pool.dtype
     if not fits or q_pool.shape[::3] != k_pool.shape[::3] or q_pool.shape[1] % k_pool.shape[1]:
@@ -115,12 +120,11 @@ def select_from_pooled(
     wide = torch.promote_types(q_pool.dtype, torch.float32)
     q_pool, k_pool = q_pool.to(wide), k_pool.to(wide)
     num_keys = k_pool.shape[2]
-    count = count_from_rule(num_keys, topk=rule.get("topk"), sparsity=rule.get("sparsity"))
-    _check_rule(count, rule)
-    cdf_p, max_blocks = rule.get("cdf_p"), rule.get("max_blocks")
-    least = min(max(count or 0, rule.get("min_blocks", 1)), num_keys)
+    count = count_from_rule(num_keys, topk=topk, sparsity=sparsity)
+    _check_rule(count, cdf_p, min_blocks, max_blocks)
+    least = min(max(count or 0, min_blocks), num_keys)
     width = num_keys if cdf_p is not None else least
-    kept, must_keep = None, rule.get("must_keep")
+    kept = None
     if must_keep is not None:
         kept, longest = _bits_of(must_keep, q_pool, num_keys, max_blocks)
         width = max(width, longest)
@@ -170,10 +174,7 @@ def count_from_rule(
     return max(1, math.floor((1 - sparsity) * num_key_blocks + 1e-6))
 
 
-def _check_rule(count: int | None, rule: Rule) -> None:
-    if unknown := rule.keys() - Rule.__annotations__:
-        raise TypeError(f"unexpected keyword arguments: {', '.join(unknown)}")
-    cdf_p, least, most = rule.get("cdf_p"), rule.get("min_blocks", 1), rule.get("max_blocks")
+def _check_rule(count: int | None, cdf_p: float | None, least: int, most: int | None) -> None:
     if count is None and cdf_p is None:
         raise UserError(
             "no rule for the block selection",
