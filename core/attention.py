@@ -87,7 +87,7 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(x).view(b, s, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # each [B, N, S, D]
         q, k = self.q_norm(q), self.k_norm(k)
-        fresh = (k, v)
+        fresh = (k, v)  # before RoPE: a cache must not fix where its frames stand
         cos, sin = tables
         attend = F.scaled_dot_product_attention if order is None else order.attend
         if cached is not None:

@@ -158,6 +158,7 @@ def save_dit(dit: nn.Module, folder: str | Path, max_shard_bytes: int = 5 * 2**3
     config = {"_class_name": "LongCatVideoTransformer3DModel", **dit.config.to_dict()}  # type: ignore[operator, union-attr]
     text = json.dumps(config, indent=2) + "\n"
     (target / "config.json").write_text(text, encoding="utf-8")
+    # PEFT wraps an adapted layer and renames its weight; a saved base must load without PEFT.
     state = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in dit.state_dict().items()

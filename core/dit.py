@@ -165,6 +165,7 @@ class LongCatDiT(nn.Module):
         if order is not None:
             x = order.tokens.to_block(x, 1)
         past = num_cond if kv_cache is not None else 0
+        # Keys of the cache are not rotated yet, so the tables cover the condition frames too.
         whole = (grid[0] + past, grid[1], grid[2])
         tables = self.rope(whole, x.device, None if order is None else order.keys)
         key_values: list[KeyValue] = []

@@ -33,13 +33,6 @@ def to_uint8(video: Tensor) -> Tensor:
 
 def upscale(video: Tensor, scale: int) -> Tensor:
     """Repeat each pixel of [..., H, W] ``scale`` times along both axes."""
-    if scale < 1:
-        raise UserError(
-            "scale is a whole enlargement factor",
-            received=scale,
-            expected=">= 1",
-            remedy="use scale=1 to keep the size",
-        )
     return video.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
 
 
@@ -157,13 +150,7 @@ def write_png(image: Tensor, path: str | Path) -> Path:
 
 def _frames(video: Tensor, fps: float, scale: int) -> np.ndarray:
     """[T, 3, H, W] -> uint8 [T, H, W, 3], checked."""
-    if video.ndim != 4 or video.shape[1] != 3 or not len(video):
-        raise UserError(
-            "a video file holds one RGB clip",
-            received=tuple(video.shape),
-            expected="[T, 3, H, W] with T >= 1",
-            remedy="write the clips of a batch one by one",
-        )
+    assert video.ndim == 4 and video.shape[1] == 3 and len(video), video.shape
     if not 0 < fps <= 1000:
         raise UserError(
             "the frame rate is not usable",

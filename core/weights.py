@@ -63,6 +63,7 @@ def fill_model(
             check_shape(key, tensor, expected[key].shape, place)
             kind = dtype(key) if callable(dtype) else dtype or tensor.dtype
             filled[key] = tensor.detach().to(device, kind, copy=isinstance(source, Mapping))
+        # Meta parameters have no storage to copy into; and a copy would double the peak.
         model.load_state_dict(filled, strict=False, assign=True)
     for key, other in shares.items():
         owner, _, leaf = key.rpartition(".")
@@ -87,44 +88,33 @@ def shard_paths(folder: Path, stem: str) -> list[Path]:
             remedy="copy the missing files or point to a complete checkpoint directory",
         )
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(
-            "the shard index has no weight_map",
-            received=str(index),
-            expected='{"weight_map": {"tensor name": "file name"}}',
-            remedy="copy the index again from its source",
-        )
-    paths = [folder / str(name) for name in sorted(set(weight_map.values()))]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
+    names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
         raise CheckpointError(
             "shards of the checkpoint are missing",
             received=str(folder),
-            expected=", ".join(missing),
+            expected=", ".join(missing) or f"a weight_map in {index.name}",
             remedy="finish the copy of these files",
         )
-    return paths
+    return [folder / name for name in names]
 
 
 def read_json(path: Path) -> dict[str, object]:
     """The JSON object in ``path``."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"cannot read {path.name}: {error}",
-            received=str(path),
-            expected="a JSON object in UTF-8",
-            remedy="copy the file again from its source",
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path.name} is not a JSON object",
-            received=type(content).__name__,
-            expected="a JSON object",
-            remedy=f"copy {path} again from its source",
-        )
-    return content
+        if isinstance(content, dict):
+            return content
+        error: Exception = ValueError(f"it holds a {type(content).__name__}")
+    except (OSError, ValueError) as caught:
+        error = caught
+    raise CheckpointError(
+        f"cannot read {path.name}: {error}",
+        received=str(path),
+        expected="a JSON object in UTF-8",
+        remedy="copy the file again from its source",
+    ) from error
 
 
 def iter_tensors(path: Path, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:

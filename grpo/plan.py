@@ -68,6 +68,7 @@ def plan_update(config: GRPOConfig, prompts: Sequence[str], update: int) -> list
     steps = critical_steps(config, update)
     tasks = []
     for slot in range(count):
+        # By counting, not by an iterator: a resumed run finds its place without any state.
         epoch, position = divmod(update * count + slot, len(prompts))
         prompt_id = _permutation(config.seed, epoch, len(prompts))[position]
         bucket = derive_key(config.seed, "bucket", update, slot) % len(sizes)

@@ -236,7 +236,7 @@ class _Run:
     def _restore(self) -> None:
         """Load the newest saved state, and forget metrics of updates that it does not hold."""
         latest = None if self.directory is None else self.directory.latest_checkpoint()
-        latest = self.ranks.gather(latest)[0]
+        latest = self.ranks.gather(latest)[0]  # only the first rank looks into the directory
         if latest is not None:
             self.trainer.load(latest)
         if self.directory is not None:
@@ -306,6 +306,7 @@ class _Run:
             self.directory.save_checkpoint(count, self.trainer.save, keep)
 
     def _finish(self, directory: RunDirectory, before: HeldOutScores, after: HeldOutScores) -> None:
+        # Two layouts: PEFT for Python, the published one for the public LongCat-Video code.
         with explained("write lora", directory.path / "lora"):
             save_lora(self.model.dit, directory.path / "lora", layout="peft")
             save_lora(self.model.dit, directory.path / "lora.safetensors", layout="longcat")

@@ -197,6 +197,7 @@ class GRPOTrainer:
         for p in self.parameters.values():
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             gradients.append(p.grad)
+        # A rank without groups takes part with zeros, or the others would wait for ever.
         self.ranks.sum_(gradients)
         norm = nn.utils.clip_grad_norm_(
             self.parameters.values(), self.config.optimizer.max_grad_norm
