@@ -550,8 +550,8 @@ def _require_finite(update: int, **values: float) -> None:
 
 
 def _without_clock(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """Without Trainer's clock, which would make equal runs differ."""
-    clock = ("runtime", "per_second", "preparation_time")
+    """Without Trainer's clock and TRL's count of tokens, which begin anew when a run is resumed."""
+    clock = ("runtime", "per_second", "preparation_time", "num_tokens")
     return {name: value for name, value in logs.items() if not name.endswith(clock)}
 
 

@@ -49,8 +49,6 @@ T = TypeVar("T")
 
 JUDGED = tuple(name for name, item in DIMENSIONS.items() if item.judged)
 """What a judge scores (report section 5.1): text alignment, visual quality, motion quality."""
-UNKNOWN_MODEL = "unknown"
-"""Model of a clip whose file names none."""
 NEAR = 0.6
 """Jaccard index of the sets of word 3-grams above which two prompts are near duplicates."""
 Part = Literal["train", "calibration", "test", "test_new_models", "unused"]
@@ -139,76 +137,50 @@ def read_rated_clips(
                 expected="one .csv with the columns path, prompt, dimension, rating",
                 remedy="give --samples with a log or sheet of ratings",
             )
-        listed, given, earlier = _read_clip_csv(ratings[0])
+        listed, given, irregular = _read_clip_csv(ratings[0])
     else:
         listed = read_samples(samples)
-        given, read = read_ratings(ratings, dimensions)
-        given, others = _of_list(given, listed, dimensions)
-        earlier = [*listed.findings, *read, *others]
+        given, irregular = read_ratings(ratings, dimensions)
+        # People rate dimensions that no judge scores, and a list is often a part of a study.
+        ids, others = listed.by_id, set(DIMENSIONS) - set(dimensions)
+        given = [r for r in given if r.sample in ids and r.dimension not in others]
     settings = CheckSettings(
         dimensions=tuple(dimensions), whole=False, exclude_raters=tuple(exclude_raters)
     )
-    checked = check_ratings(given, settings, listed, earlier)
-    return _average(listed, checked.table, tuple(dimensions), checked.findings)
-
-
-def _of_list(
-    ratings: Sequence[Rating], listed: SampleList, dimensions: Sequence[str]
-) -> tuple[list[Rating], tuple[Finding, ...]]:
-    """The ratings that concern a judge of these samples.
-
-    A list is often a part of a study, so what lies outside is one finding, not one for each rating;
-    nor is it irregular that people rate dimensions that no judge scores.
-    """
-    ids = listed.by_id
-    ratings = [r for r in ratings if r.dimension in dimensions or r.dimension not in DIMENSIONS]
-    outside = [r.sample for r in ratings if r.sample not in ids]
-    findings = Findings()
-    if outside:
-        text = f"{len(outside)} ratings of {len(set(outside))} samples, such as {outside[0]}"
-        findings.add("rating of a sample outside of the list", "not used", [text])
-    return [r for r in ratings if r.sample in ids], findings.all()
-
-
-def _average(
-    listed: SampleList,
-    table: pd.DataFrame,
-    dimensions: tuple[str, ...],
-    earlier: Sequence[Finding],
-) -> RatedClips:
-    findings = Findings(earlier)
-    rated = set(table["sample"])
+    checked = check_ratings(given, settings, listed, [*listed.findings, *irregular])
+    rated = set(checked.table["sample"])
     items = [item for item in listed.samples if item.sample in rated]
-    usable = [item for item in items if item.video and item.caption]
+    usable = {item.sample: item for item in items if item.video and item.caption}
+    findings = Findings(checked.findings)
     findings.add(
         "rated sample without a caption or a video in the list",
         "not used",
-        [item.sample for item in items if not (item.video and item.caption)],
+        [item.sample for item in items if item.sample not in usable],
     )
-    if not usable:
+    table = checked.table[checked.table["sample"].isin(usable)].reset_index(drop=True)
+    if table.empty:
         raise UserError(
             "no rated clip is left",
-            received=f"{len(table)} ratings of {', '.join(dimensions)}",
+            received=f"ratings of {len(rated)} samples",
             expected="ratings of samples whose list names caption and video",
         )
-    ids = [item.sample for item in usable]
     mean, count = (
         table.pivot_table(values="score", index="sample", columns="dimension", aggfunc=how)
-        .reindex(index=ids, columns=list(dimensions))
+        .reindex(index=list(usable), columns=list(dimensions))
         .to_numpy(dtype=np.float64)
         for how in ("mean", "count")
     )
     return RatedClips(
-        samples=SampleList(samples=tuple(usable), folder=listed.folder),
-        dimensions=dimensions,
+        samples=SampleList(samples=tuple(usable.values()), folder=listed.folder),
+        dimensions=tuple(dimensions),
         mean=mean,
         count=np.nan_to_num(count),
-        ratings=table[table["sample"].isin(ids)].reset_index(drop=True),
+        ratings=table,
         findings=findings.all(),
     )
 
 
-def _read_clip_csv(path: Path) -> tuple[SampleList, list[Rating], list[Finding]]:
+def _read_clip_csv(path: Path) -> tuple[SampleList, list[Rating], tuple[Finding, ...]]:
     """The clips and ratings of a CSV of clips."""
     rows = read_csv(path, ("path", "prompt", "dimension", "rating")).to_dict("index")
     findings, unusable, mixed = Findings(), [], []
@@ -216,32 +188,31 @@ def _read_clip_csv(path: Path) -> tuple[SampleList, list[Rating], list[Finding]]
     ratings: list[Rating] = []
     nameless: Counter[tuple[str, str]] = Counter()
     for line, row in rows.items():
+        key = row["path"], row["dimension"]
+        nameless[key] += 1  # each nameless rating of a clip is another person's
+        rater = row.get("rater") or f"rater {nameless[key]}"
+        record = {"sample": key[0], "dimension": key[1], "rater": rater, "score": row["rating"]}
         try:
-            rater = row.get("rater", "")
-            if not rater:  # each nameless rating of a clip is another person's
-                nameless[row["path"], row["dimension"]] += 1
-                rater = f"rater {nameless[row['path'], row['dimension']]}"
-            record = {"sample": row["path"], "dimension": row["dimension"], "rater": rater}
-            rating = rating_from_record({**record, "score": row["rating"]})
+            rating = rating_from_record(record)
         except ValueError as error:
             unusable.append(f"{path.name}:{line}: {error}")
             continue
         item = Sample(
             sample=row["path"],
-            model=row.get("model") or UNKNOWN_MODEL,
+            model=row.get("model") or "unknown",
             prompt=prompt_key(row["prompt"]) or "no prompt",
             cluster=row.get("cluster", ""),
             caption=row["prompt"],
             video=row["path"],
         )
-        if samples.setdefault(item.sample, item) != item:
+        if samples.setdefault(item.sample, item) == item:
+            ratings.append(rating)
+        else:
             mixed.append(f"{path.name}:{line}: {item.sample}")
-            continue
-        ratings.append(rating)
     findings.add("row that is not a rating", "not used", unusable)
     findings.add("clip with another prompt or model than before", "not used", mixed)
     listed = SampleList(samples=tuple(samples.values()), folder=path.parent)
-    return listed, ratings, list(findings.all())
+    return listed, ratings, findings.all()
 
 
 def with_paths_from(samples: SampleList, folder: Path) -> list[Sample]:
