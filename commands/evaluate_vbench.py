@@ -234,8 +234,6 @@ def doctor_command(
     python: Pythons = None,
     weights: WeightsDir = None,
     commit: Commit = None,
-    device: UpstreamDevice = "cuda",
-    allow_downloads: Downloads = False,
     dimension: Dimensions = None,
 ) -> None:
     """Say what each dimension still needs on this machine; exit 1 when one is not ready.
@@ -245,7 +243,7 @@ def doctor_command(
     from longtake.evaluation.vbench.tables import doctor_report
     from longtake.evaluation.vbench.upstream import is_native
 
-    upstream = _upstream(suite, checkout, python, weights, commit, device, allow_downloads)
+    upstream = _upstream(suite, checkout, python, weights, commit)
     names = [upstream.suite.dimension(name).name for name in dimension or ()]
     lacking = {name: upstream.missing(name) for name in names or upstream.suite.dimensions}
     _show(*doctor_report(upstream.suite, lacking))
@@ -268,8 +266,7 @@ def run_command(
     allow_downloads: Downloads = False,
     dimension: Dimensions = None,
     gpu: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ID", help="GPU to use, one dimension at a time; repeatable."),
+        str | None, typer.Option(metavar="ID", help="The only GPU that the public code may see.")
     ] = None,
     timeout: Annotated[
         float, typer.Option(min=1e-3, help="Seconds without a finished call before a stop.")
@@ -278,9 +275,6 @@ def run_command(
     prompts_per_call: Annotated[
         int, typer.Option(min=1, help="A crash loses a call; each call loads its weights.")
     ] = 8,
-    model: Annotated[
-        str, typer.Option(help="Name that the public code sees. Default: made of the folder's.")
-    ] = "",
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Score what is there.")
     ] = False,
@@ -292,11 +286,11 @@ def run_command(
     """Score videos by the public code, each dimension in its own environment; run again to go on.
 
     Example: python cli.py eval vbench run --plan runs/plan.json --videos runs/videos --output-dir
-    runs/scores --checkout VBench --gpu 0 --gpu 1
+    runs/scores --checkout VBench --gpu 0
     """
     from longtake.evaluation.vbench.plan import read_plan
     from longtake.evaluation.vbench.run import RunSettings, planned_dimensions, run_dimensions
-    from longtake.evaluation.vbench.tables import run_plan_table, run_report
+    from longtake.evaluation.vbench.tables import doctor_report, run_report
     from longtake.evaluation.vbench.videos import find_videos
 
     planned = read_plan(plan)
@@ -305,17 +299,17 @@ def run_command(
     )
     if dry_run:
         names = planned_dimensions(planned, dimension or ())
-        lacking = {name: upstream.missing(name) for name in names}
-        _show(run_plan_table(planned, find_videos(planned, videos), lacking, output_dir))
+        _show(*doctor_report(planned.suite, {name: upstream.missing(name) for name in names}))
+        files = find_videos(planned, videos)
+        typer.echo(f"{len(files.paths)} videos are there, {len(files.missing_names)} are missing")
         return
     settings = RunSettings(
         timeout_s=timeout,
         attempts=attempts,
         prompts_per_call=prompts_per_call,
-        gpus=tuple(gpu or ()),
+        gpu=gpu,
         allow_missing=allow_missing,
         ignore_doctor=ignore_doctor,
-        model=model.replace("/", "-"),
     )
     report = run_dimensions(planned, videos, upstream, output_dir, dimension or (), settings)
     _show(*run_report(report))
@@ -406,8 +400,8 @@ def _upstream(
     pythons: list[str] | None,
     weights: Path | None,
     commit: str | None,
-    device: str,
-    allow_downloads: bool,
+    device: str = "cuda",
+    allow_downloads: bool = False,
 ) -> "Upstream":
     from longtake.evaluation.vbench.suites import PINNED_COMMIT, find_suite
     from longtake.evaluation.vbench.upstream import Upstream, parse_pythons

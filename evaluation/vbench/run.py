@@ -10,16 +10,12 @@ import fcntl
 import hashlib
 import json
 import os
-import queue
 import signal
 import subprocess
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +28,18 @@ from longtake.evaluation.vbench.results import (
     write_results,
 )
 from longtake.evaluation.vbench.scores import Scores, aggregate
-from longtake.evaluation.vbench.suites import Dimension
 from longtake.evaluation.vbench.upstream import (
     Upstream,
-    clear_stale_clips,
     inflated_results,
     is_native,
     unfit,
 )
 from longtake.evaluation.vbench.videos import (
-    VideoFacts,
     VideoFiles,
     find_videos,
     link_view,
     probe,
     temporal_flickering,
-    unlike_the_rest,
 )
 from longtake.runtime.errors import RunDirectoryError, UserError
 from longtake.runtime.files import append_jsonl, explained, read_jsonl, write_json
@@ -55,11 +47,8 @@ from longtake.runtime.progress import progress_bar
 
 _SCORERS = {"temporal_flickering": temporal_flickering}
 """Dimensions that are scored here: those that need no weights."""
-_POLL_S = 0.1
 _GRACE_S = 10.0
 """Time between SIGTERM and SIGKILL."""
-_HOPELESS = 2
-"""Prompts given up, with none ever finished, after which the dimension is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +58,16 @@ class RunSettings:
     timeout_s: float = 3600.0
     """Of one call; making the environment and loading weights count."""
     attempts: int = 2
-    """Tries of a prompt by itself before its videos are unscored, >= 1."""
+    """Failed calls of a prompt before its videos are unscored, >= 1; the last one has it alone."""
     prompts_per_call: int = 8
     """Prompts that one call of the public function scores. A crash loses the call, and every call
     loads the weights."""
-    gpus: tuple[str, ...] = ()
-    """GPUs to share the dimensions among, one dimension each at a time; empty: one, the default."""
+    gpu: str | None = None
+    """The only GPU that the public code may see; None hides none."""
     allow_missing: bool = False
     """Score what is there although videos are missing; they are unscored."""
     ignore_doctor: bool = False
     """Start dimensions although something they need seems to be missing."""
-    model: str = ""
-    """Name that the public code sees; empty makes one of the output directory's path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +80,6 @@ class RunReport:
     """The same as a table with intervals."""
     not_run: Mapping[str, Mapping[str, str]]
     """By dimension that could not be started: what is missing, and how to get it."""
-    odd_videos: Mapping[str, str]
-    """Files unlike the others (rate, length, size, unreadable), with what is odd."""
 
     @property
     def is_complete(self) -> bool:
@@ -139,22 +124,20 @@ def run_dimensions(
     # Before anything is scored: a second plan in this folder would mix two sets of videos.
     _keep_plan(plan, output_dir / "plan.json")
     lacking = {name: upstream.missing(name) for name in names}
-    ready = [n for n in names if settings.ignore_doctor or not lacking[n]]
-    # The public code goes first where it can run: it applies the static filter.
-    native = [n for n in names if n not in ready and is_native(plan.suite, n)]
-    # Probed once for all dimensions: decoding 3,000 videos takes minutes.
-    facts = {path: probe(path) for (owner, _), path in files.paths.items() if owner in ready}
-    runs = {
-        name: _prepare(plan, upstream, name, files, facts, output_dir, settings) for name in ready
-    }
-    results = _run_all(runs, settings, output_dir / RESULTS_FOLDER)
-    results |= {name: score_natively(plan, files, name, output_dir) for name in native}
+    results: dict[str, DimensionResults] = {}
+    for name in names:
+        # The public code goes first where it can run: it applies the static filter.
+        if settings.ignore_doctor or not lacking[name]:
+            run = _DimensionRun(plan, upstream, name, files, output_dir, settings)
+            results[name] = run.run()
+            write_results(output_dir / RESULTS_FOLDER, results[name], run.provenance)
+        elif is_native(plan.suite, name):
+            results[name] = score_natively(plan, files, name, output_dir)
     found = ResultSet(suite=plan.suite, source=output_dir, dimensions=dict(results))
     return RunReport(
         results=results,
         scores=aggregate(found, plan),
         not_run={name: lacking[name] for name in names if name not in results},
-        odd_videos=unlike_the_rest({str(path): own for path, own in facts.items()}),
     )
 
 
@@ -177,16 +160,11 @@ def read_entries(work: Path) -> dict[str, dict[str, Any]]:
     return {Path(record["video_path"]).name: record for record in records}
 
 
-def work_folder(output_dir: Path, dimension: str) -> Path:
-    """Where a dimension keeps its records and logs."""
-    return (output_dir / "work" / dimension).absolute()
-
-
 def score_natively(
     plan: Plan, files: VideoFiles, dimension: str, output_dir: Path
 ) -> DimensionResults:
     """Score a dimension that needs no weights; started again, it goes on."""
-    work = work_folder(output_dir, dimension)
+    work = output_dir / "work" / dimension
     entries = read_entries(work)
     paths = files.of_dimension(dimension)
     unscored: dict[str, str] = {}
@@ -219,125 +197,50 @@ def score_natively(
     return results
 
 
-def _prepare(
-    plan: Plan,
-    upstream: Upstream,
-    dimension: str,
-    files: VideoFiles,
-    facts: Mapping[Path, VideoFacts],
-    output_dir: Path,
-    settings: RunSettings,
-) -> "_DimensionRun":
-    # A name that no other run in this checkout has: the public code caches by it.
-    path = output_dir.absolute()
-    model = settings.model or f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    work = work_folder(output_dir, dimension)
-    work.mkdir(parents=True, exist_ok=True)
-    _keep_commit(work / "commit.txt", upstream.head)
-    return _DimensionRun(
-        plan=plan,
-        upstream=upstream,
-        dimension=plan.suite.dimensions[dimension],
-        links=link_view(files, dimension, path / "views" / model),
-        facts={name: facts[file] for name, file in files.of_dimension(dimension).items()},
-        work=work,
-        settings=settings,
-    )
-
-
-def _keep_commit(path: Path, commit: str | None) -> None:
-    """Refuse to mix records of two versions of the public code: their scores are two metrics."""
-    earlier = path.read_text(encoding="utf-8").strip() if path.exists() else str(commit)
-    if earlier != str(commit):
-        raise UserError(
-            "the finished videos were scored by another version of the public code",
-            received=f"{path.parent}: {earlier}; the checkout is at {commit}",
-            remedy="check that version out again, or choose another --output-dir",
-        )
-    path.write_text(f"{commit}\n", encoding="utf-8")
-
-
-def _run_all(
-    runs: Mapping[str, "_DimensionRun"], settings: RunSettings, folder: Path
-) -> dict[str, DimensionResults]:
-    """One dimension per GPU at a time; Ctrl-C stops all of them and keeps what is finished."""
-    if not runs:
-        return {}
-    # A pool of GPUs: a short dimension frees its GPU for the next one.
-    free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    for gpu in settings.gpus or (None,):
-        free.put(gpu)
-    stop = threading.Event()
-
-    def work(run: _DimensionRun) -> DimensionResults:
-        gpu = free.get()
-        try:
-            results = run.run(stop, gpu)
-            write_results(folder, results, run.provenance)
-            return results
-        finally:
-            free.put(gpu)
-
-    with ThreadPoolExecutor(max_workers=len(settings.gpus) or 1) as pool:
-        try:
-            futures = {pool.submit(work, run): name for name, run in runs.items()}
-            _show_progress(runs, list(futures))
-            return {name: future.result() for future, name in futures.items()}
-        finally:  # after a failure or Ctrl-C, those that wait must not start
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _show_progress(
-    runs: Mapping[str, "_DimensionRun"], futures: list[Future[DimensionResults]]
-) -> None:
-    with progress_bar("scoring", sum(len(run.links) for run in runs.values())) as bar:
-        waiting = set(futures)
-        while waiting:
-            done, waiting = wait(waiting, timeout=1.0)
-            for future in done:
-                future.result()  # an error ends the others early
-            bar.update(sum(len(read_entries(run.work)) for run in runs.values()))
-
-
-@dataclass(kw_only=True)
 class _DimensionRun:
-    """The state of one dimension; :meth:`run` brings it to its end."""
+    """One dimension of the public code; :meth:`run` brings it to its end.
 
-    plan: Plan
-    upstream: Upstream
-    dimension: Dimension
-    links: Mapping[str, Path]
-    """File that the public code is given, by file name."""
-    facts: Mapping[str, VideoFacts]
-    """By file name, of the videos in ``links``."""
-    work: Path
-    settings: RunSettings
-    given_up: dict[str, str] = field(default_factory=dict)
-    """Reason by file name."""
-    left_out: set[str] = field(default_factory=set)
-    """Videos in which the public code found nothing to score, and of which it says nothing."""
-    problem: str = ""
-    """Why the whole dimension ended early."""
-    failures: Counter[str] = field(default_factory=Counter)
-    """Failed calls with nothing but this prompt in them."""
-    suspects: set[str] = field(default_factory=set)
-    """Prompts of a call that failed; they are tried one by one."""
+    Its records lie in a folder of the commit: scores of two versions are two metrics.
+    """
 
-    def run(self, stop: threading.Event, gpu: str | None = None) -> DimensionResults:
-        """Call the public code until nothing is left, nothing helps, or ``stop`` is set."""
-        with _only_here(self.work):
+    def __init__(
+        self,
+        plan: Plan,
+        upstream: Upstream,
+        dimension: str,
+        files: VideoFiles,
+        output_dir: Path,
+        settings: RunSettings,
+    ) -> None:
+        self.plan, self.upstream, self.settings = plan, upstream, settings
+        self.dimension = plan.suite.dimensions[dimension]
+        path = output_dir.absolute()
+        # A model's name that no other run in this checkout has: the public code caches by it.
+        model = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        self.links = link_view(files, dimension, path / "views" / model)
+        self.work = path / "work" / dimension / (upstream.head or "no commit")[:7]
+        self.given_up: dict[str, str] = {}  # reason by file name
+        self.left_out: set[str] = set()  # videos of which the public code says nothing
+        self.failures: Counter[str] = Counter()  # failed calls by prompt
+        self.problem = ""  # why the whole dimension ended early
+
+    def run(self) -> DimensionResults:
+        """Call the public code until nothing is left or nothing helps; a stop keeps the records."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        with (
+            _only_here(self.work / ".lock"),
+            progress_bar(self.dimension.name, len(self.links)) as bar,
+        ):
             self._give_up_unfit()
             while not self.problem and (rows := self._next_rows()):
-                outcome, log = self._call(rows, stop, gpu)
+                outcome, log = self._call(rows)
                 if "videos" in outcome:
                     self._keep(rows, outcome["videos"], log)
-                elif stop.is_set():
-                    self.problem = "stopped on request"
                 elif outcome["stage"] == "compute":
                     self._blame(rows, outcome["error"], log)
                 else:  # no call will come further
                     self.problem = f"{outcome['stage']}: {outcome['error']} (see {log})"
+                bar.update(len(read_entries(self.work)))
             return self._results()
 
     @property
@@ -360,7 +263,7 @@ class _DimensionRun:
                 continue
             if video.name not in self.links:
                 self.given_up[video.name] = "the video is missing"
-            elif reason := unfit(self.dimension.name, self.facts[video.name]):
+            elif reason := unfit(self.dimension.name, probe(self.links[video.name])):
                 self.given_up[video.name] = reason
 
     def _next_rows(self) -> list[dict[str, Any]]:
@@ -381,7 +284,7 @@ class _DimensionRun:
                 paths = [str(self.links[name]) for name in left]
                 rows.append(row.as_upstream(self.dimension.name, paths))
         # Suspects last: a prompt that kills the process must not keep the others waiting.
-        fresh = [row for row in rows if row["prompt_en"] not in self.suspects]
+        fresh = [row for row in rows if not self.failures[row["prompt_en"]]]
         return fresh[: self.settings.prompts_per_call] or rows[:1]
 
     def _keep(self, rows: list[dict[str, Any]], entries: list[dict[str, Any]], log: Path) -> None:
@@ -402,31 +305,23 @@ class _DimensionRun:
 
     def _blame(self, rows: list[dict[str, Any]], reason: str, log: Path) -> None:
         """Count a failed call against its prompts."""
-        self.suspects |= {row["prompt_en"] for row in rows}
-        if len(rows) > 1:
+        self.failures.update(row["prompt_en"] for row in rows)
+        tries = self.failures[rows[0]["prompt_en"]]
+        if len(rows) > 1 or tries < self.settings.attempts:
             return
-        prompt = rows[0]["prompt_en"]
-        self.failures[prompt] += 1
-        if self.failures[prompt] < self.settings.attempts:
-            return
-        for path in rows[0]["video_list"]:
-            self.given_up[Path(path).name] = f"{reason} (tries: {self.failures[prompt]})"
         # Where nothing has ever come out, the environment is at fault and not the prompts.
-        hopeless = [n for n in self.failures.values() if n >= self.settings.attempts]
-        if len(hopeless) >= _HOPELESS and not read_entries(self.work):
+        if self.given_up and not read_entries(self.work):
             self.problem = f"{reason} (see {log})"
+        for path in rows[0]["video_list"]:
+            self.given_up[Path(path).name] = f"{reason} (tries: {tries})"
 
-    def _call(
-        self, rows: list[dict[str, Any]], stop: threading.Event, gpu: str | None
-    ) -> tuple[dict[str, Any], Path]:
+    def _call(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], Path]:
         """Let the public code score the videos of ``rows``, in a process of its own.
 
         A process for each call costs its imports, and the public function loads its weights in
         every call anyway; a crash or a leak ends with it. Returns what the runner wrote (the exit
         code is never trusted), or stage and error, and the log of the output.
         """
-        links = [Path(path) for row in rows for path in row["video_list"]]
-        clear_stale_clips(self.dimension.name, self.upstream.root, links)
         log = self.work / f"call-{1 + len(list(self.work.glob('call-*.log')))}.log"
         job, outcome = self.work / "job.json", self.work / "outcome.json"
         # That of an earlier call would be taken for this one's.
@@ -449,18 +344,19 @@ class _DimensionRun:
             process = subprocess.Popen(
                 self.upstream.command(self.dimension.name, job),
                 cwd=self.upstream.root,
-                env=self.upstream.variables(gpu, self.upstream.python(self.dimension.name)),
+                env=self.upstream.variables(
+                    self.settings.gpu, self.upstream.python(self.dimension.name)
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that its own children can be stopped with it
             )
             try:
-                deadline = time.monotonic() + self.settings.timeout_s
-                while process.poll() is None and time.monotonic() < deadline:
-                    if stop.wait(_POLL_S):
-                        break
-                hangs = process.poll() is None
+                hangs = False
+                process.wait(self.settings.timeout_s)
+            except subprocess.TimeoutExpired:
+                hangs = True
             finally:
                 _end(process)
         content = {"stage": "start"}
@@ -507,18 +403,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _only_here(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a folder; the kernel frees it when the holder dies."""
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
+def _only_here(path: Path) -> Iterator[None]:
+    """Keep a second process out; the kernel frees the lock when its holder dies."""
+    with path.open("w") as lock:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunDirectoryError(
                 "another process is scoring this dimension here",
-                received=str(folder),
+                received=str(path.parent),
                 remedy="wait for it, or choose another --output-dir",
             ) from error
         yield
-    finally:
-        os.close(descriptor)

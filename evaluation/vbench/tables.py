@@ -1,7 +1,6 @@
 """Results as tables for people."""
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 from rich.box import SIMPLE_HEAD
@@ -9,11 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from longtake.evaluation.vbench.plan import Plan
-from longtake.evaluation.vbench.run import RunReport, read_entries, work_folder
+from longtake.evaluation.vbench.run import RunReport
 from longtake.evaluation.vbench.scores import Comparison, ScoreLine, Scores
 from longtake.evaluation.vbench.suites import SUITES, Suite
 from longtake.evaluation.vbench.upstream import NEEDS, is_native
-from longtake.evaluation.vbench.videos import VideoFiles
 
 _MISSING = "-"
 _SHOWN = 3
@@ -113,25 +111,6 @@ def doctor_report(suite: Suite, lacking: Mapping[str, Mapping[str, str]]) -> lis
     return [table, *(Text(way) for way in ways)]
 
 
-def run_plan_table(
-    plan: Plan, files: VideoFiles, lacking: Mapping[str, Mapping[str, str]], output_dir: Path
-) -> Table:
-    """What a run would do."""
-    table = _table(
-        f"{plan.suite.title}: what a run would do", "dimension|>videos|>missing|>finished|would run"
-    )
-    for name, things in lacking.items():
-        how = "ours" if is_native(plan.suite, name) else f"no, missing: {', '.join(things)}"
-        table.add_row(
-            name,
-            str(len(files.of_dimension(name))),
-            str(sum(owner == name for owner, _ in files.missing)),
-            str(len(read_entries(work_folder(output_dir, name)))),
-            Text(how if things else "upstream runner"),
-        )
-    return table
-
-
 def run_report(report: RunReport) -> list[Table | Text]:
     """What a run scored, why videos are unscored, what could not be run, and odd videos."""
     lines: list[str] = []
@@ -139,8 +118,6 @@ def run_report(report: RunReport) -> list[Table | Text]:
         lines += _line_notes(report.scores.dimensions[name])
     for name, things in report.not_run.items():
         lines.append(f"{name}: not run, missing: {', '.join(things)}; see `eval vbench doctor`")
-    odd = [f"odd video {path}: {why}" for path, why in report.odd_videos.items()]
-    lines += _first(odd, "odd videos; `eval vbench check` lists them")
     table = [score_table(report.scores, only=report.results)] if report.results else []
     return [*table, *(Text(line) for line in lines)]
 

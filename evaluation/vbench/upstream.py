@@ -5,14 +5,13 @@ dimensions, so they never enter this environment: uv makes one for each group of
 requirements.toml, or the user gives the interpreter of one.
 """
 
-import glob
 import math
 import os
 import re
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -199,20 +198,6 @@ def unfit(dimension: str, facts: VideoFacts) -> str:
     if dimension == "Instance_Preservation" and facts.frames // facts.fps < _CLIP_S:
         return f"shorter than {_CLIP_S} s: upstream judges no clip of it and gives 1"
     return ""
-
-
-def clear_stale_clips(dimension: str, root: Path, links: Iterable[Path]) -> None:
-    """Remove clips that Instance Preservation cut earlier from videos of the same names.
-
-    It keeps them in ``model_clip/<model>/`` of the checkout ``root`` and never cuts a clip again,
-    so another model's, or a replaced video's, old clips would be judged.
-    """
-    if dimension != "Instance_Preservation":
-        return
-    for link in links:  # .../<model>/<dimension>/<name>
-        clips = root / "model_clip" / link.parts[-3]
-        for old in clips.glob(f"{glob.escape(link.stem)}_clip_*.mp4"):
-            old.unlink()
 
 
 def inflated_results(

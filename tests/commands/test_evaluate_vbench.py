@@ -147,7 +147,7 @@ def test_run_tells_what_it_could_not_run(call: Call, suite: Path, tmp_path: Path
     call("generate", "--plan", plan, "--out", videos, "--device", "cpu", *FAST)
     arguments = ["run", "--plan", plan, "--videos", videos, "--output-dir", tmp_path / "scores"]
     out = call(*arguments, "--weights", tmp_path, "--dry-run").output
-    assert "no, missing: checkout, environment llava" in out
+    assert "checkout, environment llava" in out and "2 videos are there, 0 are missing" in out
     assert not (tmp_path / "scores").exists()
     out = call(*arguments, "--weights", tmp_path, code=1).output
     assert "Material: not run, missing: checkout" in out

@@ -63,7 +63,7 @@ def clothes(report: RunReport) -> DimensionResults:
 
 def calls(out: Path) -> list[str]:
     """Prompts and videos of each call of the public function, in order."""
-    logs = (out / "work" / "Human_Clothes").glob("call-*.log")
+    logs = (out / "work" / "Human_Clothes").rglob("call-*.log")
     texts = [log.read_text() for log in sorted(logs, key=lambda log: int(log.stem[5:]))]
     return [text.partition("CALL ")[2].partition("\n")[0] for text in texts]
 
@@ -77,7 +77,7 @@ def test_a_run_from_end_to_end(
     )
     out = tmp_path / "out"
     report = run(plan, videos, upstream, out)
-    assert report.is_complete and not report.odd_videos
+    assert report.is_complete
     assert clothes(report).score == pytest.approx(4 / 5)
     assert clothes(report).origin == "upstream runner"
     assert report.results["Diversity"].score == 0.25
@@ -106,7 +106,7 @@ def test_prompts_share_calls_and_suspects_are_tried_alone(
     bad = names(plan)[4]
     stand_in.behave(Human_Clothes={bad: "crash"})
     report = run(plan, videos, upstream, tmp_path / "b", prompts_per_call=8)
-    assert calls(tmp_path / "b") == ["2 6", "1 3", "1 3", "1 3"]
+    assert calls(tmp_path / "b") == ["2 6", "1 3", "1 3"]
     assert set(clothes(report).unscored) == set(names(plan)[3:])
 
 
@@ -124,32 +124,25 @@ def test_missing_and_unreadable_videos(
     assert clothes(report).unscored[lost] == "the video is missing"
     assert clothes(report).unscored[torn].startswith("unreadable")
     assert len(clothes(report).videos) == 4
-    assert str(videos / torn) in report.odd_videos
     assert unfit("Material", VideoFacts(frames=9)) == "the file states no frame rate"
 
 
-def test_dimensions_share_gpus_and_wait_for_what_they_need(
+def test_dimensions_that_are_not_ready_are_not_started(
     plan: Plan, videos: Path, upstream: Upstream, tmp_path: Path
 ) -> None:
     report = run(plan, videos, upstream, tmp_path / "out", ignore_doctor=False)
     assert not report.results and set(report.not_run) == set(plan.dimensions)
-    report = run(plan, videos, upstream, tmp_path / "out", gpus=("2", "5"))
-    assert report.is_complete and len(report.results) == 3
-    logs = (log.read_text() for log in (tmp_path / "out").rglob("call-1.log"))
-    seen = {log.split("GPU ")[1][0] for log in logs}
-    assert seen <= {"2", "5"} and seen
 
 
 def test_another_plan_or_version_is_not_mixed_in(
     clothes_plan: Plan, data: SuiteData, videos: Path, upstream: Upstream, tmp_path: Path
 ) -> None:
-    run(clothes_plan, videos, upstream, tmp_path / "out")
+    run(clothes_plan, videos, upstream, tmp_path / "out", gpu="2")
+    (log,) = (tmp_path / "out").rglob("call-1.log")
+    assert log.parent.name == (upstream.head or "")[:7] and "GPU 2" in log.read_text()
     other = make_plan(data, dimensions=["Human_Clothes"], seed=5)
     with pytest.raises(UserError, match="another plan"):
         run(other, videos, upstream, tmp_path / "out")
-    (tmp_path / "out" / "work" / "Human_Clothes" / "commit.txt").write_text("0ld\n")
-    with pytest.raises(UserError, match="another version of the public code"):
-        run(clothes_plan, videos, upstream, tmp_path / "out")
     with pytest.raises(UserError, match="no videos for these dimensions"):
         run_dimensions(clothes_plan, videos, upstream, Path("never"), ["Material"])
 
@@ -258,27 +251,18 @@ def test_failures_before_the_first_call_name_their_stage(
 def test_what_instance_preservation_did_not_judge_is_not_perfect(
     data: SuiteData, upstream: Upstream, stand_in: Any, tmp_path: Path
 ) -> None:
-    """Failed clips, videos too short for a clip, and clips of an earlier model."""
+    """Failed clips, and videos too short for a clip."""
     plan = make_plan(data, dimensions=["Instance_Preservation"])
     folder = tmp_path / "short"
     for video in plan.videos:
         frames = 7 if video.index == 2 else 8  # at 4 fps: 1.75 s or 2 s
         write_mp4(torch.zeros(frames, 3, 16, 16), folder / video.name, 4.0)
     inflated, honest, short = names(plan)[:3]
-    clips = stand_in.root / "model_clip" / "mine"
-    clips.mkdir(parents=True)
-    stale = clips / f"{Path(inflated).stem}_clip_0000.mp4"
-    other = clips / "of another prompt-0_clip_0000.mp4"
-    for path in (stale, other):
-        path.write_text("old")
     stand_in.behave(Instance_Preservation={inflated: "bad clip", honest: 0.0})
-    report = run(plan, folder, upstream, tmp_path / "out", model="mine")
-    results = report.results["Instance_Preservation"]
+    results = run(plan, folder, upstream, tmp_path / "out").results["Instance_Preservation"]
     assert "judging a clip failed" in results.unscored[inflated]
     assert "shorter than 2 s" in results.unscored[short]
     assert len(results.videos) == 3 and results.score == pytest.approx(2 / 3)
-    assert not stale.exists() and other.exists()
-    assert len(report.odd_videos) == 2  # the two of another length
 
 
 def test_a_prompt_of_diversity_needs_all_its_videos(
@@ -297,7 +281,7 @@ def test_a_torn_record_is_scored_again(
     clothes_plan: Plan, videos: Path, upstream: Upstream, tmp_path: Path
 ) -> None:
     run(clothes_plan, videos, upstream, tmp_path / "out")
-    records = tmp_path / "out" / "work" / "Human_Clothes" / "records.jsonl"
+    (records,) = (tmp_path / "out").rglob("records.jsonl")
     records.write_bytes(records.read_bytes()[:-20])
     with pytest.warns(UserWarning, match="torn last line"):
         report = run(clothes_plan, videos, upstream, tmp_path / "out")
@@ -379,7 +363,7 @@ def test_ctrl_c_stops_the_children_and_a_later_run_goes_on(
         # A runner started in the background hands down an ignored SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    work = out / "work" / "Human_Clothes"
+    work = out / "work" / "Human_Clothes" / (upstream.head or "")[:7]
     try:
         deadline = time.monotonic() + 120
         while len(read_entries(work)) < 3 and time.monotonic() < deadline:
