@@ -39,11 +39,7 @@ _LOADING_ERRORS = (OSError, ValueError, LookupError, RuntimeError, TypeError, At
 class ClipReward(Reward):
     """Alignment of frames with the caption. Build it with :func:`load_clip`.
 
-    Args:
-        model: an open_clip model.
-        tokenizer: texts -> token ids [N, context].
-        preprocess: Pillow image -> normalised tensor [3, h, w].
-        source: what fixes the model (digest, versions), for the fingerprint.
+    ``source`` is what fixes the model (digest, versions), for the fingerprint.
     """
 
     needs_prompt = True

@@ -102,9 +102,7 @@ class RewardDirectory:
 def read_reward_directory(path: str | Path) -> RewardDirectory:
     """Read and check a reward directory; the weights stay on the disk.
 
-    Raises:
-        CheckpointError: missing, cut or changed files, all in one message, or a ``reward.json``
-            that cannot be used.
+    What is missing, cut or changed is in one CheckpointError, so that one copy mends it all.
     """
     root = Path(path)
     if not (root / SPEC_FILE).is_file():
@@ -162,22 +160,10 @@ def write_reward_directory(
     shard_bytes: int = SHARD_BYTES,
     progress: bool = False,
 ) -> RewardDirectory:
-    """Write a reward directory.
+    """Write a reward directory to a new or empty place; after an error nothing is left behind.
 
-    Args:
-        path: a new or empty directory.
-        spec: what the reward is.
-        template: with the reward tokens of ``spec``.
-        tokenizer: that fits the model.
-        weights: state dict of the model or (name, tensor) pairs, which are written as they come;
-            names as in :class:`~longtake.rewards.qwen2vl.model.Qwen2VLRewardModel`, any dtype.
-        provenance: recorded as it is; JSON types.
-        shard_bytes: largest weight file.
-        progress: show a bar while the digests are computed.
-
-    Raises:
-        CheckpointError: the place is taken, or tokens, template, tokenizer and weights do not fit,
-            or a file cannot be written. Nothing is left behind.
+    ``weights`` are a state dict of the model or (name, tensor) pairs, which are written as they
+    come: a 7B model never needs to be in memory. ``progress`` shows a bar over the digests.
     """
     target = Path(path)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -188,6 +174,7 @@ def write_reward_directory(
             remedy="remove it, or choose another path",
         )
     assert template.reward_tokens == spec.reward_tokens
+    # Before the weights are written: a tokenizer that does not fit must not cost minutes.
     check_tokenizer(tokenizer, spec.model, spec.reward_tokens)
     temporary = target.absolute().with_name(f"{TEMPORARY}{target.name}-{os.getpid()}")
     try:
@@ -204,7 +191,7 @@ def write_reward_directory(
         }
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
         (temporary / SPEC_FILE).write_text(text, encoding="utf-8")
-        temporary.replace(target)
+        temporary.replace(target)  # the only step that anybody can see
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"the reward directory cannot be written: {error}",
@@ -236,15 +223,9 @@ def export_reward(
     dtype: torch.dtype,
     provenance: Mapping[str, Any],
 ) -> RewardDirectory:
-    """Write a trained reward as a directory with merged weights.
+    """Write a trained reward as a directory with merged weights, the backbone in ``dtype``.
 
-    Args:
-        model: trained; its reward rows are joined.
-        path: a new directory.
-        source: gives prompt and tokenizer.
-        spec: of the result (colour mode, normalisation); its model part is replaced.
-        dtype: of the stored backbone.
-        provenance: recorded in ``reward.json``.
+    Prompt and tokenizer come from ``source``; the model part of ``spec`` is replaced.
     """
     model.join_reward_rows()
     spec = spec.replace(model=model.config.replace(lora_rank=0))
@@ -266,6 +247,7 @@ def export_public(
     model.join_reward_rows()
     path.mkdir(parents=True, exist_ok=True)
     target = path / PUBLIC_WEIGHTS[spec.kind]
+    # HPSv3's loader knows no adapters, VideoAlign's expects them unmerged.
     if spec.kind == "hpsv3":
         save_file(public_layout(_merged(model, dtype), "legacy"), target, {"format": "pt"})
         return target

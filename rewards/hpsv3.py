@@ -41,13 +41,7 @@ class HPSv3Scorer:
     The frame scores of the last batch are kept, keyed by everything that they depend on (pixels of
     the frames, captions), so that the second reward of a suite finds them. Nothing else is kept,
     and the weights must not change while the scorer is in use.
-
-    Args:
-        model: with a ranknet head.
-        encoder: of its prompts.
-        pixels: how frames become patches.
-        columns: what to compute; a prompt that nobody asks for is not scored.
-        tokens_per_pass: see :data:`TOKENS_PER_PASS`.
+    A prompt that nobody asks for (``columns``) is not scored.
     """
 
     def __init__(
@@ -69,6 +63,7 @@ class HPSv3Scorer:
         The model runs once for equal batches that follow each other, and once for equal frames.
         Clips whose caption has no prompt (:meth:`PromptEncoder.problem`) are NaN in ``percentile``.
         """
+        # Still and repeated frames are common in generated clips, and a pass is what costs.
         frames = unique_frames(batch.video, torch.arange(batch.num_frames))
         slots = tuple(frames.slots.flatten().tolist())
         key = (*batch.video.shape, *batch.prompts, *slots, *frames.digests)
@@ -124,12 +119,9 @@ class HPSv3Scorer:
 
 
 class HPSv3Reward(Reward):
-    """One column of an :class:`HPSv3Scorer`.
+    """One column of an :class:`HPSv3Scorer`, which the other column may share.
 
-    Args:
-        scorer: shared with the other column.
-        column: which one.
-        source: what fixes the function of the model, for the fingerprint; JSON types.
+    ``source`` is what fixes the function of the model, for the fingerprint.
     """
 
     needs_time = False

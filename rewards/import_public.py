@@ -124,9 +124,7 @@ def import_reward(
         backbone: ``config.json`` of a backbone of another size than the published one.
         template: digest of another template than the published one.
 
-    Raises:
-        UserError: an option that does not belong to the kind, or a source without the template.
-        CheckpointError: files that are missing, cut or do not fit. Nothing is left at ``out``.
+    After an error nothing is left at ``out``.
     """
     if kind == "hpsv3" and (step is not None or base is not None):
         raise UserError(
@@ -143,6 +141,7 @@ def import_reward(
         place = step_folder(Path(weights), step)
         public = read_config(place.parent / CONFIG_FILE)
         tensors = open_videoreward(place, None if base is None else Path(base))
+    # From headers alone, before gigabytes are read.
     stored = _model_config(kind, tensors, backbone, public, place)
     _check_tensors(tensors, stored, place)
     check_tokenizer(words, stored, prompt.reward_tokens)
@@ -247,6 +246,7 @@ def _read(
         for done, (name, tensor) in enumerate(tensors.items(), start=1):
             if scaling is None:
                 yield name, tensor.load()
+            # One layer at a time: base, down and up are all that is in memory.
             elif name.endswith(".base_layer.weight"):
                 layer = name.removesuffix(".base_layer.weight")
                 parts = [name, f"{layer}{_LORA_DOWN}", f"{layer}{_LORA_UP}"]
@@ -261,10 +261,6 @@ def read_template(source: str | Path, expected: TemplateDigest) -> PromptTemplat
     """The template in a wheel, a directory or a ``.py`` file of the public package.
 
     A template is one string constant, or the concatenation of two of the same file.
-
-    Raises:
-        UserError: nothing there to read, or no string with this digest; the message lists the
-            strings that come closest, with their digests.
     """
     path = Path(source)
     near: list[str] = []

@@ -40,11 +40,7 @@ _SYSTEM = "You are a helpful assistant."  # the system turn that Qwen2-VL's chat
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTemplate:
-    """User text of a reward prompt.
-
-    Raises:
-        UserError: a placeholder or a token that is missing, doubled or out of order.
-    """
+    """User text of a reward prompt."""
 
     text: str
     """With the placeholder ``{text_prompt}`` once and each reward token once."""
@@ -90,13 +86,7 @@ def chat_text(user_text: str, vision: Vision) -> str:
 
 
 class PromptEncoder:
-    """Captions to token ids.
-
-    Args:
-        template: of the reward.
-        tokenizer: with the reward tokens and the tokens of the chat format.
-        vision: whether the reward sees still images or clips.
-    """
+    """Captions to token ids; the tokenizer has the reward tokens and those of the chat format."""
 
     def __init__(
         self, template: PromptTemplate, tokenizer: PreTrainedTokenizerFast, vision: Vision
@@ -118,15 +108,9 @@ class PromptEncoder:
         return None
 
     def encode(self, caption: str, num_vision_tokens: int, stop_at: str | None = None) -> list[int]:
-        """Token ids of the prompt up to a reward token; what follows it cannot move its score.
+        """Token ids of the prompt up to the reward token ``stop_at``, or to the template's last.
 
-        Args:
-            caption: one for which :meth:`problem` is None.
-            num_vision_tokens: merged patches of the image or clip.
-            stop_at: the last token kept; None is the template's last reward token.
-
-        Raises:
-            UserError: a caption that cannot be scored.
+        What follows it cannot move its score. A caption that cannot be scored is a UserError.
         """
         reason = self.problem(caption)
         if reason is not None:
@@ -255,15 +239,9 @@ def shown_frames(frames: Tensor, spec: RewardSpec) -> Tensor:
 def clip_inputs(
     frames: Tensor, prompt: str, encoder: PromptEncoder, *, key: Hashable, stop_at: str | None
 ) -> ClipInputs:
-    """Inputs of a clip (of an image: of one frame).
+    """Inputs of a clip (of an image: of one frame) from its :func:`shown_frames`.
 
-    Args:
-        frames: uint8 [F, 3, H, W] of :func:`shown_frames`; they are not resized a second time,
-            which could change them.
-        prompt: its caption.
-        encoder: of the prompts.
-        key: names the clip.
-        stop_at: the last reward token that is read; None is the template's last.
+    They are not resized a second time, which could change them.
     """
     height, width = frames.shape[-2:]
     grid = (max(1, len(frames) // FRAME_PAIR), height // PATCH, width // PATCH)
@@ -276,12 +254,7 @@ def clip_inputs(
 
 
 def collate_clips(clips: Sequence[ClipInputs]) -> dict[str, Tensor]:
-    """Arguments of the reward model for C clips.
-
-    Returns:
-        ``input_ids`` and ``attention_mask`` [C, L] padded on the right, ``pixel_values`` uint8 (not
-        normalised), ``grid_thw`` [C, 3].
-    """
+    """Arguments of the reward model for C clips; ``pixel_values`` are uint8, not normalised."""
     ids, mask = pad_prompts([clip.ids for clip in clips])
     return {
         "input_ids": ids,

@@ -79,9 +79,6 @@ def resized_size(height: int, width: int, min_pixels: int, max_pixels: int) -> t
 
     The sides are first rounded to a multiple of 28 (half to even). If that area is out of bounds,
     both sides are scaled by one factor to the bound and rounded towards the inside of it.
-
-    Raises:
-        UserError: an empty frame, or an aspect ratio above 200.
     """
     side = PATCH * MERGE
     if min(height, width) < 1 or max(height, width) > MAX_ASPECT_RATIO * min(height, width):

@@ -115,6 +115,7 @@ def open_videoreward(folder: Path, base: Path | None) -> dict[str, StoredTensor]
             remedy="copy the missing files, or pass the folder of the Qwen2-VL model named in "
             f"{CONFIG_FILE} as base",
         )
+    # The trained tensors replace those of the base model, so they come last.
     frozen = {k: v for path in shard_paths(base, "model") for k, v in _open(path).items()}
     tensors = {_base_layer(name): tensor for name, tensor in frozen.items()}
     return tensors | _open(folder / REST_FILE) | _open(folder / ADAPTER_FILE)
@@ -192,11 +193,7 @@ def _open(path: Path) -> dict[str, StoredTensor]:
 
 
 def _stored(path: Path) -> dict[str, StoredTensor]:
-    """Tensors of a safetensors file or of a pickled state dict, by name in the order of the file.
-
-    Raises:
-        CheckpointError: missing, cut, or holding something else than floating-point tensors.
-    """
+    """Tensors of a safetensors file or a pickled state dict, by name in the order of the file."""
     try:
         if path.suffix in PICKLE_SUFFIXES:
             return _open_pickle(path)

@@ -71,9 +71,8 @@ def split_sources(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def check_sources(names: Iterable[str], sources: Mapping[str, str]) -> None:
     """Refuse what :func:`load_rewards` could not load, in milliseconds: no weights, no torch.
 
-    Raises:
-        UserError: a misspelt name, a source without a name, a file, class or directory that is not
-            there, or a class that is no reward. Servers are not asked.
+    That is a misspelt name, a source without a name, a file, class or directory that is not there,
+    and a class that is no reward. Servers are not asked.
     """
     names = list(names)
     if unused := sorted(set(sources) - set(names)):
@@ -98,6 +97,7 @@ def load_rewards(
     sources = sources or {}
     check_sources(names, sources)
     loaded: dict[str, Reward] = {}
+    # Names of one directory are loaded together: two columns of a 7B model are one model.
     directories: dict[Path, list[str]] = {}
     for name in names:
         source = _source(name, sources)
@@ -252,11 +252,11 @@ def _load_class(source: str) -> "Reward":
     if not place.endswith(".py"):
         return getattr(importlib.import_module(place), name)()  # type: ignore[no-any-return]
     path = Path(place).resolve()
+    # Named by its path: a bare `my_file` could be an installed package, or another folder's file.
     spec = importlib.util.spec_from_file_location(str(path), path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Fingerprints find the source of a class by its module. A full path shadows no installed one.
-    sys.modules[str(path)] = module
+    sys.modules[str(path)] = module  # where inspect finds the source for the fingerprint
     spec.loader.exec_module(module)
     return getattr(module, name)()  # type: ignore[no-any-return]
 

@@ -52,14 +52,7 @@ class SuiteScores:
 
 
 class RewardSuite:
-    """A set of named, weighted rewards.
-
-    Args:
-        rewards: column name -> (reward, weight of its advantage).
-
-    Raises:
-        UserError: no reward, something that is none, or a weight that is not a finite number >= 0.
-    """
+    """A set of rewards: column name -> (reward, weight of its advantage)."""
 
     def __init__(self, rewards: Mapping[str, tuple[Reward, float]]) -> None:
         if not rewards:
@@ -110,6 +103,7 @@ class RewardSuite:
         clips = batch.select(usable) if 0 < len(usable) < batch.num_samples else batch
         rows: dict[str, list[Score]] = {}
         for name, reward in self.rewards.items():
+            # A broken clip is broken for all rewards, and none of them has to look for it.
             given = iter(_score(reward, clips) if usable else ())
             rows[name] = [next(given) if why is None else Score.unscored(why) for why in problems]
         return SuiteScores(rows)

@@ -35,14 +35,7 @@ TOKENS_PER_PASS = 16384
 
 
 class VideoAlignReward(Reward):
-    """One dimension of VideoAlign.
-
-    Args:
-        directory: of kind ``videoreward``.
-        model: loaded from it; several dimensions may share one.
-        name: one of :data:`COLUMNS`.
-        tokens_per_pass: bound on the tokens of one forward pass; a longer clip goes alone.
-    """
+    """One dimension of VideoAlign, one of :data:`COLUMNS`; several may share a model."""
 
     needs_time = True
 
@@ -87,6 +80,7 @@ class VideoAlignReward(Reward):
                 (self._token,),
             )
             raw = raw[:, 0].float().cpu()
+            # The scale cancels in group advantages; it makes scores of runs comparable.
             if self._scale is not None:
                 raw = (raw - self._scale.mean) / self._scale.std
             for clip, value in zip(group, raw.tolist(), strict=True):

@@ -179,11 +179,7 @@ HEADS: dict[HeadKind, Callable[[int], RewardHead]] = {
 
 
 def infer_head(shapes: Mapping[str, Sequence[int]]) -> HeadKind:
-    """The form of the head from tensor names and shapes of a state dict, in any key layout.
-
-    Raises:
-        CheckpointError: no head, or one of an unknown form.
-    """
+    """The form of the head from tensor names and shapes of a state dict, in any key layout."""
     head = {
         name[name.index(HEAD_PREFIX) :]: tuple(shape)
         for name, shape in shapes.items()

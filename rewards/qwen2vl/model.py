@@ -266,6 +266,7 @@ class Qwen2VLRewardModel(nn.Module):
     ) -> Tensor:
         """Embeddings [B, L, D], vision tokens in their places."""
         embeddings: Tensor = self.embedding(ids)
+        # By where, not by assignment: gradients reach the split rows, and the matrix stays frozen.
         if self.reward_rows is not None:
             for row, token in zip(self.reward_rows, self.config.reward_token_ids, strict=True):
                 embeddings = torch.where((ids == token)[..., None], row.to(embeddings), embeddings)

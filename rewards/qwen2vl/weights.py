@@ -81,15 +81,8 @@ def lora_modules(keys: Iterable[str]) -> list[str]:
 def merge_lora(state: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:
     """Fold LoRA factors into their base weights: W + scaling B A, in float32, rounded once.
 
-    Args:
-        state: any layout, with ``base_layer`` weights and the factors of one adapter.
-        scaling: alpha / rank; the published VideoReward has 128 / 64.
-
-    Returns:
-        The state without LoRA factors and without ``base_layer`` in its keys, current layout.
-
-    Raises:
-        CheckpointError: a factor without its partner or its base weight, or shapes that do not fit.
+    The state has any layout, the result the current one, without factors and ``base_layer`` keys.
+    The scaling is alpha / rank; the published VideoReward has 128 / 64.
     """
     current = current_layout(state)
     problems: list[str] = []
@@ -134,14 +127,10 @@ def load_reward_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Qwen2VLRewardModel:
-    """Build a reward model from weights in any key layout, inert and in evaluation mode.
+    """Build a reward model, inert and in evaluation mode, from weights in any key layout.
 
-    Args:
-        config: of the model; ``lora_rank`` says whether the weights hold an unmerged LoRA.
-        weights: a state dict, or a directory with ``model.safetensors`` (or shards), which is
-            streamed tensor by tensor onto the device.
-        device: of the model.
-        dtype: of the backbone and its LoRA; the head is float32, or scores would tie in a group.
+    The weights are a state dict, or a directory with ``model.safetensors`` (or shards), which is
+    streamed tensor by tensor onto the device. ``dtype`` is that of the backbone and its LoRA.
     """
     model = empty_reward_model(config)
     fill_model(
@@ -149,6 +138,7 @@ def load_reward_model(
         weights if isinstance(weights, Mapping) else Path(weights),
         WEIGHTS_STEM,
         device,
+        # In bfloat16 the scores of a group would tie.
         lambda key: torch.float32 if key.startswith(HEAD_PREFIX) else dtype,
         rename=lambda key: None if current_key(key) == LM_HEAD else current_key(key),
     )
