@@ -188,6 +188,7 @@ class PairDataset(Dataset[PairInputs]):
         pair = self.pairs[index]
         labels = [pair.label(name) for name in self.dimensions]
         if not self.keep_ties:
+            # The weight of an update counts labels, so what the loss cannot use must be none.
             labels = [UNLABELLED if label == TIE else label for label in labels]
         a, b = self._keys(row)
         return PairInputs(labels=labels, pair=index, a=self._inputs(a), b=self._inputs(b))
@@ -223,6 +224,7 @@ class PairDataset(Dataset[PairInputs]):
             inputs = clip_inputs(frames, key.prompt, self.encoder, key=key, stop_at=self._stop)
             self._recent_bytes += inputs.patches.nbytes
             if self._recent_bytes > RECENT_BYTES:
+                # All at once: pairs of a prompt come together, and older clips do not come again.
                 self._recent.clear()
                 self._recent_bytes = inputs.patches.nbytes
             self._recent[key] = inputs
@@ -238,6 +240,7 @@ class PairDataset(Dataset[PairInputs]):
             chosen = even_frames(len(video), self._frames_per_clip)
         else:
             assert fps is not None
+            # By the rate of the data set: it is the one that the annotators saw.
             chosen = self.spec.sampler.indices(len(video), fps)
         frames = shown_frames(video[chosen], self.spec)
         self._cache.put((path, fps), frames)
@@ -245,31 +248,20 @@ class PairDataset(Dataset[PairInputs]):
 
     def _check(self) -> None:
         """Tell before the first update what would end the training hours later."""
-        files = {path for pair in self.pairs for path in (pair.path_a, pair.path_b)}
-        missing = sorted(path for path in files if not (self.root / path).is_file())
-        if missing:
-            raise UserError(
-                "clips of the preference data are missing",
-                received=f"{len(missing)} of {len(files)} in {self.root}: "
-                + ", ".join(missing[:3])
-                + (", ..." if len(missing) > 3 else ""),
-                expected="paths relative to this folder",
-                remedy="set data.root to the folder of the clips",
-            )
+        files = sorted({path for pair in self.pairs for path in (pair.path_a, pair.path_b)})
+        problems = [f"{path} is missing" for path in files if not (self.root / path).is_file()]
         for pair in self.pairs:
-            problem = self.encoder.problem(pair.prompt)
-            if problem:
-                raise UserError(
-                    "a prompt of the preference data cannot be used",
-                    received=f"{pair.prompt!r}: {problem}",
-                    remedy="rewrite or remove it",
-                )
+            if problem := self.encoder.problem(pair.prompt):
+                problems.append(f"{pair.prompt!r}: {problem}")
             if self.spec.sampler is not None and None in (pair.fps_a, pair.fps_b):
-                raise UserError(
-                    "a video reward needs the playback rate of every clip",
-                    received=f"{pair.path_a} and {pair.path_b} without fps",
-                    expected="video pairs in VideoAlign's CSV",
-                )
+                problems.append(f"{pair.path_a} or {pair.path_b} has no playback rate")
+        if problems:
+            raise UserError(
+                "clips of the preference data cannot be used",
+                received=f"{len(problems)} problems in {self.root}: {'; '.join(problems[:3])}",
+                expected="paths relative to this folder; rates for a video reward",
+                remedy="set data.root to the folder of the clips, or remove these pairs",
+            )
 
 
 def collate_pairs(rows: Sequence[PairInputs]) -> dict[str, Tensor]:

@@ -181,6 +181,7 @@ def split_by_prompt(
     sides: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
     for pair in pairs:
         key = derive_key(seed, "preference split", prompt_key(pair.prompt))
+        # A threshold and no sorted share: a larger share only adds prompts.
         sides[key < threshold].append(pair)
     if not sides[0] or not sides[1]:
         raise UserError(
@@ -206,6 +207,7 @@ def balance_order(
         derive_key(seed, "pair order", pair.prompt, *sorted((pair.path_a, pair.path_b)))
         for pair in pairs
     ]
+    # By key and not by place: the same pairs in another order get the same sides.
     ranked = sorted(range(len(pairs)), key=lambda i: (keys[i], pairs[i].path_a))
     balanced = list(pairs)
     winner = A_WINS

@@ -114,6 +114,7 @@ def score_clips(
     save()  # tells at once when the file cannot be written
     saved = time.monotonic()
     with progress_bar("scoring", len(inputs), completed=resumed) as bar:
+        # Lazily: one decoded batch is in memory, not all clips.
         missing = [index for index in range(len(inputs)) if index not in rows]
         decoded = (_decode(inputs[index], rewards, max_frames) for index in missing)
         indices = iter(missing)
@@ -169,6 +170,7 @@ def _resumed(
         candidates = by_clip.get((item.name, item.prompt), {})
         # Only files that have a row are read for their digest here.
         match = candidates.get(_digest(item, settings)) if candidates else None
+        # Unscored clips are tried again: a server may be back, a file mended.
         if match is not None and match.digest and not match.unscored:
             done[index] = match
     asked = {(item.name, item.prompt) for item in inputs}
@@ -211,6 +213,7 @@ class _Clip:
 
 def _decode(item: ScoreInput, rewards: Mapping[str, Reward], max_frames: int) -> _Clip:
     try:
+        # One more than allowed tells a long clip without decoding all of it.
         video, rate = read_video(item.path, max_frames + 1)
         if len(video) > max_frames:
             raise UserError(f"the clip has more than {max_frames} frames")

@@ -132,6 +132,7 @@ def _beside(video: Path) -> str:
 
 def _words(stem: str) -> str:
     """Two or more words of a file's name without the number at its end, else nothing."""
+    # Generators number their samples: `a cat-3` is the fourth sample of "a cat", no other prompt.
     words = re.sub(r"[-_ ]*\d+$", "", stem).replace("_", " ").split()
     return " ".join(words) if sum(word.isalpha() for word in words) > 1 else ""
 

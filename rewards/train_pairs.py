@@ -115,7 +115,7 @@ def train_reward(
     source = read_reward_directory(config.base)
     plan = plan_training(config, source)
     console = Console(stderr=True)
-    console.print(plan.table())
+    console.print(plan.table())  # before the run directory: what is refused leaves nothing behind
     if dry_run:
         return None
     start = time.monotonic()
@@ -167,11 +167,8 @@ def _check_launch(config: RewardTrainingConfig, where: torch.device) -> None:
     check_trackers(config.trackers)
     for name, value in (("base", config.base), ("data.train", config.data.train)):
         if not value:
-            raise ConfigError(
-                f"{name} is not set",
-                expected="a reward directory" if name == "base" else "a .csv or .json of pairs",
-                remedy=f"pass it on the command line or with --set {name}=PATH",
-            )
+            remedy = f"pass it on the command line or with --set {name}=PATH"
+            raise ConfigError(f"{name} is not set", expected="a path", remedy=remedy)
     refuse_launcher(
         "rewards are trained",
         "raise batch_pairs with a small micro_batch, and turn on gradient_checkpointing where "
@@ -216,7 +213,7 @@ def plan_training(config: RewardTrainingConfig, source: RewardDirectory) -> Trai
             keep_ties=kind == "bradley_terry_ties",
             frames_per_clip=config.data.frames_per_clip,
             general_prompt=GENERAL_PROMPT if config.data.general_prompt else None,
-            cache_bytes=config.data.cache_mib * 2**20 // 2,
+            cache_bytes=config.data.cache_mib * 2**20 // 2,  # half for each split
         )
         for pairs, file in (
             (train, config.data.train),

@@ -106,7 +106,7 @@ def test_prompts_with_reserved_tokens_are_refused(pair_folder):
     with pytest.raises(UserError, match="reserved token"):
         PairDataset([bad], ["MQ"], reward.spec, reward.encoder(), pair_folder, keep_ties=True)
     image = dataclasses.replace(pairs[3], fps_a=None)
-    with pytest.raises(UserError, match="playback rate"):
+    with pytest.raises(UserError, match="no playback rate"):
         PairDataset([image], ["MQ"], reward.spec, reward.encoder(), pair_folder, keep_ties=True)
 
 

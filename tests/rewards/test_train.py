@@ -443,7 +443,7 @@ REFUSED = {
     "labels": (["dimensions=[VQ]"], "no pair has a label for VQ"),
     "ties": (["dimensions=[TA]", "loss=bradley_terry"], "or the loss bradley_terry_ties"),
     "colours": (["dimensions=[MQ,TA]"], "train MQ apart"),
-    "root": (["data.root=/nowhere"], "clips of the preference data are missing"),
+    "root": (["data.root=/nowhere"], "clips of the preference data cannot be used"),
     "general": (["data.general_prompt=true"], "general prompt cannot be shown"),
     "base": (["base=''"], "base is not set"),
     "data": (["data.train=''"], "data.train is not set"),
