@@ -13,7 +13,7 @@ of the coarse pixels, with phases hashed from the caption.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -57,7 +57,7 @@ class AnalyticReward(Reward):
 
     name: ClassVar[str]
     """Names the draw of the error."""
-    terms: ClassVar[Callable[[ClipView, Facts, float], Terms]]
+    terms: ClassVar["staticmethod[[ClipView, Facts, float], Terms]"]
     weights: ClassVar[dict[str, float]]
     """Weight of each term before scaling."""
     centre: ClassVar[float]

@@ -142,13 +142,9 @@ def caption(
 ) -> str:
     """One caption of a scene: lower-case ASCII, at most 40 words.
 
-    Args:
-        scene: what to describe.
-        seed: names the draw of template and phrases.
-        variant: index into ``templates(len(scene.sprites), length)`` instead of a draw; phrases
-            are still drawn from ``seed``.
-        length: only templates of this length; None draws the length first, each with chance 1/3.
-        states: attributes that the caption has to state (for each sprite), e.g. ("motion",).
+    ``seed`` draws template and phrases, ``variant`` fixes the template (an index into
+    ``templates``). Without ``length`` that is drawn first, each with chance 1/3. ``states`` are
+    attributes that the caption has to state of each sprite.
     """
     draws = random.Random(derive_key(seed, "caption"))
     number = len(scene.sprites)
@@ -179,11 +175,7 @@ def caption(
 
 
 def parse_caption(text: str) -> Facts:
-    """Read a caption back into exactly the facts it states.
-
-    Raises:
-        UserError: the text is not in the grammar.
-    """
+    """Read a caption back into exactly the facts it states; UserError outside of the grammar."""
     # Templates are written with "a"; the only word that takes "an" is "orange".
     plain = text.replace("an orange", "a orange")
     for number, pattern in _patterns():

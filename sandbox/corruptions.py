@@ -167,23 +167,16 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def draw_damage(
-    num_clips: int, generator: torch.Generator, share: float = 1.0, max_strength: float = 1.0
+    num_clips: int, generator: torch.Generator, share: float = 1.0
 ) -> tuple[list[str], Tensor]:
-    """Draw a corruption and a strength for each clip.
+    """A corruption and a strength, uniform in [0, 1], for each clip; [B] names and [B] on the CPU.
 
-    Args:
-        num_clips: B.
-        generator: source of the draw.
-        share: chance of a clip to be damaged at all; the others get strength 0.
-        max_strength: strengths are uniform in [0, max_strength].
-
-    Returns:
-        B names from ``CORRUPTIONS`` and strengths [B] on the CPU.
+    A clip is damaged with chance ``share``; the others get strength 0.
     """
     draws = torch.rand((num_clips, 3), generator=generator, device=generator.device).cpu()
     catalogue = list(CORRUPTIONS)
     names = [catalogue[int(u * len(catalogue))] for u in draws[:, 0].tolist()]
-    return names, torch.where(draws[:, 1] < share, max_strength * draws[:, 2], 0.0)
+    return names, torch.where(draws[:, 1] < share, draws[:, 2], 0.0)
 
 
 def apply_damage(
@@ -210,23 +203,13 @@ def scale_saturation(video: Tensor, factor: float) -> Tensor:
     return torch.lerp(gray, video, factor).clamp(0, 1)
 
 
-def wild_clip(
-    video: Tensor, generator: torch.Generator, share: float = 1.0, max_strength: float = 1.0
-) -> Tensor:
+def wild_clip(video: Tensor, generator: torch.Generator) -> Tensor:
     """Damage clips like collected web data: one random corruption of random strength per clip.
 
-    The result depends on the batch as a whole; name the generator by the batch's key.
-
-    Args:
-        video: [B, T, 3, H, W] float in [0, 1].
-        generator: CPU, or the video's device (much faster there for pixel noise).
-        share: chance of a clip to be damaged.
-        max_strength: upper end of the uniform strength.
-
-    Returns:
-        [B, T, 3, H, W].
+    The result depends on the batch as a whole; name the generator by the batch's key. One on the
+    video's device is much faster for pixel noise.
     """
-    names, strengths = draw_damage(video.shape[0], generator, share, max_strength)
+    names, strengths = draw_damage(len(video), generator)
     return apply_damage(video, names, strengths, generator)
 
 

@@ -37,18 +37,8 @@ def render_to_directory(
 ) -> Path:
     """Write clips/0000.mp4 ..., captions.jsonl, samples.csv (for ``eval``) and contact_sheet.png.
 
-    Args:
-        out: directory; created when missing, files of the same name are replaced.
-        count: number of clips, at least 1.
-        seed: names scenes, captions and damage.
-        split: None is the whole world.
-        corrupt: damage every clip by one random corruption; its label then names it.
-
-    Returns:
-        The path of the contact sheet.
-
-    Raises:
-        RunDirectoryError: ``out`` cannot be written.
+    ``corrupt`` damages every clip by one random corruption, which its label then names. Files of
+    the same name are replaced. Returns the path of the contact sheet.
     """
     scenes = sample_scenes(seed, 0, count, split)
     texts = [caption(scene, derive_key(seed, "gallery", i)) for i, scene in enumerate(scenes)]
@@ -113,9 +103,6 @@ def score_file(path: Path, caption: str) -> dict[str, float]:
 
     Files that were enlarged by a whole factor for human eyes are averaged back first, because the
     oracles measure speeds and sizes in pixels of the sandbox.
-
-    Raises:
-        UserError: an unreadable file, another size, or a caption outside of the grammar.
     """
     video, _ = read_video(path)  # [T, 3, H, W], uint8
     height, width = video.shape[-2:]

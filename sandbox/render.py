@@ -29,17 +29,9 @@ def render(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.uint8,
 ) -> Tensor:
-    """Render scenes.
+    """The first T frames of B scenes, [B, T, 3, size, size].
 
-    Args:
-        scenes: B scenes.
-        num_frames: T, the first T frames of the 17.
-        size: frame height and width in px; 64 is native, other sizes rescale the scene.
-        device: where to render.
-        dtype: ``torch.uint8`` (0..255), or a float type (0..1, exactly the uint8 values / 255).
-
-    Returns:
-        [B, T, 3, size, size].
+    64 px are native, other sizes rescale the scene. Floats are exactly the uint8 values / 255.
     """
     assert 1 <= num_frames <= NUM_FRAMES, num_frames  # after frame 17 a path may leave the frame
     fills = torch.tensor([BACKGROUNDS[scene.background] for scene in scenes]).mul(255).round()

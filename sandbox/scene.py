@@ -120,11 +120,7 @@ class _Draws:
 def sample_scene(seed: int, index: int, split: Split | None = None) -> Scene:
     """The scene named by (seed, index), about 20 us.
 
-    Args:
-        seed: any integer.
-        index: number of the scene within the seed.
-        split: None for all scenes; "train" or "held_out" for scenes in which the combination
-            (shape, colour, motion) of **every** sprite belongs to that split.
+    With a split the combination (shape, colour, motion) of **every** sprite belongs to it.
     """
     assert split in (None, "train", "held_out"), split  # else no draw would ever fit
     draws = _Draws(derive_key(seed, "scene", index))

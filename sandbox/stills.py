@@ -29,20 +29,11 @@ Shading = Callable[[Sprite, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def draw_still(scene: Scene, width: int, height: int, style: str, coarse: bool = False) -> Tensor:
-    """Draw the first frame of a scene.
+    """The first frame of a scene in one of ``STYLES``, uint8 [3, height, width].
 
     Sprites keep their size relative to the shorter side and their place relative to both sides, so
-    that what a caption says about "left" or "top" holds at every aspect.
-
-    Args:
-        scene: what to draw.
-        width: px.
-        height: px.
-        style: one of ``STYLES``.
-        coarse: draw at a quarter of the size and repeat each pixel 4 x 4 times.
-
-    Returns:
-        [3, height, width], uint8.
+    that what a caption says about "left" or "top" holds at every aspect. A coarse picture is drawn
+    at a quarter of the size, each pixel repeated 4 x 4 times.
     """
     if coarse:
         assert width % COARSE == height % COARSE == 0, (width, height)

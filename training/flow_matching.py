@@ -94,18 +94,10 @@ def noisy_input(
 ) -> tuple[Tensor, Tensor]:
     """Network input and per-frame timesteps of one task (Eq. 19).
 
-    Condition frames carry t = 0, whatever their noise: at inference it is not known either.
-
-    Args:
-        z: clean latents [B, C, T, H, W].
-        eps: noise [B, C, T, H, W].
-        t: time of the noisy frames [B].
-        cond_level: noise level of each condition frame [B, num_cond] in [0, 1] (section 4.1,
-            "slight"), or None for clean ones.
-        num_cond: number of leading condition frames.
-
-    Returns:
-        Input [B, C, T, H, W] and timestep 1000 t [B, T] with zeros for the condition frames.
+    Of clean latents and noise [B, C, T, H, W] at times t [B] the input [B, C, T, H, W] and the
+    timestep 1000 t [B, T]. ``cond_level`` [B, num_cond] in [0, 1] is the noise of each condition
+    frame (section 4.1, "slight"), None for clean ones. They carry t = 0 whatever their noise: at
+    inference it is not known either.
     """
     times = t[:, None].expand(-1, z.shape[2])
     if num_cond:
@@ -161,11 +153,8 @@ class GraphedStep:
     Small models are bound by kernel launches, not by arithmetic (measured in docs/LOG.md); a graph
     removes the launches. On the CPU, or if the step cannot be captured, it runs eagerly with the
     same result.
-
-    Args:
-        loss_fn: maps named tensors of fixed shapes to a scalar loss, without control flow that
-            depends on data.
-        parameters: parameters that receive gradients, written in place.
+    ``loss_fn`` maps named tensors of fixed shapes to a scalar loss, without control flow that
+    depends on data.
     """
 
     WARMUP = 3

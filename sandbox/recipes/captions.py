@@ -292,21 +292,9 @@ def captioned_base(
 ) -> Path:
     """The reward directory ``folder/base`` of a small backbone that can caption; made if missing.
 
-    Args:
-        folder: gets ``base`` and ``captions.jsonl``.
-        kind: of the reward.
-        captions: the tokenizer learns their words.
-        size: of the model and its frames.
-        config: of the pretraining; without updates the weights stay random.
-        seed: names weights and data.
-        template: of the prompt; None is the tiny reward's of the kind.
-        is_motion: see :class:`CaptionBatches`.
-        device: "auto", "cpu" or "cuda".
-        loaders: processes that render; 0 is this one.
-
-    Raises:
-        CheckpointError: the folder cannot be written.
-        DivergenceError: the loss is no longer a number.
+    Its tokenizer learns the words of ``captions``. Without updates the weights stay random. The
+    prompt is by default that of the tiny reward of the kind; ``is_motion`` as
+    :class:`CaptionBatches`. The losses go to ``folder/captions.jsonl``.
     """
     base, random = folder / "base", folder / "random"
     if base.is_dir():

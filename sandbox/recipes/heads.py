@@ -262,17 +262,9 @@ def train_head(
 ) -> Path:
     """Train one head with the trainer of ``rewards train``, or go on with it.
 
-    Args:
-        folder: gets ``base``, the start, unless it is there, and ``training``, the run.
-        pairs: folder that :func:`make_pairs` filled.
-        name: of the head.
-        overrides: settings of the training beside those of the head: its validation pairs.
-        config: of the heads.
-        seed: names weights, order and noise.
-        device: "auto", "cpu" or "cuda".
-
-    Returns:
-        The trained reward directory.
+    ``folder`` gets ``base``, the start, unless it is there, and ``training``, the run. ``pairs`` is
+    a folder that :func:`make_pairs` filled. ``overrides`` say what the head does not: its
+    validation pairs. Returns the trained reward directory.
     """
     head, base = config.head(name), folder / "base"
     if config.bases is not None and not base.is_dir():
@@ -331,12 +323,7 @@ def measure(
 ) -> dict[str, Any]:
     """Accuracies of a head on held-out pairs, by judge (:data:`ANNOTATORS`) and reward.
 
-    Args:
-        pairs: folder that :func:`make_pairs` filled.
-        reward: its reward directory.
-        head: which labels and rewards.
-        folder: gets ``scores.csv``; the judges saw the same clips, which are scored once.
-        device: "auto", "cpu" or "cuda".
+    ``folder`` gets ``scores.csv``: the judges saw the same clips, which are scored once.
     """
     record: dict[str, Any] = {}
     for judge in ANNOTATORS:

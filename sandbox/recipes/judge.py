@@ -33,7 +33,7 @@ from longtake.evaluation.judge.directory import (
 from longtake.evaluation.judge.levels import LevelSettings
 from longtake.evaluation.judge.score import score_samples
 from longtake.evaluation.judge.train import JUDGE_FOLDER, train_judge
-from longtake.evaluation.ratings import SampleList, read_samples
+from longtake.evaluation.ratings import read_samples
 from longtake.evaluation.tables import write_result
 from longtake.rewards.directory import read_reward_directory, write_in_bfloat16
 from longtake.rewards.model_inputs import PromptTemplate
@@ -274,11 +274,7 @@ def halved(judge: JudgeDirectory, path: Path) -> JudgeDirectory:
 
 
 def _settings(config: TinyJudgeConfig, base: str | Path, data: Path) -> JudgeTrainingConfig:
-    """Settings of ``eval judge train``.
-
-    Raises:
-        ConfigError: it cannot run with these.
-    """
+    """Settings of ``eval judge train``; ConfigError if it cannot run with these."""
     return JudgeTrainingConfig(
         base=str(base),
         data=JudgeDataConfig(
@@ -316,7 +312,17 @@ def _measure(
     listed, folder = run.path / "training" / f"{part}.csv", run.path / "scores" / part
     samples = read_samples(listed)
     controls = config.controls if part == "test" else ()
-    _score(samples, judge, folder, controls, device)
+    # Each control is a pass over all clips of its own; the bar starts again with each.
+    with progress_bar(f"scores {part}", len(samples.samples)) as bar:
+        score_samples(
+            samples,
+            judge,
+            folder,
+            device=pick_device(device),
+            calibrated=judge.calibration is not None,
+            controls=controls,
+            on_progress=lambda _, done: bar.update(done),
+        )
     settings = LevelSettings(resamples=config.resamples, seed=config.seed)
     cards = {
         "judge": report_card_from_files(
@@ -336,40 +342,13 @@ def _measure(
     return {name: over_videos(card) for name, card in cards.items()}
 
 
-def _score(
-    samples: SampleList,
-    judge: JudgeDirectory,
-    folder: Path,
-    controls: Sequence[str],
-    device: str,
-) -> None:
-    total = len(samples.samples)
-    with progress_bar(f"scores {folder.name}", total * (1 + len(controls))) as bar:
-        passes: list[str] = []
-
-        def show(name: str, done: int) -> None:
-            if name not in passes:
-                passes.append(name)
-            bar.update(total * (len(passes) - 1) + done)
-
-        score_samples(
-            samples,
-            judge,
-            folder,
-            device=pick_device(device),
-            calibrated=judge.calibration is not None,
-            controls=controls,
-            on_progress=show,
-        )
-
-
 def over_videos(card: ReportCard) -> dict[str, dict[str, Any]]:
     """PLCC and SRCC of each dimension over videos, with intervals and n."""
     return {
         item.dimension: {
-            name: {"value": found.value, "ci95": [found.ci_low, found.ci_high], "n": found.n}
+            name: {"value": row.value, "ci95": [row.ci_low, row.ci_high], "n": row.n}
             for name in ("plcc", "srcc")
-            for found in [card.value(item.dimension, "sample", name)]
+            for row in [card.value(item.dimension, "sample", name)]
         }
         for item in card.coverage
     }
@@ -380,8 +359,8 @@ def summary_rows(record: dict[str, Any]) -> list[list[str | float | int | None]]
     rows: list[list[str | float | int | None]] = []
     for part in PARTS:
         for who, dimensions in record[part].items():
-            for name, found in dimensions.items():
-                plcc, srcc = found["plcc"], found["srcc"]
+            for name, correlation in dimensions.items():
+                plcc, srcc = correlation["plcc"], correlation["srcc"]
                 low, high = plcc["ci95"]
                 interval = f"{low:.3f} to {high:.3f}"
                 rows.append([name, part, who, plcc["value"], interval, srcc["value"], plcc["n"]])

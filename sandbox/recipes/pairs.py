@@ -57,21 +57,9 @@ def make_preferences(
 ) -> tuple[Path, dict[str, LabelStatistics]]:
     """Render, judge and write the pairs of the first prompts of a split, with progress.
 
-    Args:
-        out: gets ``SPLIT.csv`` and ``clips``, to which the paths in it are relative.
-        split: of the scenes, and of the wrong scenes too.
-        num_prompts: prompts; their number of pairs is that of ``config``.
-        seed: names scenes, damage and labels.
-        annotator: who judges.
-        config: sizes of a prompt's pool.
-        samples: clips of a model, added to the pools of their prompts.
-        workers: processes that render and judge; 0 is this one. The result does not depend on it.
-
-    Returns:
-        The path of the CSV, and by dimension what the labels look like.
-
-    Raises:
-        RunDirectoryError: ``out`` cannot be written.
+    ``out`` gets ``SPLIT.csv`` and ``clips``, to which the paths in it are relative. ``samples`` of
+    a model join the pools of their prompts. The result does not depend on the number of worker
+    processes; 0 is this one. Returns the path of the CSV, and by dimension what labels look like.
     """
     rows: list[Row] = []
     judgements: dict[str, list[Judgement]] = {dimension: [] for dimension in DIMENSION_ORACLES}

@@ -64,17 +64,9 @@ def make_ratings(
 ) -> None:
     """Write clips, the list of samples, ratings, and the truth behind them.
 
-    ``samples.csv`` is written last: a folder that has it is complete.
-
-    Args:
-        out: folder.
-        prompts: split -> number of its prompts; those of ``held_out`` are listed as test prompts.
-        config: how clips are rated.
-        samples: clips of the model, in the order of :data:`QUALITIES`.
-        workers: processes; 0 is this one. The result does not depend on it.
-
-    Raises:
-        UserError: the folder cannot be written.
+    ``samples.csv`` is written last: a folder that has it is complete. ``prompts`` counts those of
+    each split; the held-out ones are listed as test prompts. ``samples`` of the model are in the
+    order of :data:`QUALITIES`. The result does not depend on the number of worker processes.
     """
     for name in (RATINGS, TRUTH):
         (out / name).unlink(missing_ok=True)  # of a run that was killed
