@@ -97,17 +97,16 @@ def read_score_log(paths: Sequence[Path]) -> ScoreLog:
         table, remarks = _rated(ratings, listed)
         tables.append(table)
         findings = Findings(remarks)
-    for item in listed.samples if listed is not None else ():
-        captions[item.prompt] = item.caption
-        video = listed.video_path(item) if listed is not None else None
-        if video is not None:
-            clips.setdefault((item.model, item.prompt), video)
+    if listed is not None:
+        captions = {item.prompt: item.caption for item in listed.samples}
+        videos = {(s.model, s.prompt): listed.video_path(s) for s in reversed(listed.samples)}
+        clips |= {key: video for key, video in videos.items() if video is not None}
     if not tables:
         raise UserError("no scores here", received=", ".join(map(str, paths)))
     table = pd.concat(tables, ignore_index=True)
     unscored = table["score"].isna()
-    cases = table[unscored].value_counts(["model", "dimension"], sort=False)
-    findings.add("unscored", "left out", [f"{n} of {m}, {d}" for (m, d), n in cases.items()])
+    cases = (table["model"] + ", " + table["dimension"])[unscored].value_counts(sort=False)
+    findings.add("unscored", "left out", [f"{count} of {name}" for name, count in cases.items()])
     return ScoreLog(table=table[~unscored], captions=captions, clips=clips, findings=findings.all())
 
 
@@ -124,7 +123,8 @@ def two_logs(
     for name in (first, second):
         if common is not None and name in known:
             own = common.table[common.table["model"] == name]
-            logs.append(replace(common, table=own, clips=_of_model(common, name)))
+            clips = {key: path for key, path in common.clips.items() if key[0] == name}
+            logs.append(replace(common, table=own, clips=clips))
             names.append(name)
             continue
         if not Path(name).exists():
@@ -149,10 +149,6 @@ def two_logs(
     return (logs[0], logs[1]), (names[0], names[1])
 
 
-def _of_model(log: ScoreLog, model: str) -> dict[tuple[str, str], Path]:
-    return {key: path for key, path in log.clips.items() if key[0] == model}
-
-
 def _parts(path: Path) -> list[Path]:
     """The files of a folder that hold scores; VBench results stay a folder."""
     if not path.exists():
@@ -169,15 +165,13 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a table; the score columns of a reward table are gathered under ``scores``."""
     if path.suffix.lower() == ".jsonl":
         return read_jsonl(path)
-    rows = read_csv(path, ()).to_dict("records")
-    if rows and {"path", "settings"} <= set(rows[0]):
-        names = [name for name in rows[0] if name not in _REWARD_TABLE]
-        return [row | {"scores": {n: _number(row[n]) for n in names}} for row in rows]
+    table = read_csv(path, ())
+    rows = [{str(key): cell for key, cell in row.items()} for row in table.to_dict("records")]
+    if {"path", "settings"} <= set(table):
+        names = [name for name in table if name not in _REWARD_TABLE]
+        for row in rows:
+            row["scores"] = {name: float(row[name]) if row[name] else None for name in names}
     return rows
-
-
-def _number(cell: str) -> float | None:
-    return float(cell) if cell else None
 
 
 def _long(rows: Sequence[dict[str, Any]], model: str, groups: Sequence[str]) -> pd.DataFrame:
@@ -282,22 +276,24 @@ def compare_logs(
     means, differences = compare_models(table, shared, settings)
     means = means.set_index(["dimension", "model"])
     rows = []
-    for found in differences.itertuples():
-        sign = 1.0 if found.better == "first" else -1.0
-        low, high = sorted((sign * found.ci_low, sign * found.ci_high))
-        own = [means.loc[(found.dimension, model)] for model in ("first", "second")]
+    for found in differences.to_dict("records"):
+        name = str(found["dimension"])
+        own = [means.loc[(name, model)] for model in ("first", "second")]
+        # The table puts the better model first, the page the first one.
+        sign = 1.0 if found["better"] == "first" else -1.0
+        low, high = sorted((sign * found["ci_low"], sign * found["ci_high"]))
         rows.append(
             Row(
-                dimension=str(found.dimension),
+                dimension=name,
                 means=(float(own[0]["mean"]), float(own[1]["mean"])),
                 n_samples=(int(own[0]["n_samples"]), int(own[1]["n_samples"])),
-                diff=sign * float(found.diff),
+                diff=sign * found["diff"],
                 low=low,
                 high=high,
-                sd=float(table.loc[table["dimension"] == found.dimension, "score"].std()),
-                n_prompts=int(found.n_prompts),
-                p=float(found.p),
-                different=bool(found.different),
+                sd=float(table.loc[table["dimension"] == name, "score"].std()),
+                n_prompts=found["n_prompts"],
+                p=found["p"],
+                different=found["different"],
             )
         )
     return rows, findings.all()

@@ -6,7 +6,7 @@ Nothing of the public code is imported or executed: a wheel is read as a zip.
 import hashlib
 import json
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,20 +23,6 @@ SANDBOX_PROMPTS = (
 _SEED_BITS = 31  # fits the seed options of every generator
 _LONGEST_NAME = 255  # bytes, on common file systems
 _FORMAT = "longtake vbench plan 1"
-
-VERSIONS = {
-    "115e54e02ffbeee118ffe598fb497e9a4e40232a4ac4e0a3fd4e33867590a272": (
-        "VBench 2.0 at commit 45e79ec"
-    ),
-    "006cb020b7ec510aff30c59dd92397af5b11bc98a90dcba31bc4e6d36d2e9f89": (
-        "VBench 2.0 of the wheel vbench2 0.1.1: one prompt stands there twice, so it has 3,206 "
-        "videos instead of the 3,209 of commit 45e79ec"
-    ),
-    "5dd2de80ee43cda750b2b72ea7023657c0b90d3702041c7e4608c65dbe50dccd": (
-        "VBench 1.0 of the wheel vbench 0.1.5"
-    ),
-}
-"""SHA-256 of a prompt file -> which one it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +52,7 @@ class SuiteData:
     digest: str
     """SHA-256 of its bytes."""
     remarks: tuple[str, ...] = ()
-    """What a reader should know: which version, repeated rows."""
+    """What a reader should know, such as repeated rows."""
 
 
 def read_suite(suite: Suite, source: Path) -> SuiteData:
@@ -86,7 +72,7 @@ def read_suite(suite: Suite, source: Path) -> SuiteData:
         raise _unusable_suite(suite, file, "it is not a list of prompts")
     rows = [_row(suite, file, number, record) for number, record in enumerate(records)]
     unique = {(row.prompt, row.dimensions): row for row in reversed(rows)}  # the first one counts
-    remarks = [VERSIONS.get(digest, f"an unknown version of {suite.title}")]
+    remarks = []
     if len(unique) < len(rows):
         repeats = [row for row in rows if unique[row.prompt, row.dimensions] is not row]
         listed = "; ".join(f"`{row.prompt}` in {', '.join(row.dimensions)}" for row in repeats)
@@ -203,20 +189,12 @@ class PlannedVideo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Videos of a suite, or of a part of it."""
+class Plan(SuiteData):
+    """Videos of a suite, or of a part of it; the remarks say what was left out."""
 
-    suite: Suite
-    rows: tuple[PromptRow, ...]
     seed: int
     """Base of the videos' seeds, >= 0."""
-    source: str
-    """Where the prompts came from."""
-    digest: str
-    """SHA-256 of that file."""
-    remarks: tuple[str, ...]
-    """About the source, and what was left out of it."""
-    texts: dict[str, str]
+    texts: Mapping[str, str]
     """Prompt -> what the model is given, where that differs."""
     samples: int | None = None
     """At most so many videos per prompt; None: as the suite says."""
