@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from longtake.runtime.errors import UserError
 from longtake.runtime.run_directory import RunDirectory
@@ -13,47 +14,20 @@ from longtake.runtime.run_directory import RunDirectory
 PROJECT = "longtake"
 
 
-class Tracker(Protocol):
-    """The part of accelerate's ``GeneralTracker`` that is used here."""
+def _tracker(name: str, run: Path) -> Any:
+    """Accelerate's tracker; their constructors agree on nothing but the first argument."""
+    # Imported here: it takes seconds, and most runs keep metrics.jsonl alone.
+    from accelerate import tracking
 
-    def start(self) -> None:
-        """Open the tracker's own run."""
-
-    def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """Record the settings, flat."""
-
-    def log(self, values: dict[str, Any], step: int | None = None) -> None:
-        """Record the numbers of one step."""
-
-    def finish(self) -> None:
-        """Close the tracker's own run."""
+    if name == "tensorboard":
+        return tracking.TensorBoardTracker(name, logging_dir=run)
+    if name == "wandb":
+        return tracking.WandBTracker(PROJECT, name=run.name, dir=str(run))
+    return tracking.TrackioTracker(PROJECT, name=run.name)
 
 
-def _tensorboard(run: Path) -> Tracker:
-    from accelerate.tracking import TensorBoardTracker
-
-    tracker: Tracker = TensorBoardTracker("tensorboard", logging_dir=run)
-    return tracker
-
-
-def _wandb(run: Path) -> Tracker:
-    from accelerate.tracking import WandBTracker
-
-    tracker: Tracker = WandBTracker(PROJECT, name=run.name, dir=str(run))
-    return tracker
-
-
-def _trackio(run: Path) -> Tracker:
-    from accelerate.tracking import TrackioTracker
-
-    tracker: Tracker = TrackioTracker(PROJECT, name=run.name)
-    return tracker
-
-
-TRACKERS: dict[str, Callable[[Path], Tracker]] = {
-    "tensorboard": _tensorboard,
-    "trackio": _trackio,
-    "wandb": _wandb,
+TRACKERS: dict[str, Callable[[Path], Any]] = {
+    name: partial(_tracker, name) for name in ("tensorboard", "trackio", "wandb")
 }
 """Name -> factory taking the run directory. The name is also the package that it needs."""
 
@@ -65,9 +39,6 @@ class Trackers:
         run: the open run directory.
         names: keys of ``TRACKERS``; may be empty.
         config: settings shown beside the curves; nested mappings become dotted keys.
-
-    Raises:
-        UserError: an unknown name, or a tracker whose package is not installed.
     """
 
     def __init__(
@@ -112,11 +83,7 @@ class Trackers:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse unknown names and missing packages, before any work is done.
-
-    Raises:
-        UserError: see above.
-    """
+    """Refuse unknown names and missing packages, before any work is done."""
     for name in names:
         if name not in TRACKERS:
             raise UserError(
