@@ -2,8 +2,8 @@
 
 ``python tests/test_recordings.py`` writes ``tests/recordings/*.json`` again. A tolerance is four
 times the largest distance of a float32 value from the same computation with every module in
-float64, so another CPU passes. Statistics are float64 throughout: estimates are held to 1e-9, ends of
-bootstrap intervals to a tenth of the interval, which is several Monte-Carlo errors.
+float64, so another CPU passes. Statistics are float64 throughout: estimates are held to 1e-9,
+ends of bootstrap intervals to a tenth of the interval, which is several Monte-Carlo errors.
 """
 
 import json
@@ -21,8 +21,7 @@ from typer.testing import CliRunner
 from longtake import cli
 from longtake.core.checkpoint import load_checkpoint
 from longtake.core.lora import add_lora
-from longtake.evaluation.judge.directory import JudgeClip
-from longtake.evaluation.judge.directory import read_judge
+from longtake.evaluation.judge.directory import JudgeClip, read_judge
 from longtake.grpo.config import TINY_CHECKPOINT, tiny_2026_11
 from longtake.grpo.plan import read_prompts
 from longtake.grpo.trainer import GRPOTrainer
@@ -128,7 +127,7 @@ def study(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def _answers(plan: Path, ratings: Path) -> Iterator[Mapping[str, object]]:
-    """One rater, who compares the mean ratings of both videos and says "same" within half a point."""
+    """One rater, who compares the mean ratings of both videos; half a point is the same."""
     by_video: dict[tuple[str, str], list[float]] = {}
     for line in ratings.read_text().splitlines():
         record = json.loads(line)
@@ -170,12 +169,11 @@ def test_numbers_of_studies_stay(tmp_path: Path) -> None:
             assert values[key][end] == pytest.approx(then[end], abs=0.1 * width), (key, end)
 
 
-def test_a_recording_can_fail() -> None:
-    """The tolerances are far below what another model would move."""
-    for name, floor in (("grpo", 1e-2), ("clips", 1e-2)):
-        for key, entry in recorded(name).items():
-            size = max(abs(v) for v in entry["values"] if v is not None)
-            assert entry["tolerance"] <= max(floor * size, 1e-12) or "std" in key, key
+@pytest.mark.parametrize("name", ["grpo", "clips"])
+def test_tolerances_are_far_below_what_another_model_would_move(name: str) -> None:
+    for key, entry in recorded(name).items():
+        size = max(abs(v) for v in entry["values"] if v is not None)
+        assert entry["tolerance"] <= 0.06 * size, key
 
 
 def write() -> None:
