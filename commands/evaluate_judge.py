@@ -1,32 +1,46 @@
 """`eval judge`: train, calibrate, score with and report on the automatic judge."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from longtake.commands.options import Device, DryRun, Overrides, Resume, group
+from longtake.commands.options import (
+    Confidence,
+    Device,
+    DryRun,
+    Overrides,
+    Resamples,
+    Resume,
+    Seed,
+    group,
+)
 
 judge = group("The automatic judge: train on ratings, calibrate, score videos, report card.")
+
+
+def _file(text: str) -> Any:
+    return typer.Option(metavar="FILE", help=text)
+
+
+def _folder(text: str) -> Any:
+    return typer.Option(metavar="DIR", help=text)
+
 
 JudgeDir = Annotated[Path, typer.Argument(metavar="DIR", help="Judge directory.")]
 Ratings = Annotated[
     list[Path],
-    typer.Option(
-        metavar="FILE",
-        help="Log or sheet of ratings, repeatable; without --samples one CSV: path, prompt, "
-        "dimension, rating.",
+    _file(
+        "Log or sheet of ratings, repeatable; without --samples one CSV: path, prompt, dimension, "
+        "rating."
     ),
 ]
-Samples = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="List of samples: sample, model, prompt, caption, video."),
-]
+Samples = Annotated[Path | None, _file("List of samples: sample, model, prompt, caption, video.")]
 
 
 @judge.command("train")
 def judge_train(
-    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="Run directory.")],
+    output_dir: Annotated[Path, _folder("Run directory.")],
     kind: Annotated[
         Literal["regression", "generative"],
         typer.Option(
@@ -34,21 +48,13 @@ def judge_train(
             "Qwen2-VL, 2.5-VL or 3-VL that answers in text."
         ),
     ] = "regression",
-    base: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="To start from: a reward directory; generative: a checkpoint."
-        ),
-    ] = None,
-    ratings: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Ratings to learn; repeatable.")
-    ] = None,
+    base: Annotated[Path | None, _folder("Reward directory; generative: checkpoint.")] = None,
+    ratings: Annotated[list[Path] | None, _file("Ratings to learn; repeatable.")] = None,
     samples: Samples = None,
     held_out_model: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A model that is only tested; repeatable."),
+        list[str] | None, typer.Option(metavar="NAME", help="Only tested; repeatable.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML of settings.")] = None,
+    config: Annotated[Path | None, _file("YAML of settings.")] = None,
     overrides: Overrides = None,
     resume: Resume = False,
     dry_run: DryRun = False,
@@ -86,7 +92,7 @@ def judge_train(
 def judge_calibrate(
     directory: JudgeDir,
     ratings: Ratings,
-    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="For the raw scores; resumed.")],
+    output_dir: Annotated[Path, _folder("For the raw scores; resumed.")],
     samples: Samples = None,
     method: Annotated[str, typer.Option(help="auto, isotonic or logistic.")] = "auto",
     min_points: Annotated[int, typer.Option(help="Rated videos needed, >= 10.")] = 50,
@@ -132,16 +138,11 @@ def judge_calibrate(
 @judge.command("score")
 def judge_score(
     directory: JudgeDir,
-    samples: Annotated[
-        Path, typer.Option(metavar="FILE", help="List of samples with caption and video.")
-    ],
-    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="For the logs; resumed.")],
+    samples: Annotated[Path, _file("List of samples with caption and video.")],
+    output_dir: Annotated[Path, _folder("For the logs; resumed.")],
     control: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="shuffled_prompt, blank, frozen, reversed, repeat, or all; repeatable.",
-        ),
+        typer.Option(help="shuffled_prompt, blank, frozen, reversed, repeat, or all; repeatable."),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Without calibration.")] = False,
     device: Device = "auto",
@@ -184,29 +185,23 @@ def judge_score(
 @judge.command("report")
 def judge_report(
     ratings: Ratings,
-    scores: Annotated[Path, typer.Option(metavar="FILE", help="scores.jsonl of the judge.")],
+    scores: Annotated[Path, _file("scores.jsonl of the judge.")],
     samples: Samples = None,
-    controls: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="controls.jsonl of the judge.")
-    ] = None,
+    controls: Annotated[Path | None, _file("controls.jsonl of the judge.")] = None,
     directory: Annotated[
-        Path | None,
-        typer.Option("--judge", metavar="DIR", help="The judge, for the leakage check."),
+        Path | None, typer.Option("--judge", metavar="DIR", help="For the leakage check.")
     ] = None,
     judge_name: Annotated[str, typer.Option(help="Which judge of the log.")] = "",
     dimension: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Repeatable. Default: those of a judge."),
+        list[str] | None, typer.Option(metavar="NAME", help="Repeatable. Default: a judge's.")
     ] = None,
-    output_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write JSON and CSV tables.")
-    ] = None,
+    output_dir: Annotated[Path | None, _folder("Write JSON and CSV tables.")] = None,
     tie_margin: Annotated[
         float, typer.Option(help="Mean ratings of two videos this near are equal, points.")
     ] = 0.25,
-    confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
-    resamples: Annotated[int, typer.Option(help="Bootstrap resamples, >= 100.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    confidence: Confidence = 0.95,
+    resamples: Resamples = 1000,
+    seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no tables.")] = False,
 ) -> None:
     """Report card: agreement at three levels, human ceiling, controls, failures, leakage.

@@ -6,8 +6,8 @@
     calibration.json  curves to the raters' scale; missing until the judge is calibrated
 
 The calibration may be replaced later; it names the digest of the weights it was fitted for, and is
-refused with others. A backbone is a module with ``model_digest`` and ``load_judge``; another one
-joins in :func:`_backbone`, and training, calibration, controls and the report card do not change.
+refused with others. Another backbone joins in :func:`_backbone`; training, calibration, controls
+and the report card do not change.
 """
 
 import json
@@ -57,19 +57,13 @@ class JudgeModel(Protocol):
         """Dimension -> score of each clip, which do not depend on the others."""
 
 
-class Backbone(Protocol):
-    """A module that knows one form of weights."""
+def _backbone(name: str) -> Any:
+    """The module of a form of weights.
 
-    def model_digest(self, folder: Path) -> str:
-        """Digest of everything in the folder that fixes the scores."""
-
-    def load_judge(
-        self, folder: Path, dimensions: Sequence[str], device: "torch.device"
-    ) -> JudgeModel:
-        """The model; bfloat16 on a GPU, as the public scorers run, float32 on a CPU."""
-
-
-def _backbone(name: str) -> Backbone:
+    Its ``model_digest(folder)`` is that of everything that fixes the scores; its
+    ``load_judge(folder, dimensions, device)`` gives a :class:`JudgeModel`, in bfloat16 on a GPU, as
+    the public scorers run, in float32 on a CPU.
+    """
     from longtake.evaluation.judge import regression, vlm
 
     return vlm if name == "generative" else regression
@@ -97,7 +91,8 @@ class JudgeDirectory:
     def load_model(self, device: "torch.device") -> JudgeModel:
         """The model on a device."""
         folder = self.path / MODEL_FOLDER
-        return _backbone(self.backbone).load_judge(folder, self.dimensions, device)
+        model: JudgeModel = _backbone(self.backbone).load_judge(folder, self.dimensions, device)
+        return model
 
 
 def write_judge(

@@ -5,8 +5,7 @@ into points of the raters' scale.
 """
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +65,12 @@ def seen_frames(frames: Tensor, fps: float, spec: RewardSpec) -> Tensor:
 
 
 def model_digest(folder: Path) -> str:
-    """See :class:`longtake.evaluation.judge.directory.Backbone`."""
+    """See ``directory._backbone``."""
     return fingerprint_digest(to_plain(read_reward_directory(folder).fingerprint()))
 
 
 def load_judge(folder: Path, dimensions: Sequence[str], device: torch.device) -> "RegressionJudge":
-    """See :class:`longtake.evaluation.judge.directory.Backbone`."""
+    """See ``directory._backbone``."""
     directory = read_reward_directory(folder)
     check_kind(directory)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -79,19 +78,13 @@ def load_judge(folder: Path, dimensions: Sequence[str], device: torch.device) ->
 
 
 class RegressionJudge:
-    """A loaded judge. ``tokens_per_pass`` bounds the tokens of one forward pass."""
+    """A loaded judge."""
 
     def __init__(
-        self,
-        directory: RewardDirectory,
-        model: Qwen2VLRewardModel,
-        dimensions: Sequence[str],
-        *,
-        tokens_per_pass: int = TOKENS_PER_PASS,
+        self, directory: RewardDirectory, model: Qwen2VLRewardModel, dimensions: Sequence[str]
     ) -> None:
         self._dimensions, self._tokens = tuple(dimensions), judge_tokens(dimensions)
         self._spec, self._encoder, self._model = directory.spec, directory.encoder(), model
-        self._tokens_per_pass = tokens_per_pass
 
     def judge(self, clips: Sequence[JudgeClip]) -> list[dict[str, Score]]:
         """Scores of clips; one that cannot be shown or scored has a reason instead."""
@@ -104,7 +97,7 @@ class RegressionJudge:
                 reason = f"{error.what}: {error.received or 'cannot be scored'}"
                 scores[number] = dict.fromkeys(self._dimensions, Score.unscored(reason))
         lengths = [len(clip.ids) for clip in inputs]
-        for group in token_batches(lengths, self._tokens_per_pass):
+        for group in token_batches(lengths, TOKENS_PER_PASS):
             batch = collate_clips([inputs[index] for index in group])
             # Normalised on the device: 8-bit patches are a quarter of the bytes on their way.
             patches = normalize_patches(
@@ -135,34 +128,25 @@ class RegressionJudge:
         return scores
 
 
-@dataclass(frozen=True, kw_only=True)
-class TargetScale:
-    """Standardisation of the ratings of each dimension: what the head learns has unit scale."""
+def target_scale(clips: RatedClips) -> dict[str, tuple[float, float]]:
+    """Mean and deviation of the mean ratings of each dimension, by their number of ratings.
 
-    mean: tuple[float, ...]
-    """[D] points."""
-    std: tuple[float, ...]
-    """[D] points, > 0."""
-
-
-def target_scale(clips: RatedClips) -> TargetScale:
-    """Mean and deviation of the mean ratings, weighted by their number of ratings."""
-    means, deviations = [], []
+    The head learns standardised ratings: an update of one size then suits every dimension.
+    """
+    scale = {}
     for column, name in enumerate(clips.dimensions):
         rated = clips.count[:, column] > 0
         values, weights = clips.mean[rated, column], clips.count[rated, column]
-        different = len(np.unique(values))
-        if different < 2:
+        if len(np.unique(values)) < 2:
             raise UserError(
                 f"the ratings of {name} cannot be learned",
-                received=f"{len(values)} rated clips, {different} different means",
+                received=f"{len(values)} rated clips without a difference",
                 expected="training clips with different ratings",
                 remedy="add ratings, or leave the dimension out",
             )
-        means.append(float(np.average(values, weights=weights)))
-        variance = np.average((values - means[-1]) ** 2, weights=weights)
-        deviations.append(float(np.sqrt(variance)))
-    return TargetScale(mean=tuple(means), std=tuple(deviations))
+        mean = float(np.average(values, weights=weights))
+        scale[name] = mean, float(np.sqrt(np.average((values - mean) ** 2, weights=weights)))
+    return scale
 
 
 RatedInputs = tuple[ClipInputs, Tensor, Tensor]
@@ -173,12 +157,17 @@ class RatedDataset(Dataset[RatedInputs]):
     """Rated clips as inputs and targets; ``cache_bytes`` of frames are kept for all loaders."""
 
     def __init__(
-        self, clips: RatedClips, directory: RewardDirectory, scale: TargetScale, cache_bytes: int
+        self,
+        clips: RatedClips,
+        directory: RewardDirectory,
+        scale: Mapping[str, tuple[float, float]],
+        cache_bytes: int,
     ) -> None:
         self._clips, self._spec, self._encoder = clips, directory.spec, directory.encoder()
         clips.require_usable(self._encoder.problem)
         self._cache = FrameCache(range(len(self)), cache_bytes)
-        ratings = (clips.mean - np.array(scale.mean)) / np.array(scale.std)
+        mean, deviation = np.array([scale[name] for name in clips.dimensions]).T
+        ratings = (clips.mean - mean) / deviation
         self._ratings = torch.tensor(np.nan_to_num(ratings), dtype=torch.float32)
         self._counts = torch.tensor(clips.count, dtype=torch.float32)
 

@@ -272,7 +272,7 @@ class Regression:
         # (raw - mean) / std of a reward directory, so that its scores are points.
         normalization = {
             TOKEN_OF[name]: Normalization(mean=-mean / std, std=1 / std)
-            for name, mean, std in zip(config.dimensions, scale.mean, scale.std, strict=True)
+            for name, (mean, std) in scale.items()
         }
         spec = self._source.spec.replace(normalization=normalization)
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32

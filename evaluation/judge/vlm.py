@@ -114,12 +114,12 @@ def _same(path: Path, entry: Mapping[str, Any]) -> bool:
 
 
 def model_digest(folder: Path) -> str:
-    """See :class:`longtake.evaluation.judge.directory.Backbone`."""
+    """See ``directory._backbone``."""
     return read_vlm(folder)[1]
 
 
 def load_judge(folder: Path, dimensions: Sequence[str], device: torch.device) -> "VlmJudge":
-    """See :class:`longtake.evaluation.judge.directory.Backbone`."""
+    """See ``directory._backbone``."""
     spec, _ = read_vlm(folder)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return VlmJudge(load_model(folder, device, dtype), load_processor(folder), spec, dimensions)
@@ -216,12 +216,7 @@ def shown_clip(frames: Tensor, fps: float, spec: VlmSpec) -> ShownClip:
 
 
 class ClipQuestions:
-    """Turns clips and captions into inputs of the model.
-
-    Attributes:
-        tokens: the answer's.
-        end: id of the token that ends a turn; it pads too.
-    """
+    """Turns clips and captions into inputs of the model; ``end`` ends a turn, and pads."""
 
     def __init__(self, processor: Any, spec: VlmSpec, dimensions: Sequence[str]) -> None:
         assert spec.prompt.count(CAPTION) == 1, spec.prompt
@@ -302,26 +297,16 @@ def as_batch(
 
 
 class VlmJudge:
-    """A loaded judge; the generation settings of the model are replaced.
-
-    Sampling or a repetition penalty of the checkpoint would change the answer. ``tokens_per_pass``
-    bounds the tokens of one forward pass; a longer clip goes alone.
-    """
+    """A loaded judge."""
 
     def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        spec: VlmSpec,
-        dimensions: Sequence[str],
-        *,
-        tokens_per_pass: int = TOKENS_PER_PASS,
+        self, model: Any, processor: Any, spec: VlmSpec, dimensions: Sequence[str]
     ) -> None:
         from transformers import GenerationConfig
 
-        self._dimensions = tuple(dimensions)
-        self._model, self._spec, self._tokens_per_pass = model, spec, tokens_per_pass
+        self._dimensions, self._model, self._spec = tuple(dimensions), model, spec
         self._questions = ClipQuestions(processor, spec, dimensions)
+        # Sampling or a repetition penalty of the checkpoint would change the answer.
         model.generation_config = GenerationConfig(
             do_sample=False,
             max_new_tokens=len(self._questions.tokens.ids) + _SLACK,
@@ -343,7 +328,7 @@ class VlmJudge:
             except UserError as error:
                 scores[number] = self._unscored(f"{error.what}: {error.received}")
         lengths = [row["input_ids"].shape[1] for row in rows]
-        for group in token_batches(lengths, self._tokens_per_pass):
+        for group in token_batches(lengths, TOKENS_PER_PASS):
             answers = self._answers([rows[index] for index in group])
             for index, answer in zip(group, answers, strict=True):
                 scores[numbers[index]] = answer
@@ -414,12 +399,7 @@ class AnswerCollator:
     and the expectation over the digits the mean rating. The loss is on the answer alone; the digit
     of a dimension that nobody rated is left out of it.
 
-    Args:
-        parts: training part and held-out part.
-        questions: of the judge.
-        spec: of the judge.
-        cache_bytes: memory for frames; later clips are decoded each time.
-        seed: names the draws.
+    ``cache_bytes`` bounds the memory for frames: later clips are decoded each time.
     """
 
     def __init__(

@@ -311,7 +311,8 @@ def test_inputs_are_those_of_the_plain_path_bit_by_bit(study, cache_bytes):
             assert batch["attention_mask"][number].sum() == len(ids)
             pixels.append(patches)
             grids.append(grid)
-            points = batch["ratings"][number] * torch.tensor(scale.std) + torch.tensor(scale.mean)
+            mean, deviation = torch.tensor(list(scale.values())).T
+            points = batch["ratings"][number] * deviation + mean
             assert points.tolist() == pytest.approx(clips.mean[row].tolist(), abs=1e-5)
         found = normalize_patches(batch["pixel_values"], spec.pixels)
         assert torch.equal(found, torch.cat(pixels)) and batch["grid_thw"].tolist() == [
@@ -340,8 +341,9 @@ def test_target_scale_is_weighted(study):
     clips = read_rated_clips([study.ratings], study.samples)
     scale = target_scale(clips)
     scores = clips.ratings[clips.ratings["dimension"] == "visual_quality"]
-    assert scale.mean[1] == pytest.approx(scores["score"].mean())  # the mean of all single ratings
-    assert scale.std[1] == pytest.approx(clips.mean[:, 1].std())
+    mean, deviation = scale["visual_quality"]
+    assert mean == pytest.approx(scores["score"].mean())  # the mean of all single ratings
+    assert deviation == pytest.approx(clips.mean[:, 1].std())
     flat = dataclasses.replace(clips, mean=np.full_like(clips.mean, 3.0))
     with pytest.raises(UserError, match="cannot be learned"):
         target_scale(flat)
