@@ -371,7 +371,7 @@ def compare_command(
     chosen = find_suite(suite, SCORED_SUITES)
     sides = [read_side(chosen, name) for name in (first, second)]
     comparison = compare(chosen, sides[0], sides[1], _read_plan(plan))
-    _show(*comparison_report(chosen, comparison, first, second))
+    _show(*comparison_report(chosen, comparison, (first, second)))
 
 
 @vbench.command("submit")
@@ -432,8 +432,10 @@ def _show_scores(scores: "Scores") -> None:
 def _show(*parts: object) -> None:
     """Print tables and lines to standard output."""
     from rich.console import Console
-    from rich.text import Text
 
     console = Console()
-    for part in parts:
-        console.print(part, soft_wrap=isinstance(part, Text))  # paths stay whole
+    for part in parts:  # lines go on for as long as they are, so that paths stay whole
+        if isinstance(part, str):
+            typer.echo(part)
+        else:
+            console.print(part)

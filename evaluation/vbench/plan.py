@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
 from longtake.evaluation.vbench.suites import Suite, find_suite
 from longtake.runtime.errors import UserError
 from longtake.runtime.files import write_json
@@ -55,6 +57,15 @@ class SuiteData:
     """What a reader should know, such as repeated rows."""
 
 
+class _Record(BaseModel):
+    """A row of the public prompt file."""
+
+    # The prompt becomes a file name, here and in the public code.
+    prompt_en: str = Field(pattern=r"^[^/\x00]+$")
+    dimension: list[str] = Field(min_length=1)
+    auxiliary_info: Any = None
+
+
 def read_suite(suite: Suite, source: Path) -> SuiteData:
     """Read and check the prompts of a suite.
 
@@ -65,12 +76,17 @@ def read_suite(suite: Suite, source: Path) -> SuiteData:
     file, content = _prompt_file(suite, source)
     digest = hashlib.sha256(content).hexdigest()
     try:
-        records = json.loads(content)
-    except ValueError as error:
-        raise _unusable_suite(suite, file, f"it is not JSON ({error})") from error
-    if not isinstance(records, list) or not records:
-        raise _unusable_suite(suite, file, "it is not a list of prompts")
-    rows = [_row(suite, file, number, record) for number, record in enumerate(records)]
+        records = TypeAdapter(list[_Record]).validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ", ".join(map(str, first["loc"]))
+        raise _unusable_suite(suite, file, f"row {place}: {first['msg']}") from error
+    if strange := {name for record in records for name in record.dimension} - {*suite.dimensions}:
+        raise _unusable_suite(suite, file, f"unknown dimensions: {', '.join(sorted(strange))}")
+    rows = [
+        PromptRow(prompt=r.prompt_en, dimensions=tuple(r.dimension), auxiliary=r.auxiliary_info)
+        for r in records
+    ]
     unique = {(row.prompt, row.dimensions): row for row in reversed(rows)}  # the first one counts
     remarks = []
     if len(unique) < len(rows):
@@ -118,22 +134,6 @@ def _prompt_file(suite: Suite, source: Path) -> tuple[str, bytes]:
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise _unusable_suite(suite, str(source), f"it cannot be read ({error})") from error
     raise _unusable_suite(suite, str(source), "there is none")
-
-
-def _row(suite: Suite, file: str, number: int, record: Any) -> PromptRow:
-    if not isinstance(record, dict):
-        raise _unusable_suite(suite, file, f"row {number} is no object")
-    prompt, dimensions = record.get("prompt_en"), record.get("dimension")
-    # The prompt becomes a file name, here and in the public code.
-    if not isinstance(prompt, str) or not prompt or "/" in prompt or "\0" in prompt:
-        problem = f"row {number} has no prompt that can name a file: {prompt!r}"
-        raise _unusable_suite(suite, file, problem)
-    if not (
-        isinstance(dimensions, list) and dimensions and suite.dimensions.keys() >= {*dimensions}
-    ):
-        raise _unusable_suite(suite, file, f"row {number} has unknown dimensions: {dimensions!r}")
-    auxiliary = record.get("auxiliary_info")
-    return PromptRow(prompt=prompt, dimensions=tuple(dimensions), auxiliary=auxiliary)
 
 
 def _unusable_suite(suite: Suite, file: str, problem: str) -> UserError:

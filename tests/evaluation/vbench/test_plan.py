@@ -66,12 +66,12 @@ def test_a_repeated_row_is_used_once_and_told(suite_json: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("[{", "not JSON"),
-        ("[]", "not a list"),
-        ('["a prompt"]', "row 0 is no object"),
-        ('[{"prompt_en": "a/b", "dimension": ["Material"]}]', "can name a file"),
-        ('[{"prompt_en": "a", "dimension": ["Matter"]}]', "unknown dimensions: \\['Matter'\\]"),
-        ('[{"prompt_en": "a", "dimension": "Material"}]', "unknown dimensions"),
+        ("[{", "Invalid JSON"),
+        ("{}", "valid array"),
+        ('["a prompt"]', "row 0"),
+        ('[{"prompt_en": "a/b", "dimension": ["Material"]}]', "row 0, prompt_en"),
+        ('[{"prompt_en": "a", "dimension": ["Matter"]}]', "unknown dimensions: Matter"),
+        ('[{"prompt_en": "a", "dimension": "Material"}]', "row 0, dimension"),
         (None, "there is none"),
     ],
 )
