@@ -15,9 +15,8 @@ fails the first control.
 import dataclasses
 import functools
 import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -37,12 +36,8 @@ from longtake.runtime.statistics import FloatArray
 
 MAX_FRAMES = 1000
 """Longer clips are unscored instead of filling the memory."""
-BATCH = 64
-"""Clips that the judge gets at once, if they are small: see :data:`BATCH_BYTES`."""
 BATCH_BYTES = 1 << 28
-"""Frames that the judge gets at once; a larger clip goes alone."""
-KEPT_BYTES = 1 << 30
-"""Frames that are kept for the controls, which show the same clips again."""
+"""Frames that the judge gets at once: 64 clips of the sandbox, two of 93 frames in 480p."""
 GRAY = 128
 """Level of every pixel of a blank video."""
 
@@ -53,35 +48,6 @@ _CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """What controls do to frames uint8 [T, 3, H, W]."""
 
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
-
-
-class Memory(Generic[K, V]):
-    """A function of a key whose first values are kept, as far as the bytes reach."""
-
-    def __init__(self, make: Callable[[K], V], size: Callable[[V], int], num_bytes: int) -> None:
-        self._make, self._size, self._left = make, size, num_bytes
-        self._kept: dict[K, V] = {}
-
-    def __call__(self, key: K) -> V:
-        """The value, made now or earlier."""
-        if key in self._kept:
-            return self._kept[key]
-        value = self._make(key)
-        if self._size(value) <= self._left:
-            self._left -= self._size(value)
-            self._kept[key] = value
-        return value
-
-
-Video = tuple[Tensor, float]
-"""Frames uint8 [T, 3, H, W] and their rate."""
-
-
-def _read(path: Path) -> Video:
-    return read_video(path, MAX_FRAMES + 1)
-
 
 class JudgeScorer:
     """Implements :class:`longtake.evaluation.score.Scorer`.
@@ -91,13 +57,9 @@ class JudgeScorer:
         load: gives its model when the first clip needs it: a finished log costs no loading.
         calibrated: apply its calibration; raw scores are for fitting one.
         control: name of a control whose change of the frames is applied; empty: none.
-        read: where frames come from.
-
-    Attributes:
-        batch: clips that are scored together.
     """
 
-    batch = BATCH
+    batch = 64
 
     def __init__(
         self,
@@ -106,7 +68,6 @@ class JudgeScorer:
         *,
         calibrated: bool = True,
         control: str = "",
-        read: Callable[[Path], Video] = _read,
     ) -> None:
         if calibrated and judge.calibration is None:
             raise UserError(
@@ -115,7 +76,7 @@ class JudgeScorer:
                 expected="a judge with calibration.json",
                 remedy="run `eval judge calibrate`, or ask for raw scores with --raw",
             )
-        self._load, self._read, self._change = load, read, _CHANGES.get(control)
+        self._load, self._change = load, _CHANGES.get(control)
         self._curves = judge.calibration.curves if calibrated and judge.calibration else {}
         self.dimensions, self.name, self.calibration = judge.dimensions, judge.name, ""
         if calibrated and judge.calibration is not None:
@@ -141,7 +102,7 @@ class JudgeScorer:
         return scores
 
     def _clip(self, video: Path, caption: str) -> JudgeClip:
-        frames, fps = self._read(video)
+        frames, fps = read_video(video, MAX_FRAMES + 1)
         if len(frames) > MAX_FRAMES:
             raise UserError(f"longer than {MAX_FRAMES} frames")
         if self._change is not None:
@@ -185,10 +146,9 @@ def score_samples(
             "unknown control", received=", ".join(unknown), expected=", ".join(CONTROLS)
         )
     load = functools.cache(lambda: judge.load_model(device))
-    read = Memory[Path, Video](_read, lambda video: video[0].nbytes, KEPT_BYTES if controls else 0)
     # All scorers are made before the weights are loaded, so that what is wrong shows at once.
     scorers = {
-        name: JudgeScorer(judge, load, calibrated=calibrated, control=name, read=read)
+        name: JudgeScorer(judge, load, calibrated=calibrated, control=name)
         for name in ("", *dict.fromkeys(controls))
     }
     reports = {}

@@ -34,7 +34,6 @@ from longtake.evaluation.judge.prompt import (
     parse_answer,
     parse_failure,
 )
-from longtake.evaluation.judge.score import Memory
 from longtake.rewards.contract import Score
 from longtake.rewards.frames import FrameSampler
 from longtake.rewards.model_inputs import text_digest, token_batches
@@ -413,9 +412,8 @@ class AnswerCollator:
         self._parts, self._questions, self._spec, self._seed = parts, questions, spec, seed
         for part in parts:
             part.require_usable(questions.problem)
-        self._clip = Memory[tuple[int, int], ShownClip](
-            self._shown, lambda clip: clip.frames.nbytes, cache_bytes
-        )
+        self._kept: dict[tuple[int, int], ShownClip] = {}
+        self._bytes_left = cache_bytes
         self._given = [
             part.ratings.groupby(["sample", "dimension"])["score"].agg(list).to_dict()
             for part in parts
@@ -428,7 +426,7 @@ class AnswerCollator:
         for example in examples:
             row, part = example["row"], example["held_out"]
             caption = self._parts[part].samples.samples[row].caption
-            rows.append(self._questions.row(self._clip((part, row)), caption))
+            rows.append(self._questions.row(self._clip(part, row), caption))
             scores = self.scores(**example)
             answer = tokens.answer([_UNRATED if s is None else s for s in scores])
             answers.append(answer)
@@ -457,6 +455,11 @@ class AnswerCollator:
             scores.append(min(max(whole, SCALE[0]), SCALE[1]))
         return scores
 
-    def _shown(self, key: tuple[int, int]) -> ShownClip:
-        part, row = key
-        return self._parts[part].prepared(row, functools.partial(shown_clip, spec=self._spec))
+    def _clip(self, part: int, row: int) -> ShownClip:
+        clip = self._kept.get((part, row))
+        if clip is None:
+            clip = self._parts[part].prepared(row, functools.partial(shown_clip, spec=self._spec))
+            if clip.frames.nbytes <= self._bytes_left:
+                self._bytes_left -= clip.frames.nbytes
+                self._kept[part, row] = clip
+        return clip

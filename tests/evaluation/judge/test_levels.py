@@ -64,22 +64,7 @@ def test_interval_over_points_gives_the_known_values(n, low, high):
     assert found == pytest.approx((low, high), abs=0.006)
 
 
-def test_interval_over_points_covers_the_truth_in_simulation():
-    rng = np.random.default_rng(0)
-    rho, n, trials = 0.7, 25, 400
-    truth = {
-        "plcc": rho,
-        "srcc": 6 / math.pi * math.asin(rho / 2),
-        "krcc": 2 / math.pi * math.asin(rho),
-    }
-    hits = dict.fromkeys(truth, 0)
-    x = rng.normal(size=(trials, n))
-    y = rho * x + math.sqrt(1 - rho**2) * rng.normal(size=(trials, n))
-    for row in coefficients(x, y, np.ones((trials, n))):
-        for name, value in zip(truth, row[:3], strict=True):
-            low, high = random_points_interval(name, value, n, 0.95)
-            hits[name] += low <= truth[name] <= high
-    assert all(0.91 <= count / trials <= 0.985 for count in hits.values()), hits
+def test_interval_over_points_needs_points():
     nothing = [("plcc", 0.9, 3), ("krcc", 0.9, 4), ("rmse", 0.9, 50), ("plcc", math.nan, 50)]
     assert all(math.isnan(random_points_interval(*a, 0.95)[0]) for a in nothing)
 

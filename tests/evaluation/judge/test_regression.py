@@ -151,16 +151,6 @@ def test_clips_are_scored_together_as_alone(run, tmp_path, monkeypatch):
             )
 
 
-def test_the_controls_show_the_clips_that_were_read(run, tmp_path, monkeypatch):
-    read = []
-    monkeypatch.setattr(scoring, "read_video", lambda *a: (read.append(a[0]), read_video(*a))[1])
-    listed = read_samples(run / "test.csv")
-    n, judge = len(listed.samples), read_judge(run / "judge")
-    monkeypatch.setattr(scoring, "KEPT_BYTES", 2 * 4 * 3 * 28 * 28)
-    score_samples(listed, judge, tmp_path, device=CPU, controls=["blank", "repeat"])
-    assert len(read) == 3 * n - 2 * 2 and len(set(read)) == n  # two clips fit
-
-
 def test_calibrated_scores_are_the_curve_of_the_raw_ones(run):
     judge = read_judge(run / "judge")
     model = judge.load_model(CPU)

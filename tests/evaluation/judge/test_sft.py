@@ -10,13 +10,11 @@ import torch
 pytest.importorskip("trl")
 
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from longtake.commands.evaluate_judge import judge as judge_command
 from longtake.evaluation.judge.calibration import CalibrationSettings
 from longtake.evaluation.judge.card import report_card_from_files
 from longtake.evaluation.judge.config import GenerativeTrainingConfig, JudgeDataConfig
-from longtake.evaluation.judge.data import JUDGED, split_ratings
+from longtake.evaluation.judge.data import split_ratings
 from longtake.evaluation.judge.directory import read_judge
 from longtake.evaluation.judge.prompt import PARSE_FAILURE, judge_prompt
 from longtake.evaluation.judge.score import score_samples
@@ -250,20 +248,3 @@ def test_nothing_is_reported_to_the_network(study, tiny_vlm, tmp_path, monkeypat
     monkeypatch.setattr(socket.socket, "connect", refuse("connection"))
     train_judge(short(study, tiny_vlm), output_dir=tmp_path / "run", device="cpu")
     assert tried == []
-
-
-def test_the_command_trains_the_other_kind(study, tiny_vlm, tmp_path):
-    out = tmp_path / "run"
-    changes = ["method=full", "precision=float32", "updates=1", "eval_every=1", "seed=4"]
-    changes += ["batch_clips=2", "data.test_share=0.15", "data.calibration_share=0.1"]
-    given = ["--base", tiny_vlm, "--ratings", study.ratings, "--samples", study.samples]
-    sets = [part for change in changes for part in ("--set", change)]
-    options = ["train", "--kind", "generative", "--output-dir", out, *given, *sets]
-    options += ["--device", "cpu", "--dry-run"]
-    runner = CliRunner(env={"COLUMNS": "200"})
-    done = runner.invoke(judge_command, [str(o) for o in options])
-    assert done.exit_code == 0, done.output
-    assert not out.exists()
-    done = runner.invoke(judge_command, [str(o) for o in options[:-1]])
-    assert done.exit_code == 0, done.output
-    assert str(out / "judge") in done.output and read_judge(out / "judge").dimensions == JUDGED
