@@ -243,6 +243,16 @@ class BaseTrainer:
         self.step = 0
         self._graphs: dict[str, GraphedStep] = {}
 
+    @property
+    def done(self) -> int:
+        """Steps taken."""
+        return self.step
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole training."""
+        return self.config.num_steps
+
     def _parameter_groups(self) -> list[dict[str, Any]]:
         matrices = [p for p in self.parameters if p.ndim >= 2]
         vectors = [p for p in self.parameters if p.ndim < 2]

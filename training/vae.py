@@ -196,6 +196,16 @@ class VAETrainer:
         self.stage, self.step = 0, 0
         self.optimizer = self._new_optimizer()
 
+    @property
+    def done(self) -> int:
+        """Steps taken, over all stages."""
+        return sum(self.config.stage_steps[: self.stage]) + self.step
+
+    @property
+    def total(self) -> int:
+        """Steps of all stages."""
+        return sum(self.config.stage_steps)
+
     def _new_optimizer(self) -> torch.optim.AdamW:
         return torch.optim.AdamW(
             self.parameters, betas=(0.9, 0.99), fused=self.device.type == "cuda"

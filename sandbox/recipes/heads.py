@@ -66,28 +66,6 @@ HEADS = ("hpsv3", "videoalign_mq", "videoalign_ta")
 """Names of the heads: fields of :class:`TinyHeadsConfig` and folders of the result."""
 
 
-def _hpsv3() -> HeadConfig:
-    rewards = ("hpsv3_general", "hpsv3_percentile")
-    return HeadConfig(kind="hpsv3", dimension="VQ", rewards=rewards, updates=1500)
-
-
-def _videoalign_mq() -> HeadConfig:
-    # Two frames a second, the published rate, miss what flickers and jumps within two seconds.
-    size = SIZE.replace(frames_per_second=8.0)
-    return HeadConfig(
-        kind="videoreward",
-        dimension="MQ",
-        rewards=("videoalign_mq",),
-        size=size,
-        updates=3000,
-        learning_rate=1.5e-3,
-    )
-
-
-def _videoalign_ta() -> HeadConfig:
-    return HeadConfig(kind="videoreward", dimension="TA", rewards=("videoalign_ta",), updates=2500)
-
-
 class TinyHeadsConfig(Config):
     """Everything that the pairs follow from."""
 
@@ -121,11 +99,23 @@ class TinyHeadsConfig(Config):
     """Folder of another run whose pairs are used; null makes them."""
     bases: str | None = None
     """Folder of another run whose pretrained backbones are used; null makes them."""
-    hpsv3: HeadConfig = _hpsv3()
+    hpsv3: HeadConfig = HeadConfig(
+        kind="hpsv3", dimension="VQ", rewards=("hpsv3_general", "hpsv3_percentile"), updates=1500
+    )
     """The image head: visual quality, colour."""
-    videoalign_mq: HeadConfig = _videoalign_mq()
+    videoalign_mq: HeadConfig = HeadConfig(
+        kind="videoreward",
+        dimension="MQ",
+        rewards=("videoalign_mq",),
+        # Two frames a second, the published rate, miss what flickers and jumps within two seconds.
+        size=SIZE.replace(frames_per_second=8.0),
+        updates=3000,
+        learning_rate=1.5e-3,
+    )
     """The motion head: every frame, gray."""
-    videoalign_ta: HeadConfig = _videoalign_ta()
+    videoalign_ta: HeadConfig = HeadConfig(
+        kind="videoreward", dimension="TA", rewards=("videoalign_ta",), updates=2500
+    )
     """The text head: four frames, colour."""
 
     def head(self, name: str) -> HeadConfig:
@@ -146,15 +136,9 @@ def train_heads(
 ) -> dict[str, Any]:
     """Train and measure tiny reward heads, by default all :data:`HEADS`.
 
-    Returns:
-        The record written to ``out/accuracy.json``; with ``dry_run`` only the plan. The reward
-        directories are ``out/rewards/NAME``.
-
-    Raises:
-        CheckpointError: a backbone of ``bases`` that cannot be read.
-        ConfigError: unknown head or settings.
-        RunDirectoryError: ``out`` is taken, or cannot be written.
-        UserError: more than one process.
+    Returns the record of ``out/accuracy.json``; with ``dry_run`` only the plan. The reward
+    directories are ``out/rewards/NAME``. What other runs and the settings lack is refused before
+    minutes of making pairs.
     """
     config = merge_config(TinyHeadsConfig(), config_file, overrides)
     names = list(names) or list(HEADS)
@@ -176,7 +160,7 @@ def train_heads(
         )
     if dry_run:
         return {"heads": names, "config": config.model_dump()}
-    refuse_launcher("rewards are trained")  # before minutes of making pairs
+    refuse_launcher("rewards are trained")
     with RunDirectory.create(out, config_to_yaml(config), resume=resume) as run:
         pairs = run.path if config.data is None else Path(config.data)
         make_pairs(pairs, config, device)

@@ -69,13 +69,6 @@ PARTS = ("test", "test_new_models")
 """Held-out prompts of known generators, and of one that was never trained on."""
 
 
-def _size() -> TinySize:
-    # Every frame: two a second, the published rate, miss what flickers and jumps.
-    return TinySize(
-        width=128, layers=4, vision_width=128, vision_layers=4, side=112, frames_per_second=8.0
-    )
-
-
 class TinyJudgeConfig(Config):
     """Everything that the tiny judge follows from."""
 
@@ -114,8 +107,11 @@ class TinyJudgeConfig(Config):
     base: str | None = None
     """Reward directory to train from, such as ``judge/model`` of an earlier run; null pretrains one
     on captions."""
-    size: TinySize = _size()
-    """Of the model and its frames."""
+    size: TinySize = TinySize(
+        width=128, layers=4, vision_width=128, vision_layers=4, side=112, frames_per_second=8.0
+    )
+    """Of the model and its frames: all of them, as two a second, the published rate, miss what
+    flickers and jumps."""
     captions: CaptionConfig = CaptionConfig()
     """What the backbone learns before the ratings."""
     updates: int = 5000
@@ -164,18 +160,12 @@ def train_tiny_judge(
 ) -> dict[str, Any]:
     """Make ratings, train, score held-out clips and write the report cards.
 
-    Returns:
-        The record written to ``out/agreement.json``; with ``dry_run`` only the plan. The judge is
-        ``out/judge``, the report cards are ``out/report``.
-
-    Raises:
-        CheckpointError: a base that cannot be read.
-        ConfigError: unusable settings.
-        RunDirectoryError: ``out`` is taken, or cannot be written.
-        UserError: more than one process.
+    Returns the record of ``out/agreement.json``; with ``dry_run`` only the plan. The judge is
+    ``out/judge``, the report cards are ``out/report``. What later stages would refuse is refused
+    before minutes of making ratings.
     """
     config = merge_config(TinyJudgeConfig(), config_file, overrides)
-    _settings(config, "base", Path("data"))  # what later stages would refuse
+    _settings(config, "base", Path("data"))
     check_resampling(LevelSettings().confidence, config.resamples)
     if config.base is not None:
         read_reward_directory(config.base)
@@ -190,7 +180,7 @@ def train_tiny_judge(
         clips = config.damaged + 3 + len(QUALITIES)
         prompts = config.train_prompts + config.held_out_prompts
         return {"clips": clips * prompts, "config": config.model_dump()}
-    refuse_launcher("judges are trained")  # before minutes of making ratings
+    refuse_launcher("judges are trained")
     with RunDirectory.create(out, config_to_yaml(config), resume=resume) as run:
         data = run.path / "data" if config.data is None else Path(config.data)
         if not (data / SAMPLES).is_file():

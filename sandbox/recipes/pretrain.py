@@ -11,7 +11,7 @@ post-training has something to choose from. How often they are seen is decided p
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -45,22 +45,6 @@ from longtake.training.vae import VAETrainer, VAETrainingConfig, build_vae
 
 STATISTICS_CLIPS = 4096
 RENDER_CHUNK = 512
-
-
-def _base_stage() -> BaseTrainingConfig:
-    return BaseTrainingConfig(num_steps=9800, batch_size=256, learning_rate=1.0e-3, ema_decay=0.999)
-
-
-def _mixed_stage() -> BaseTrainingConfig:
-    return BaseTrainingConfig(
-        seed=1,
-        num_steps=300,
-        batch_size=48,
-        learning_rate=3.0e-4,
-        final_learning_rate_ratio=0.1,
-        warmup_steps=50,
-        ema_decay=0.98,
-    )
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -107,9 +91,19 @@ class PretrainConfig(Config):
     """Optimizer steps between resumable states."""
     vae: VAETrainingConfig = VAETrainingConfig()
     """VAE shape and stages."""
-    base: BaseTrainingConfig = _base_stage()
+    base: BaseTrainingConfig = BaseTrainingConfig(
+        num_steps=9800, batch_size=256, learning_rate=1.0e-3, ema_decay=0.999
+    )
     """Flow-matching training of the DiT, mostly on clean clips."""
-    mixed: BaseTrainingConfig = _mixed_stage()
+    mixed: BaseTrainingConfig = BaseTrainingConfig(
+        seed=1,
+        num_steps=300,
+        batch_size=48,
+        learning_rate=3.0e-4,
+        final_learning_rate_ratio=0.1,
+        warmup_steps=50,
+        ema_decay=0.98,
+    )
     """Its continuation on the clip mix that web video is. Without it the model is so good that
     rewards have nothing to improve (docs/LOG.md)."""
 
@@ -182,12 +176,12 @@ def to_vae_range(clips: Tensor) -> Tensor:
     return clips.float().div(127.5).sub(1).transpose(1, 2)
 
 
-def tokenize_all(
-    text: TextEncoder, captions: list[str], chunk: int = 4096
-) -> tuple[Tensor, Tensor]:
-    """Token ids and mask [N, L] of many captions."""
-    rows = [text.tokenize(captions[i : i + chunk]) for i in range(0, len(captions), chunk)]
-    return torch.cat([r[0] for r in rows]), torch.cat([r[1] for r in rows])
+def tokenize_all(text: TextEncoder, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """Token ids and mask [N, L] of many captions, on the model's device."""
+    parts = [text.tokenize(captions[i : i + 4096]) for i in range(0, len(captions), 4096)]
+    ids, mask = (torch.cat(part) for part in zip(*parts, strict=True))
+    device = next(text.model.parameters()).device
+    return ids.to(device), mask.to(device)
 
 
 class JointText(nn.Module):
@@ -234,13 +228,27 @@ class PretrainState:
             self.seconds[self._part] = round(spent, 2)
         self._since = now
 
-    def record(self, record: dict[str, Any]) -> None:
-        """Append one line to the history."""
-        self.records.append(record)
-        self.run.append_metrics(record)
+    def train(
+        self,
+        part: str,
+        trainer: BaseTrainer | VAETrainer,
+        records: Iterator[Mapping[str, Any]],
+        save_every: int,
+    ) -> None:
+        """Let a trainer run to its end, from its last save on: recorded, and saved on the way."""
+        self.start(part)
+        self._load(part, trainer)
+        with progress_bar(part, trainer.total) as bar:
+            for record in records:
+                if "loss" in record:
+                    self.records.append({"part": part, **record})
+                    self.run.append_metrics(self.records[-1])
+                    bar.update(trainer.done, loss=record["loss"])
+                if trainer.done % save_every == 0:
+                    self._save(part, trainer)
+        self._save(part, trainer)
 
-    def save(self, part: str, trainer: BaseTrainer | VAETrainer) -> None:
-        """Write the state of ``trainer``; an interrupted save leaves the previous one."""
+    def _save(self, part: str, trainer: BaseTrainer | VAETrainer) -> None:
         self._lap()
         state = {
             "trainer": trainer.state_dict(),
@@ -250,8 +258,7 @@ class PretrainState:
         with self.run.writing(f"{part}.pt"), replacing(self.run.path / f"{part}.pt") as temporary:
             torch.save(state, temporary)
 
-    def load(self, part: str, trainer: BaseTrainer | VAETrainer) -> None:
-        """Restore ``trainer`` from its last save, if there is one."""
+    def _load(self, part: str, trainer: BaseTrainer | VAETrainer) -> None:
         file = self.run.path / f"{part}.pt"
         if file.exists():
             state = torch.load(file, map_location=self.device, weights_only=True)
@@ -273,14 +280,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train the tiny model and write its checkpoint to ``out``.
 
-    Returns:
-        The record written to ``provenance.json``; with ``dry_run`` only the plan.
-
-    Raises:
-        ConfigError: unknown settings.
-        DivergenceError: a loss is no longer a number.
-        RunDirectoryError: ``out`` has content and ``resume`` is off, it is finished already, or
-            its run has other settings.
+    Returns the record of ``provenance.json``; with ``dry_run`` only the plan. RunDirectoryError if
+    ``out`` has content and ``resume`` is off, is finished already, or is of other settings.
     """
     config = merge_config(PretrainConfig(), config_file, overrides)
     where = pick_device(device)
@@ -327,7 +328,7 @@ def _fast_arithmetic(device: torch.device) -> Iterator[None]:
 
 
 class _Pretraining:
-    """One run: each method is one part and saves its state while it runs."""
+    """One run, read from top to bottom; what trains saves its state while it runs."""
 
     def __init__(
         self, config: PretrainConfig, out: Path, state: PretrainState, device: torch.device
@@ -335,22 +336,44 @@ class _Pretraining:
         self.config, self.out, self.state, self.device = config, out, state, device
 
     def train(self) -> dict[str, Any]:
-        config = self.config
+        config, device = self.config, self.device
         self.state.start("data")
         pool = render_pool(
-            config.num_clean_clips,
-            config.num_wild_clips,
-            config.wild_passes,
-            config.seed,
-            self.device,
+            config.num_clean_clips, config.num_wild_clips, config.wild_passes, config.seed, device
         )
         captions = pool_captions(pool, config.captions_per_clip, config.seed)
         text = self._text_encoder(captions)
-        ids, mask = tokenize_all(text, captions)
+        tokens = tokenize_all(text, captions)
         vae = self._train_vae(pool)
         z, z_mixed = self._latents(vae, pool)
-        dit = self._train_dit(text, pool, z, z_mixed, ids.to(self.device), mask.to(self.device))
-        return self._write(text, vae, dit)
+        dit = LongCatDiT(
+            DiTConfig(
+                in_channels=z.shape[1],
+                out_channels=z.shape[1],
+                hidden_size=config.hidden_size,
+                depth=config.depth,
+                num_heads=config.num_heads,
+                caption_channels=config.text_dim,
+                adaln_tembed_dim=config.adaln_dim,
+                text_tokens_zero_pad=True,
+            )
+        )
+        dit.initialize(generator(config.seed, "dit_init")).to(device)
+        empty_ids, empty_mask = text.tokenize([""])
+        joint = JointText(text).train().requires_grad_(True)
+        for part, stage, latents, wild_share in (
+            ("dit", config.base, z, config.wild_share),
+            ("mixed", config.mixed, z_mixed, config.mixed_wild_share),
+        ):
+            trainer = BaseTrainer(dit, joint, empty_ids[0], empty_mask[0], stage)
+            batches = partial(
+                self._batch, part, stage.batch_size, pool, wild_share, latents, tokens
+            )
+            self.state.train(part, trainer, trainer.train(batches), config.save_every)
+            trainer.load_ema()  # what the next stage starts from, and what is shipped
+        joint.eval().requires_grad_(False)
+        text.clear_cache()
+        return self._write(text, vae, dit.eval())
 
     def _text_encoder(self, captions: list[str]) -> TextEncoder:
         config = self.config
@@ -364,7 +387,6 @@ class _Pretraining:
 
     def _train_vae(self, pool: ClipPool) -> VideoVAE:
         config = self.config
-        self.state.start("vae")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_key(config.seed, "vae_init") % 2**31)
             model = build_vae(config.vae).to(self.device)
@@ -373,17 +395,7 @@ class _Pretraining:
             return to_vae_range(pool.video[pool.rows(size, config.vae_wild_share, rng)])
 
         trainer = VAETrainer(model, config.vae, clips, config.seed)
-        self.state.load("vae", trainer)
-        before = [sum(config.vae.stage_steps[:i]) for i in range(len(config.vae.stage_steps))]
-        with progress_bar("VAE", sum(config.vae.stage_steps)) as bar:
-            for record in trainer.train():
-                done = before[int(record["stage"])] + int(record["step"])
-                if "loss" in record:
-                    self.state.record({"part": "vae", **record})
-                    bar.update(done, stage=record["stage"] + 1, loss=record["loss"])
-                if done % config.save_every == 0:
-                    self.state.save("vae", trainer)
-        self.state.save("vae", trainer)
+        self.state.train("vae", trainer, trainer.train(), config.save_every)
         return VideoVAE(model.eval().requires_grad_(False)).to(self.device)
 
     def _latents(self, vae: VideoVAE, pool: ClipPool) -> tuple[Tensor, Tensor]:
@@ -408,76 +420,22 @@ class _Pretraining:
         worse = render_pool(0, pool.num_wild, config.mixed_wild_passes, config.seed, self.device)
         return z, torch.cat([normalised(encode_pool(vae, worse)), z[pool.num_wild :]])
 
-    def _train_dit(
-        self,
-        text: TextEncoder,
-        pool: ClipPool,
-        z: Tensor,
-        z_mixed: Tensor,
-        ids: Tensor,
-        mask: Tensor,
-    ) -> LongCatDiT:
-        config = self.config
-        dit = LongCatDiT(
-            DiTConfig(
-                in_channels=z.shape[1],
-                out_channels=z.shape[1],
-                hidden_size=config.hidden_size,
-                depth=config.depth,
-                num_heads=config.num_heads,
-                caption_channels=config.text_dim,
-                adaln_tembed_dim=config.adaln_dim,
-                text_tokens_zero_pad=True,
-            )
-        )
-        dit.initialize(generator(config.seed, "dit_init")).to(self.device)
-        empty_ids, empty_mask = text.tokenize([""])
-        joint = JointText(text).train().requires_grad_(True)
-        stages = (
-            ("dit", config.base, z, config.wild_share),
-            ("mixed", config.mixed, z_mixed, config.mixed_wild_share),
-        )
-        for part, stage, latents, wild_share in stages:
-            trainer = BaseTrainer(dit, joint, empty_ids[0], empty_mask[0], stage)
-            draw = partial(self._batch, part, pool, wild_share, stage.batch_size)
-            self._train_stage(part, trainer, partial(draw, latents, ids, mask))
-        joint.eval().requires_grad_(False)
-        text.clear_cache()
-        return dit.eval()
-
     def _batch(
         self,
         part: str,
+        size: int,
         pool: ClipPool,
         wild_share: float,
-        size: int,
         z: Tensor,
-        ids: Tensor,
-        mask: Tensor,
+        tokens: tuple[Tensor, Tensor],
         step: int,
     ) -> Batch:
         """The batch of a step, drawn from the key (seed, part, step)."""
         rng = torch.Generator(self.device).manual_seed(derive_key(self.config.seed, part, step))
         row, number = pool.rows(size, wild_share, rng), self.config.captions_per_clip
         pick = torch.randint(number, (size,), generator=rng, device=self.device)
-        text_row = row * number + pick
-        return {"z": z[row], "ids": ids[text_row], "mask": mask[text_row]}
-
-    def _train_stage(
-        self, part: str, trainer: BaseTrainer, batches: Callable[[int], Batch]
-    ) -> None:
-        """Train one stage of the DiT and leave the averaged weights in it."""
-        self.state.start(part)
-        self.state.load(part, trainer)
-        with progress_bar(f"DiT, {part}", trainer.config.num_steps) as bar:
-            for record in trainer.train(batches):
-                if "loss" in record:
-                    self.state.record({"part": part, **record})
-                    bar.update(trainer.step, loss=float(record["loss"]))
-                if trainer.step % self.config.save_every == 0:
-                    self.state.save(part, trainer)
-        self.state.save(part, trainer)
-        trainer.load_ema()
+        ids, mask = (table[row * number + pick] for table in tokens)
+        return {"z": z[row], "ids": ids, "mask": mask}
 
     def _write(self, text: TextEncoder, vae: VideoVAE, dit: LongCatDiT) -> dict[str, Any]:
         config = self.config
