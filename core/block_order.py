@@ -9,10 +9,11 @@ separately, so that condition tokens stay in front and no block holds both.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -23,45 +24,37 @@ from longtake.kernels.block_sparse import (
     count_from_rule,
     select_blocks,
 )
-from longtake.runtime.errors import CheckpointError, ConfigError
+from longtake.runtime.config import Config
+from longtake.runtime.errors import CheckpointError
 
 #: Share of key blocks that the published model leaves out (Table 7).
 PUBLISHED_SPARSITY = 0.9375
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class BSAConfig:
+class BSAConfig(Config):
     """Which key blocks the queries of a block attend to; without a rule, the published one."""
 
     block: Size3 = (4, 4, 4)
     """(t, h, w): tokens of a block, of queries and of keys. Release: 4 x 4 x 4."""
-    sparsity: float | None = None
-    """Share of key blocks left out, in [0, 1); at least one stays. Release: 0.9375."""
-    topk: int | None = None
-    """Key blocks per query block, >= 1, instead of ``sparsity``."""
-    cdf_p: float | None = None
-    """Smallest set of key blocks with this share of the pooled softmax, in (0, 1]; with
-    ``sparsity`` or ``topk`` the larger of both sets."""
-    min_blocks: int = 1
-    """Key blocks that every query block gets at least, >= 1."""
-    max_blocks: int | None = None
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of key blocks left out; at least one stays. Release: 0.9375."""
+    topk: PositiveInt | None = None
+    """Key blocks per query block, instead of ``sparsity``."""
+    cdf_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Smallest set of key blocks with this share of the pooled softmax; with ``sparsity`` or
+    ``topk`` the larger of both sets."""
+    min_blocks: PositiveInt = 1
+    """Key blocks that every query block gets at least."""
+    max_blocks: PositiveInt | None = None
     """Length of the block lists, which bounds their memory under ``cdf_p``; null is all."""
     backend: str = "auto"
     """Implementation: auto | triton | gluon | reference."""
 
-    def __post_init__(self) -> None:
-        """Check what does not depend on the clip."""
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
         BlockLayout((1, 1, 1), self.block)
         count_from_rule(1, topk=self.topk, sparsity=self.sparsity)
-        if self.cdf_p is not None and not 0 < self.cdf_p <= 1:
-            raise ConfigError("cdf_p is out of range", received=self.cdf_p, expected="(0, 1]")
-        most = self.min_blocks if self.max_blocks is None else self.max_blocks
-        if not 1 <= self.min_blocks <= most:
-            raise ConfigError(
-                "min_blocks is out of range",
-                received=f"min_blocks={self.min_blocks}, max_blocks={self.max_blocks}",
-                expected="1 <= min_blocks <= max_blocks",
-            )
+        return self
 
     @property
     def rule(self) -> dict[str, Any]:
@@ -110,20 +103,13 @@ class BlockOrder:
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of all tokens or of one part to all keys or to the same part.
 
-        Keys of a single frame are few, and stay dense as the release keeps images.
-
-        Args:
-            q: [B, N, S, D] in block order, after QK-norm and RoPE.
-            k: [B, N, S', D].
-            v: as ``k``.
-
-        Returns:
-            [B, N, S, D].
+        Queries [B, N, S, D] in block order, after QK-norm and RoPE; keys and values [B, N, S', D].
         """
         # All frames have one size: parts of equally many tokens are cut alike.
         by_size = {layout.num_tokens: layout for layout in (*self.parts, self.keys)}
         layout_q, layout_k = by_size[q.shape[2]], by_size[k.shape[2]]
         config = self.config
+        # Keys of a single frame are few, and the release keeps images dense.
         if layout_k.grid[0] == 1 or self._selects_all(layout_k):
             return F.scaled_dot_product_attention(q, k, v)
         index = select_blocks(q, k, layout_q, layout_k, **config.rule, backend=config.backend)
@@ -157,12 +143,9 @@ class BlockOrders:
         self._orders: dict[tuple[Size3, int, bool], BlockOrder] = {}
 
     def find(self, grid: Size3, num_cond: int, is_cached: bool) -> BlockOrder | None:
-        """The order of the tokens of a forward pass; None for an image, which stays plain.
+        """The order of tokens (T, H, W) with ``num_cond`` condition frames, in the grid or cached.
 
-        Args:
-            grid: tokens (T, H, W) that pass through the network.
-            num_cond: condition frames of tokens.
-            is_cached: whether these are in a cache instead of in the grid.
+        None for an image, which stays plain.
         """
         if grid[0] == 1 and num_cond == 0:
             return None

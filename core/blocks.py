@@ -82,6 +82,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, mlp_ratio: float) -> None:
         super().__init__()
+        # Two thirds, since SwiGLU has three matrices where a plain FFN has two.
         width = int(2 * int(dim * mlp_ratio) / 3)
         width = FFN_MULTIPLE * math.ceil(width / FFN_MULTIPLE)
         self.w1 = nn.Linear(dim, width, bias=False)
@@ -96,11 +97,8 @@ class SwiGLU(nn.Module):
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, layout: BlockLayout | None = None) -> Tensor:
     """LayerNorm without affine, then scale and shift per frame, in float32.
 
-    Args:
-        x: tokens [B, S, C].
-        shift: [B, T, C], or [B, 1, C] for all frames.
-        scale: as ``shift``.
-        layout: block order of the tokens; None for frame-major order.
+    Tokens [B, S, C]; shift and scale [B, T, C], or [B, 1, C] for all frames. ``layout`` is the
+    block order of the tokens, None for frame-major order.
     """
     y = F.layer_norm(widen(x), x.shape[-1:], eps=NORM_EPS)
     return scale_and_shift_frames(y, 1 + scale, shift, layout).to(x.dtype)
@@ -135,18 +133,10 @@ class DiTBlock(nn.Module):
     ) -> tuple[Tensor, KeyValue]:
         """Transform tokens [B, S, C].
 
-        Args:
-            x: tokens, condition tokens first.
-            text: projected text [B, L, C], or None to leave cross-attention out.
-            text_mask: [B, L], or None to attend to every text token.
-            embed: timestep embedding per frame [B, T, E], float32; with ``order`` also [B, 1, E].
-            tables: RoPE tables of the whole sequence, in the order of the tokens.
-            num_cond_tokens: condition tokens in ``x`` or in ``cached``.
-            cached: keys and values of the condition tokens.
-            order: block order of the tokens; None for frame-major order and dense attention.
-
-        Returns:
-            Tokens [B, S, C] and the self-attention keys and values of ``x``.
+        Condition tokens come first, in ``x`` or in ``cached``. ``text`` [B, L, C] None leaves
+        cross-attention out, ``text_mask`` [B, L] None attends to all. ``embed`` is the timestep
+        embedding per frame [B, T, E] in float32, with ``order`` also [B, 1, E]. Returns tokens and
+        the self-attention keys and values of ``x``.
         """
         modulation = _wide_linear(self.adaLN_modulation[1], F.silu(embed))
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.chunk(6, dim=-1)
@@ -160,6 +150,7 @@ class DiTBlock(nn.Module):
         )
         x = gated_add(x, out, gate_a, layout)
         if text is not None:
+            # Condition tokens see no text, or their cache would belong to one prompt.
             skip = 0 if cached is not None else num_cond_tokens
             normed = F.layer_norm(
                 widen(x[:, skip:]),

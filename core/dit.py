@@ -172,6 +172,7 @@ class LongCatDiT(nn.Module):
         for i, block in enumerate(self.blocks):
             cached = None if kv_cache is None else kv_cache[i]
             args = (x, text, mask, embed, tables, num_cond_tokens, cached, order)
+            # use_reentrant=False: the other way loses gradients of inputs that are not tensors.
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, key_value = checkpoint(block, *args, use_reentrant=False)
             else:
@@ -244,12 +245,8 @@ def enable_bsa(dit: LongCatDiT, config: BSAConfig | None = None) -> None:
     """Switch the self-attention of videos to block-sparse attention; images stay dense.
 
     Weights and LoRAs are untouched, and key-value caches have to be built again. The switch is not
-    stored with the checkpoint.
-
-    Args:
-        dit: changed in place; the model itself, not a wrapper around it.
-        config: block selection; None takes ``bsa_params`` of the checkpoint, and without these the
-            published rule.
+    stored with the checkpoint. ``config`` None takes ``bsa_params`` of the checkpoint, and without
+    these the published rule.
     """
     if config is None:
         config = BSAConfig.from_published(dit.config.bsa_params or {})

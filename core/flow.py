@@ -41,11 +41,6 @@ def velocity(x0: Tensor, eps: Tensor) -> Tensor:
     return x0 - eps
 
 
-def predict_clean(x_t: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
-    """The clean latents that ``v`` points at: x_t + t v."""
-    return x_t + t * v
-
-
 def predict_noise(x_t: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
     """The noise that ``v`` points away from: x_t - (1 - t) v."""
     return x_t - (1 - t) * v

@@ -164,18 +164,6 @@ def adapters_off(dit: nn.Module) -> Iterator[None]:
             layer._disable_adapters = state
 
 
-@contextmanager
-def only_adapters(dit: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Within the block only the named adapters act; UserError for one that is not loaded."""
-    _require(dit, names)
-    before = active_adapters(dit)
-    _activate_only(dit, names)
-    try:
-        yield
-    finally:
-        _activate_only(dit, before)
-
-
 def lora_layers(dit: nn.Module) -> dict[str, LoraLayer]:
     """Injected layers by module path."""
     return {name: module for name, module in dit.named_modules() if isinstance(module, LoraLayer)}

@@ -6,7 +6,6 @@ nearest neighbour, so that a 64x64 clip can be watched without a player smoothin
 
 import math
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -70,28 +69,6 @@ def write_mp4(
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
     except (OSError, av.FFmpegError) as error:
-        raise _unwritable(target, error) from error
-    return target
-
-
-def write_gif(video: Tensor, path: str | Path, fps: float, scale: int = 1) -> Path:
-    """Write one clip [T, 3, H, W] as a looping gif (frame times in steps of 10 ms, >= 20 ms)."""
-    images = [Image.fromarray(image) for image in _frames(video, fps, scale)]
-    # Gif time has steps of 10 ms: round the moments, not the durations, to keep the mean rate.
-    moments = [round(i * 100 / fps) for i in range(len(images) + 1)]
-    durations = [10 * max(2, b - a) for a, b in pairwise(moments)]
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        images[0].save(
-            target,
-            format="GIF",
-            save_all=True,
-            append_images=images[1:],
-            duration=durations,
-            loop=0,
-        )
-    except OSError as error:
         raise _unwritable(target, error) from error
     return target
 

@@ -20,7 +20,6 @@ from longtake.core.lora import (
     lora_parameters,
     lora_state_dict,
     lora_weights,
-    only_adapters,
     save_lora,
     target_modules,
 )
@@ -150,16 +149,7 @@ def test_several_adapters_add_up() -> None:
         for name in ("style", "speed"):
             for module, layer in lora_weights(dit, name).items():
                 target_modules(merged)[module].weight += layer.scaling * layer.up @ layer.down
-    both = forward(dit)
-    torch.testing.assert_close(both, forward(merged), atol=1e-5, rtol=1e-5)
-    with only_adapters(dit, ["speed"]):
-        alone = forward(dit)
-    assert not torch.allclose(alone, both) and torch.equal(forward(dit), both)
-    single = add_lora(build(), rank=3, alpha=2, seed=1, name="speed")
-    randomise(single, "speed", 1)
-    torch.testing.assert_close(alone, forward(single))
-    with pytest.raises(UserError, match="nothing"), only_adapters(dit, ["nothing"]):
-        pass
+    torch.testing.assert_close(forward(dit), forward(merged), atol=1e-5, rtol=1e-5)
     with pytest.raises(UserError, match="already"):
         add_lora(dit, rank=2, alpha=2, seed=0, name="style")
 

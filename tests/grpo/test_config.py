@@ -93,7 +93,7 @@ def unset(group: Config, prefix: str = "") -> list[str]:
 
 def test_the_frozen_preset_depends_on_no_default() -> None:
     frozen = config.tiny_2026_11()
-    assert unset(frozen) == [] and unset(config.tiny()) != []
+    assert unset(frozen) == [] and unset(config.table9()) != []
     assert (frozen.num_updates, frozen.optimizer.learning_rate, frozen.loss.beta) == (
         24,
         1e-3,

@@ -9,9 +9,10 @@ import av
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from longtake.core import video as video_files
-from longtake.core.video import read_video, write_gif, write_mp4
+from longtake.core.video import read_video, to_uint8, write_mp4
 from longtake.rewards import score_files as engine
 from longtake.rewards.contract import Reward, Score, VideoBatch
 from longtake.rewards.registry import load_suite
@@ -41,7 +42,8 @@ def folder(tmp_path):
     root = tmp_path / "videos"
     write_mp4(clip(0), root / "a.mp4", fps=8)
     write_mp4(clip(1, 7), root / "deep" / "b.mp4", fps=15)
-    write_gif(clip(2), root / "c.gif", fps=10)
+    frames = [Image.fromarray(f) for f in to_uint8(clip(2)).permute(0, 2, 3, 1).numpy()]
+    frames[0].save(root / "c.gif", save_all=True, append_images=frames[1:], duration=100)
     (root / "a.txt").write_text(CAPTION + "\n")
     (root / "c.txt").write_text('two "blue" squares,\na star')
     (root / "notes.md").write_text("not a video")
