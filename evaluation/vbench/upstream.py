@@ -17,11 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from longtake.evaluation.vbench import runner
 from longtake.evaluation.vbench.suites import PINNED_COMMIT, Suite
 from longtake.evaluation.vbench.videos import VideoFacts
 from longtake.runtime.errors import UserError
 
-RUNNER = Path(__file__).with_name("runner.py")
+RUNNER = Path(runner.__file__)
 _FAILED_CLIP = re.compile(r"Error processing video: .*/(?P<stem>.+)_clip_\d{4}\.mp4")
 _CLIP_S = 2
 _HUBS = {"torch": ("TORCH_HOME", "torch"), "hf": ("HF_HOME", "huggingface")}
@@ -95,9 +96,9 @@ class Upstream:
     def command(self, dimension: str, job: Path) -> list[str]:
         """The runner in the environment of a dimension, to be started in :attr:`root`."""
         # -I keeps this Python's packages out, -u lets the log be read while it runs.
-        runner = ["-I", "-u", str(RUNNER), str(job)]
+        words = ["-I", "-u", str(RUNNER), str(job)]
         if python := self.python(dimension):
-            return [str(python), *runner]
+            return [str(python), *words]
         assert self.checkout is not None
         from uv import find_uv_bin
 
@@ -107,7 +108,7 @@ class Upstream:
             options += ["--with-requirements", str((self.checkout / name).resolve())]
         for package in own["packages"]:
             options += ["--with", package]
-        return [str(find_uv_bin()), "run", *options, "python", *runner]
+        return [str(find_uv_bin()), "run", *options, "python", *words]
 
     def variables(self, gpu: str | None = None, python: Path | None = None) -> dict[str, str]:
         """Variables of a child process: nothing of this Python, offline unless allowed.
