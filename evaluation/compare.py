@@ -274,19 +274,19 @@ def compare_logs(
     # A prompt has one cluster (image-to-video: its image), whoever scored it.
     table = table.assign(cluster=table.groupby("prompt")["cluster"].transform("first"))
     means, differences = compare_models(table, shared, settings)
-    means = means.set_index(["dimension", "model"])
+    cells = {(cell["dimension"], cell["model"]): cell for cell in means.to_dict("records")}
     rows = []
     for found in differences.to_dict("records"):
         name = str(found["dimension"])
-        own = [means.loc[(name, model)] for model in ("first", "second")]
+        own = [cells[name, model] for model in ("first", "second")]
         # The table puts the better model first, the page the first one.
         sign = 1.0 if found["better"] == "first" else -1.0
         low, high = sorted((sign * found["ci_low"], sign * found["ci_high"]))
         rows.append(
             Row(
                 dimension=name,
-                means=(float(own[0]["mean"]), float(own[1]["mean"])),
-                n_samples=(int(own[0]["n_samples"]), int(own[1]["n_samples"])),
+                means=(own[0]["mean"], own[1]["mean"]),
+                n_samples=(own[0]["n_samples"], own[1]["n_samples"]),
                 diff=sign * found["diff"],
                 low=low,
                 high=high,
