@@ -168,7 +168,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     table = read_csv(path, ())
     rows = [{str(key): cell for key, cell in row.items()} for row in table.to_dict("records")]
     if {"path", "settings"} <= set(table):
-        names = [name for name in table if name not in _REWARD_TABLE]
+        names = [name for name in map(str, table) if name not in _REWARD_TABLE]
         for row in rows:
             row["scores"] = {name: float(row[name]) if row[name] else None for name in names}
     return rows
