@@ -29,19 +29,19 @@ from torch import Tensor
 from longtake.runtime.config import Config
 
 Word = Literal["A", "same", "B"]
+# Label, oracle score of A minus B, colourfulness of A minus B.
 Judgement = tuple[Word, float, float]
-"""Label, oracle score of A minus B, colourfulness of A minus B."""
 
+# Dimension of a label (visual quality, motion quality, text alignment) -> its oracle. Motion is
+# judged without the caption: VideoAlign's motion token stands before it and never sees it.
 DIMENSION_ORACLES: dict[str, str] = {
     "VQ": "visual",
     "MQ": "unprompted_motion",
     "TA": "alignment",
 }
-"""Dimension of a label (visual quality, motion quality, text alignment) -> its oracle. Motion is
-judged without the caption: VideoAlign's motion token stands before it and never sees it."""
 
+# Share of a frame's pixels that make its colourfulness; the smallest sprite covers 2.6 %.
 COLOURFUL_SHARE = 0.05
-"""Share of a frame's pixels that make its colourfulness; the smallest sprite covers 2.6 %."""
 
 
 class Annotator(Config):

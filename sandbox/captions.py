@@ -113,8 +113,8 @@ TEMPLATES: dict[int, dict[Length, tuple[str, ...]]] = {
     },
 }
 LENGTHS: tuple[Length, ...] = get_args(Length)
+# What proves the split of a scene.
 SPLIT_ATTRIBUTES = ("colour", "shape", "motion")
-"""What proves the split of a scene."""
 
 _SLOT = re.compile(r"\{(colour|shape|size|act|doing|tag|background)(_speed)?([12]?)\}")
 _MOTION_SLOTS: dict[str, tuple[Phrases, Phrases, str]] = {
@@ -146,6 +146,7 @@ def caption(
     ``templates``). Without ``length`` that is drawn first, each with chance 1/3. ``states`` are
     attributes that the caption has to state of each sprite.
     """
+    # Python's own generator, so that the writer of captions needs no torch.
     draws = random.Random(derive_key(seed, "caption"))
     number = len(scene.sprites)
     if length is None and variant is None:
@@ -216,6 +217,7 @@ def _inverse(phrases: Phrases) -> dict[str, str]:
 
 
 def _alternatives(words: Sequence[str]) -> str:
+    # Longest first: "moves left" must not be read as a shorter phrase that it begins with.
     return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
 
 

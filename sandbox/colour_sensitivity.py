@@ -19,12 +19,12 @@ from longtake.rewards.contract import Reward, VideoBatch
 from longtake.runtime.errors import UserError
 from longtake.runtime.statistics import paired_bootstrap
 
+# BT.601 weights of red, green and blue.
 LUMA = (0.299, 0.587, 0.114)
-"""BT.601 weights of red, green and blue."""
+# Rotations of the chroma plane, degrees.
 HUES = (-90.0, -45.0, 45.0, 90.0)
-"""Rotations of the chroma plane, degrees."""
+# Factors on the chroma.
 SATURATIONS = (0.3, 0.65, 1.35, 1.7)
-"""Factors on the chroma."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

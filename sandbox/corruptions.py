@@ -37,6 +37,7 @@ def blur(video: Tensor, strength: float | Tensor, generator: torch.Generator) ->
     sigma = (MAX_BLUR_PX * _per_clip(strength, video)).clamp(min=1e-3)  # [B]
     reach = math.ceil(2.5 * MAX_BLUR_PX)
     taps = torch.arange(-reach, reach + 1, device=video.device, dtype=video.dtype)
+    # Two passes of one dimension: a Gaussian is separable, and 17 taps twice are cheaper than 289.
     kernel = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
     kernel = kernel / kernel.sum(1, keepdim=True)  # [B, K]
     planes = video.reshape(num_clips, -1, height, width).transpose(0, 1)  # [T*3, B, H, W]
@@ -69,6 +70,7 @@ def teleport(video: Tensor, strength: float | Tensor, generator: torch.Generator
     """One jump of the whole picture at a random frame, wrapping around the frame."""
     num_clips, num_frames = video.shape[:2]
     draws = _uniform((num_clips, 2), video, generator)
+    # Neither before the first frame nor at the last, where nothing would be seen to jump.
     jump = 1 + (draws[:, 0] * (num_frames - 2)).floor()
     angle = 2 * math.pi * draws[:, 1]
     frames = torch.arange(num_frames, device=video.device)
@@ -93,6 +95,7 @@ def freeze(video: Tensor, strength: float | Tensor, generator: torch.Generator) 
     draws = _uniform((num_clips, num_frames), video, generator)
     frames = torch.arange(num_frames, device=video.device)
     frozen = draws < MAX_FROZEN_SHARE * _per_clip(strength, video)[:, None]
+    # The largest frame number so far that was not frozen: frozen runs repeat what came before them.
     source = torch.where(frozen, 0, frames).cummax(dim=1).values  # [B, T]
     return video[torch.arange(num_clips, device=video.device)[:, None], source]
 
@@ -109,6 +112,7 @@ def colour_drift(video: Tensor, strength: float | Tensor, generator: torch.Gener
     cos, sin = angle.cos()[..., None, None], angle.sin()[..., None, None]
     turn = cos * eye + sin * cross + (1 - cos) / 3
     turned = torch.einsum("btij,btjhw->btihw", turn, video).clamp(0, 1)
+    # The rotation by 0 rounds; strength 0 has to be the identity.
     return torch.where(angle[..., None, None, None] == 0, video, turned)
 
 
@@ -119,6 +123,7 @@ def melt(video: Tensor, strength: float | Tensor, generator: torch.Generator) ->
     field = F.interpolate(
         knots, size=(num_frames, height, width), mode="trilinear", align_corners=True
     )
+    # Some of it from the first frame on, or early frames would stay clean.
     ramp = torch.linspace(0.4, 1, num_frames, device=video.device, dtype=video.dtype)
     amount = MAX_MELT_PX * 0.5 * _per_clip(strength, video)[:, None] * ramp  # [B, T]
     shift = field.permute(0, 2, 3, 4, 1) * amount[:, :, None, None, None]  # [B, T, H, W, 2] px
@@ -133,6 +138,7 @@ def melt(video: Tensor, strength: float | Tensor, generator: torch.Generator) ->
 
 def ghost(video: Tensor, strength: float | Tensor, generator: torch.Generator) -> Tensor:
     """Exponential average over time: moving sprites leave trails."""
+    # Below 1 also at full strength: at 1 the first frame would stand still.
     memory = MAX_GHOST * _expand(strength, video)[:, 0]
     frames = [video[:, 0]]
     for frame in video.unbind(1)[1:]:
@@ -183,6 +189,7 @@ def apply_damage(
     video: Tensor, names: list[str], strengths: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Apply to clip b the corruption ``names[b]`` at ``strengths[b]``; one call per corruption."""
+    # Grouped by corruption: eleven calls for a batch, however large.
     out = video.clone()
     for name, corrupt in CORRUPTIONS.items():
         rows = [row for row, drawn in enumerate(names) if drawn == name and strengths[row] > 0]

@@ -33,10 +33,10 @@ from longtake.sandbox.oracles import oracle_scores
 from longtake.sandbox.render import render
 from longtake.sandbox.scene import Scene, sample_scene
 
+# Strengths of the corruptions; the oracles fall over this range (tests/sandbox).
 STRENGTHS = (0.15, 0.35, 0.6, 1.0)
-"""Strengths of the corruptions; the oracles fall over this range (tests/sandbox)."""
+# Origin of the render of another scene.
 WRONG_SCENE = "wrong scene"
-"""Origin of the render of another scene."""
 PROMPTS_PER_JOB = 8
 
 Result = TypeVar("Result")
@@ -90,8 +90,8 @@ class PairConfig(Config):
 
 
 DEFAULT_PAIRS = PairConfig()
+# Prompt -> clips of a model, uint8 [M, T, 3, H, W].
 Samples = Mapping[str, Tensor]
-"""Prompt -> clips of a model, uint8 [M, T, 3, H, W]."""
 
 
 def preference_prompts(split: Split, start: int, count: int, seed: int) -> list[str]:

@@ -35,6 +35,7 @@ def render(
     """
     assert 1 <= num_frames <= NUM_FRAMES, num_frames  # after frame 17 a path may leave the frame
     fills = torch.tensor([BACKGROUNDS[scene.background] for scene in scenes]).mul(255).round()
+    # Rounded to 8 bit before sprites are blended in, so a background is one exact colour.
     video = fills.to(torch.uint8).to(device)[:, None, :, None, None]
     video = video.expand(-1, num_frames, -1, size, size).contiguous()  # [B, T, 3, H, W]
     for slot in (0, 1):

@@ -102,6 +102,7 @@ class _Draws:
     """A stream of uniform numbers named by one key; blocks keep a draw below a microsecond."""
 
     def __init__(self, key: int) -> None:
+        # Counter-based: scene i costs the same whether or not the scenes before it were drawn.
         self._bits = Philox(key=key)
         self._block: list[int] = []
 
@@ -123,6 +124,7 @@ def sample_scene(seed: int, index: int, split: Split | None = None) -> Scene:
     With a split the combination (shape, colour, motion) of **every** sprite belongs to it.
     """
     assert split in (None, "train", "held_out"), split  # else no draw would ever fit
+    # The order of the draws below names every scene that was ever trained on: do not change it.
     draws = _Draws(derive_key(seed, "scene", index))
     background = draws.pick(tuple(BACKGROUNDS))
     if draws.uniform() >= TWO_SPRITE_SHARE:
@@ -172,6 +174,7 @@ def _sample_sprite(
         length = SPEEDS[speed] * (NUM_FRAMES - 1)
         travel_x, travel_y = length * math.cos(phase), length * math.sin(phase)
     around += REACH[shape] * SIZES[size] + _MARGIN_PX
+    # The anchor is drawn where the whole path fits, so no scene is thrown away.
     x = draws.between(around + max(0.0, -travel_x), FRAME_PX - around - max(0.0, travel_x))
     y = draws.between(lane[0] + around + max(0.0, -travel_y), lane[1] - around - max(0.0, travel_y))
     return Sprite(

@@ -16,8 +16,8 @@ from longtake.sandbox.facts import BACKGROUNDS, COLOURS, FRAME_PX
 from longtake.sandbox.render import signed_distance
 from longtake.sandbox.scene import REACH, Scene, Sprite
 
+# A coarse picture is drawn at 1/4 of its width and height, so that edges show steps.
 COARSE = 4
-"""A coarse picture is drawn at 1/4 of its width and height, so that edges show steps."""
 
 _INK = 0.08  # brightness of the outline of the flat style
 _OUTLINE, _STROKE, _HATCH = 0.14, 0.09, 0.30  # outline, line, distance of hatches; in radii
@@ -106,8 +106,8 @@ def _sketch(sprite: Sprite, x: Tensor, y: Tensor, radius: Tensor) -> tuple[Tenso
     return _colour(sprite), torch.maximum(line, hatch * _coverage(distance))
 
 
+# Drawing styles by their name in the image manifest.
 STYLES: dict[str, Shading] = {"2d_animation": _flat, "3d_animation": _solid, "sketch": _sketch}
-"""Drawing styles by their name in the image manifest."""
 
 
 def _coverage(distance: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from longtake.runtime.config import Config
 from longtake.runtime.errors import DivergenceError
 from longtake.runtime.rng import derive_key
 
+# Steps between losses of the record.
 RECORD_EVERY = 50
-"""Steps between losses of the record."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,6 +141,7 @@ def pick_task(tasks: Iterable[Task], seed: int, step: int) -> Task:
     mix = list(tasks)
     draw = derive_key(seed, "task", step) / 2**63 * sum(t.probability for t in mix)
     for task in mix:
+        # Subtracted in turn: the shares need not add up to 1.
         draw -= task.probability
         if draw < 0:
             return task
@@ -231,6 +232,7 @@ class BaseTrainer:
         self.dit, self.text, self.config, self.tasks = dit, text, config, tasks
         self.device = next(dit.parameters()).device
         self.empty_ids, self.empty_mask = empty_ids.to(self.device), empty_mask.to(self.device)
+        # One module, so that one state holds the model and the text encoder it was trained with.
         self.modules = nn.ModuleDict({"dit": dit, "text": text})
         self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -254,6 +256,7 @@ class BaseTrainer:
         return self.config.num_steps
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
+        # Norms and biases are not decayed: pulling a norm towards 0 switches its layer off.
         matrices = [p for p in self.parameters if p.ndim >= 2]
         vectors = [p for p in self.parameters if p.ndim < 2]
         return [

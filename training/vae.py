@@ -132,6 +132,7 @@ def reconstruction_loss(
     L1, 1 + ``foreground_weight`` where the target differs from its frame's median colour.
     """
     weight = 1 + foreground_weight * foreground_mask(target)
+    # Mean 1 per clip: the learning rate then means the same for a small and for a large sprite.
     weight = weight / weight.mean(dim=(1, 2, 3, 4), keepdim=True)
     error = (output - target).float()
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
@@ -155,9 +156,11 @@ def crop_around_foreground(video: Tensor, side: int, generator: torch.Generator)
     b, _, t, h, w = video.shape
     if side >= min(h, w):
         return video.contiguous()
+    # A little everywhere, so that a clip without foreground can be drawn from too.
     density = foreground_mask(video).mean((1, 2)).flatten(1) + 1e-4  # [B, H W]
     centre = torch.multinomial(density, 1, generator=generator)[:, 0]
     reach = side // 4
+    # Off-centre crops: else the model would learn that a sprite is always in the middle.
     shake = torch.randint(-reach, reach + 1, (2, b), generator=generator, device=video.device)
     top = (centre // w + shake[0] - side // 2).clamp(0, h - side)
     left = (centre % w + shake[1] - side // 2).clamp(0, w - side)
@@ -242,6 +245,7 @@ class VAETrainer:
         rng = torch.Generator(self.device).manual_seed(key)
         frames = self.config.stage_frames[self.stage]
         video = self.clips(self.config.stage_batch[self.stage], rng)
+        # Any part of the clip: its first frames would show every sprite near its anchor.
         start = key % (video.shape[2] - frames + 1)
         video = video[:, :, start : start + frames]
         video = crop_around_foreground(video, self.config.stage_crop_px[self.stage], rng)
@@ -256,6 +260,7 @@ class VAETrainer:
         with torch.autocast(self.device.type, torch.bfloat16, use_autocast, cache_enabled=False):
             moments = whole_clip.encode_moments(self.vae, video).float()
             mean, log_variance = moments.chunk(2, dim=1)
+            # As in the published posterior; exp of more overflows.
             log_variance = log_variance.clamp(-30.0, 20.0)
             z = mean + (0.5 * log_variance).exp() * inputs["eps"]
             # The published decoder clamps; the loss sees the value before, which keeps gradients.

@@ -14,12 +14,12 @@ from longtake.sandbox.oracles.motion import motion_of, unprompted_motion_of
 from longtake.sandbox.oracles.segmentation import Segmentation, segment_batch
 from longtake.sandbox.oracles.visual import visual_of
 
+# Clips [B, T, 3, H, W], uint8 or float in [0, 1], and B captions to [B] float32 in [0, 1]; NaN for
+# a clip with a pixel that is not finite. UserError for a caption outside of the grammar.
 Oracle = Callable[[Tensor, Sequence[str]], Tensor]
-"""Clips [B, T, 3, H, W], uint8 or float in [0, 1], and B captions to [B] float32 in [0, 1]; NaN for
-a clip with a pixel that is not finite. UserError for a caption outside of the grammar."""
 
+# Motion for someone who has not read the caption: what labels of motion quality follow.
 UNPROMPTED_MOTION = "unprompted_motion"
-"""Motion for someone who has not read the caption: what labels of motion quality follow."""
 
 _SCORES: dict[str, Callable[[Segmentation, Facts], float]] = {
     "alignment": alignment_of,

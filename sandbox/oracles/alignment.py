@@ -40,6 +40,7 @@ def fact_scores(clip: Segmentation, facts: Facts) -> dict[str, float]:
     """Score of each fact: "count", "background" and "<attribute><sprite number>"."""
     tracks, extra = find_tracks(clip, facts)
     present = np.mean([ramp(track.area, 15.0, 70.0) for track in tracks], axis=0)  # [T]
+    # Extra pieces cost as missing ones do: a caption of one sprite is wrong about two.
     scores = {"count": float((present * (1 - ramp(extra, 0.02, 0.4))).mean())}
     if facts.background is not None:
         own = list(BACKGROUNDS).index(facts.background)

@@ -80,6 +80,7 @@ def segment(video: NDArray[np.float32]) -> Segmentation:
     difference = video - background[:, :, None, None].astype(np.float32)
     smooth = _box_mean(difference)
     distance = np.sqrt(np.einsum("tchw,tchw->thw", smooth, smooth))
+    # Noise lifts the threshold with it, or every grain would become a component.
     threshold = max(MIN_CONTRAST, 2.5 * float(np.median(distance)))
     core_labels = _components(distance > threshold)
     count = int(core_labels.max())
@@ -91,6 +92,7 @@ def segment(video: NDArray[np.float32]) -> Segmentation:
     frame[owner] = where[0]
     peak = np.zeros(count + 1, dtype=np.float32)
     np.maximum.at(peak, owner, distance[where])
+    # The core alone: pixels of the rim are blends with the background.
     is_core = distance[where] > 0.85 * peak[owner]
     pixels = video.transpose(0, 2, 3, 1)[where][is_core].astype(np.float64)
     colour, spread = _core_colours(pixels, owner[is_core], count)

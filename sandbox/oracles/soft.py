@@ -10,6 +10,7 @@ Array = NDArray[np.float64]
 
 def ramp(value: Array | float, zero: float, one: float) -> Array:
     """Smoothstep from 0 at ``zero`` to 1 at ``one``; ``zero`` may be the larger of the two."""
+    # No corner at either end: a policy must not feel an edge where the judgement saturates.
     u = np.clip((np.asarray(value, dtype=np.float64) - zero) / (one - zero), 0.0, 1.0)
     return u * u * (3.0 - 2.0 * u)
 

@@ -72,6 +72,7 @@ def _assign(
         if before is not None:
             step = np.linalg.norm(clip.centre[candidates] - before, axis=1)
             affinity[slot] += 0.4 * np.exp(-step / 8)
+    # A speck of the right colour must not win over the sprite itself.
     affinity *= np.sqrt(np.minimum(clip.area[candidates], 150.0) / 150.0)
     if len(candidates) == 1:
         return [(int(np.argmax(affinity[:, 0])), int(candidates[0]))]

@@ -27,6 +27,7 @@ def visual_terms(clip: Segmentation) -> dict[str, tuple[float, float]]:
     """Score and weight of each term; sprites weigh in by area within a frame."""
     quiet = float(decay(clip.background_rms, 0.03, 0.12).mean())
     gap = np.linalg.norm(clip.background[:, None] - _BACKGROUND_TABLE, axis=-1).min(axis=1)
+    # Weights below 1 soften a term: a noisy background alone should not take all of the score.
     terms = {
         "quiet": (quiet, 0.8),
         "background": (float(decay(gap, 0.08, 0.3).mean()), 0.5),

@@ -68,21 +68,21 @@ from longtake.sandbox.render import render
 from longtake.sandbox.scene import LANE_MOTIONS, Scene, Sprite, sample_scenes
 from longtake.training.flow_matching import finite, learning_rate
 
+# What a caption can state, and misstate.
 ATTRIBUTES = (*SPRITE_ATTRIBUTES, "background")
-"""What a caption can state, and misstate."""
+# Strengths that a text tells apart.
 GRADES = 4
-"""Strengths that a text tells apart."""
 DAMAGED_SHARE = 0.6
+# Share of the other clips whose first frame stands still.
 STATIC_SHARE = 0.25
-"""Share of the other clips whose first frame stands still."""
+# Share of captions with one to three wrong facts.
 MISSTATED_SHARE = 0.5
-"""Share of captions with one to three wrong facts."""
+# Share of an image reward's texts with the fixed prompt in the place of a caption.
 GENERAL_SHARE = 0.5
-"""Share of an image reward's texts with the fixed prompt in the place of a caption."""
+# Share of clips with another saturation, which no text mentions.
 SATURATED_SHARE = 0.5
-"""Share of clips with another saturation, which no text mentions."""
+# Share of the clips that a motion reward's backbone sees in the gray of its own inputs.
 GRAY_SHARE = 0.5
-"""Share of the clips that a motion reward's backbone sees in the gray of its own inputs."""
 WARMUP_UPDATES = 50
 LOG_EVERY = 50
 
@@ -187,6 +187,7 @@ def captioned_clips(count: int, seed: int, batch: int) -> tuple[Tensor, list[Cap
     scenes = sample_scenes(derive_key(seed, "captioned scenes"), batch * count, count, "train")
     video = render(scenes, dtype=torch.float32)
     rng = generator(seed, "captioned damage", batch)
+    # The order of draws names the clips of a batch: what is added comes after.
     names, strengths = draw_damage(count, rng, DAMAGED_SHARE)
     video = apply_damage(video, names, strengths, rng)
     texts: list[CaptionText] = []

@@ -30,14 +30,14 @@ from longtake.sandbox.recipes.pairs import make_preferences
 from longtake.sandbox.recipes.samples import sample_qualities
 from longtake.sandbox.recipes.tiny_vlm import TinySize
 
+# Folder of pairs -> who judged them: three people, as in the report's evaluation (section 5.1),
+# and the truth, which is only ever measured against.
 ANNOTATORS = {"pairs": Annotator(raters=3), "truth": Annotator(noise=0.0, colour_bias=0.0)}
-"""Folder of pairs -> who judged them: three people, as in the report's evaluation (section 5.1),
-and the truth, which is only ever measured against."""
 
 
+# Of the models (2.1M parameters, 4 MiB in bfloat16) and of what they see: a patch of 14 x 14 px
+# is 8 x 8 of the clip. At 56 x 56, displacements of a pixel or two were invisible (docs/LOG.md).
 SIZE = TinySize(width=128, layers=4, vision_width=128, vision_layers=4, side=112)
-"""Of the models (2.1M parameters, 4 MiB in bfloat16) and of what they see: a patch of 14 x 14 px
-is 8 x 8 of the clip. At 56 x 56, displacements of a pixel or two were invisible (docs/LOG.md)."""
 
 
 class HeadConfig(Config):
@@ -60,10 +60,10 @@ class HeadConfig(Config):
     first 2,000 updates (docs/LOG.md)."""
 
 
+# Frames of a clip that the image head is trained on.
 FRAMES_PER_CLIP = 4
-"""Frames of a clip that the image head is trained on."""
+# Names of the heads: fields of TinyHeadsConfig and folders of the result.
 HEADS = ("hpsv3", "videoalign_mq", "videoalign_ta")
-"""Names of the heads: fields of :class:`TinyHeadsConfig` and folders of the result."""
 
 
 class TinyHeadsConfig(Config):

@@ -60,13 +60,13 @@ from longtake.sandbox.recipes.ratings import (
 from longtake.sandbox.recipes.samples import QUALITIES, sample_qualities
 from longtake.sandbox.recipes.tiny_vlm import TinySize
 
+# The caption stands first: whether a thing should move is said there, so motion needs it too.
 TEMPLATE = PromptTemplate(
     text="\n{text_prompt}\nSharp? <|VQ_reward|>\nMoving? <|MQ_reward|>\nAs told? <|TA_reward|>\n",
     reward_tokens=("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>"),
 )
-"""The caption stands first: whether a thing should move is said there, so motion needs it too."""
+# Held-out prompts of known generators, and of one that was never trained on.
 PARTS = ("test", "test_new_models")
-"""Held-out prompts of known generators, and of one that was never trained on."""
 
 
 class TinyJudgeConfig(Config):

@@ -138,6 +138,7 @@ def render_pool(
     parts = []
     for start, stop in _chunks(num_wild):
         clips = render(scenes[start:stop], device=device).float() / 255
+        # A CPU generator: the damage is the same whatever device trains.
         rng = generator(seed, "wild", start)
         for _ in range(wild_passes):
             clips = wild_clip(clips, rng)
@@ -360,6 +361,7 @@ class _Pretraining:
         )
         dit.initialize(generator(config.seed, "dit_init")).to(device)
         empty_ids, empty_mask = text.tokenize([""])
+        # Jointly, unlike the report: no pretrained umT5 of this width exists.
         joint = JointText(text).train().requires_grad_(True)
         for part, stage, latents, wild_share in (
             ("dit", config.base, z, config.wild_share),
@@ -387,6 +389,7 @@ class _Pretraining:
 
     def _train_vae(self, pool: ClipPool) -> VideoVAE:
         config = self.config
+        # diffusers draws from the global generator; nobody else should see that.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_key(config.seed, "vae_init") % 2**31)
             model = build_vae(config.vae).to(self.device)

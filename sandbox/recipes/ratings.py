@@ -33,10 +33,10 @@ from longtake.sandbox.preferences import (
 from longtake.sandbox.raters import SimulatedRater
 from longtake.sandbox.recipes.samples import QUALITIES
 
+# Rated dimension -> the oracle behind it.
 ORACLE_OF = {"text_alignment": "alignment", "visual_quality": "visual", "motion_quality": "motion"}
-"""Rated dimension -> the oracle behind it."""
+# Origin of a candidate -> its generator in the study; damaged renders are `damaged`.
 ORIGINS = {"clean": "render", "static": "still", WRONG_SCENE: "other-scene"}
-"""Origin of a candidate -> its generator in the study; damaged renders are ``damaged``."""
 SAMPLES, RATINGS, TRUTH = "samples.csv", "ratings.jsonl", "truth.jsonl"
 TEST_PROMPTS = "test_prompts.txt"
 
@@ -120,6 +120,7 @@ def _generator(clip: Candidate, quality: int) -> str:
 
 def rate_clip(clip: Candidate, config: RatingConfig) -> list[Rating]:
     """The ratings that the protocol collects for a clip, named by its name and the seed."""
+    # Named by the clip: ratings do not depend on the number of workers.
     rng = np.random.default_rng(derive_key(config.seed, "ratings", clip.name))
     protocol = config.protocol
     asked = protocol.first_raters + protocol.extra_raters

@@ -35,13 +35,13 @@ class Quality:
         return f"tiny-steps{self.num_steps}-cfg{self.guidance_scale:g}"
 
 
+# From the quality that GRPO samples at downwards.
 QUALITIES = (
     Quality(num_steps=16, guidance_scale=4.0),
     Quality(num_steps=16, guidance_scale=1.5),
     Quality(num_steps=8, guidance_scale=4.0),
     Quality(num_steps=5, guidance_scale=2.5),
 )
-"""From the quality that GRPO samples at downwards."""
 
 
 def sample_qualities(

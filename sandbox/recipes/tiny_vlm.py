@@ -34,6 +34,8 @@ from longtake.rewards.spec import RewardKind, RewardSpec
 from longtake.runtime.config import Config
 from longtake.runtime.rng import normal
 
+# Prompts in the order of the published ones: the caption stands before HPSv3's token, and after
+# VideoAlign's motion token.
 TINY_TEMPLATES: dict[RewardKind, PromptTemplate] = {
     "hpsv3": PromptTemplate(
         text="Judge it.\nIt shows {text_prompt}\nScore: <|Reward|>\nEnd\n",
@@ -44,12 +46,10 @@ TINY_TEMPLATES: dict[RewardKind, PromptTemplate] = {
         reward_tokens=("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>"),
     ),
 }
-"""Prompts in the order of the published ones: the caption stands before HPSv3's token, and after
-VideoAlign's motion token."""
+# Bytes and learned words, at most; the captions of the sandbox need some 530.
 VOCAB_SIZE = 768
-"""Bytes and learned words, at most; the captions of the sandbox need some 530."""
+# Matrices that write into a residual stream: scaled down by its depth.
 RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "mlp.fc2.weight")
-"""Matrices that write into a residual stream: scaled down by its depth."""
 
 
 class TinySize(Config):

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -55,22 +53,6 @@ def test_sprites_keep_their_relative_place_and_size(style: str, width: int, heig
     assert (columns.max() - columns.min()).item() == pytest.approx(2 * radius, abs=2)
 
 
-def test_areas_follow_from_geometry() -> None:
-    """Flat and solid circles fill pi r^2; hatching leaves part of it open."""
-    scene, size = lone(), 640
-    radius = 11 * size / 64
-    x = torch.arange(size) + 0.5
-    inside = (x[None, :] - 200) ** 2 + (x[:, None] - 400) ** 2 < radius**2
-    assert inside.sum().item() == pytest.approx(math.pi * radius**2, rel=0.01)
-    for style, least, most in (
-        ("2d_animation", 1, 1),
-        ("3d_animation", 0.99, 1),
-        ("sketch", 0.3, 0.7),
-    ):
-        share = ink(draw_still(scene, size, size, style), scene)[inside].float().mean().item()
-        assert least <= share <= most, style
-
-
 def test_colours_of_the_styles() -> None:
     scene = lone("square", 32, 32)
     red = torch.tensor(COLOURS["red"]).mul(255).round()
@@ -86,12 +68,6 @@ def test_colours_of_the_styles() -> None:
     sketch = pictures["sketch"]
     middle = sketch[:, 120:200, 120:200].flatten(1).T
     assert (middle == red).all(1).any() and (middle == background(scene)).all(1).any()
-
-
-def test_nothing_is_drawn_outside_of_the_reach() -> None:
-    for style in STYLES:
-        mask = ink(draw_still(lone(x=16, y=16), 256, 256, style), lone())
-        assert mask.any() and not mask[160:].any() and not mask[:, 160:].any()
 
 
 @pytest.mark.parametrize("style", STYLES)

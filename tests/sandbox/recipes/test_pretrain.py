@@ -141,20 +141,18 @@ def test_kill_while_writing_the_checkpoint_resumes(
     assert files(out) == files(finished)
 
 
-def test_refuses_a_directory_with_content(finished: Path, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RunDirectoryError, match="not empty"):
-        pretrain(tmp_path, SMALL, device="cpu")
-    with pytest.raises(RunDirectoryError, match="nothing to resume"):
-        pretrain(finished, SMALL, device="cpu", resume=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_refuses_to_resume_with_other_settings(tmp_path: Path) -> None:
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "config.yaml").write_text("seed: 1\n")
-    with pytest.raises(RunDirectoryError, match="another configuration"):
-        pretrain(tmp_path, SMALL, device="cpu", resume=True)
+def test_refuses_directories_that_it_cannot_continue(finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "state").mkdir(parents=True)
+    (other / "state" / "config.yaml").write_text("seed: 1\n")
+    for out, resume, word in (
+        (other, False, "not empty"),
+        (finished, True, "nothing to resume"),
+        (other, True, "another configuration"),
+    ):
+        with pytest.raises(RunDirectoryError, match=word):
+            pretrain(out, SMALL, device="cpu", resume=resume)
+    assert (other / "state" / "config.yaml").read_text() == "seed: 1\n"
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
