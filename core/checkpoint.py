@@ -19,6 +19,7 @@ from longtake.core.text import TextEncoder
 from longtake.core.vae import VideoVAE
 from longtake.core.weights import fill_model, read_json, write_shards
 from longtake.runtime.errors import CheckpointError
+from longtake.runtime.files import digest
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
 #: One file that every part must have, besides its weights.
@@ -30,7 +31,6 @@ REQUIRED_FILES = (
     "dit/config.json",
 )
 WEIGHT_STEMS = {"text_encoder": "model", "vae": WEIGHTS_STEM, "dit": WEIGHTS_STEM}
-_READ_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,27 +62,26 @@ class Checkpoint:
     def digest(self) -> str:
         """sha256 over all files of the five parts, by relative path (LoRAs not counted)."""
         parts = sorted({name.split("/")[0] for name in REQUIRED_FILES})
-        return digest_files(self.path, parts)
+        joined = "".join(digest(self.path / part) for part in parts)
+        return hashlib.sha256(joined.encode()).hexdigest()
 
 
 def load_checkpoint(
     path: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    *,
-    cache_dir: str | Path | None = None,
 ) -> Checkpoint:
     """Load every part of a checkpoint directory.
 
     ``dtype`` is that of DiT and text encoder; None keeps the DiT's stored one and float32 text. The
-    VAE stays in float32, its decoder is sensitive to rounding. ``cache_dir`` keeps text embeddings.
+    VAE stays in float32, its decoder is sensitive to rounding.
     """
     root = Path(path)
     check_complete(root)
     return Checkpoint(
         dit=load_dit(root / "dit", device, dtype),
         vae=VideoVAE.from_pretrained(root / "vae", device),
-        text=TextEncoder.from_pretrained(root, device, dtype or torch.float32, cache_dir),
+        text=TextEncoder.from_pretrained(root, device, dtype or torch.float32),
         shift=_read_shift(root / "scheduler" / "scheduler_config.json"),
         path=root,
     )
@@ -179,19 +178,6 @@ def save_scheduler(root: str | Path, shift: float) -> None:
     }
     text = json.dumps(config, indent=2) + "\n"
     (folder / "scheduler_config.json").write_text(text, encoding="utf-8")
-
-
-def digest_files(root: str | Path, parts: list[str]) -> str:
-    """sha256 over the relative paths and contents of all files under ``root/part``."""
-    sha = hashlib.sha256()
-    base = Path(root)
-    for part in sorted(parts):
-        for file in sorted(p for p in (base / part).rglob("*") if p.is_file()):
-            sha.update(f"{file.relative_to(base).as_posix()}\0{file.stat().st_size}\0".encode())
-            with file.open("rb") as stream:
-                while block := stream.read(_READ_BYTES):
-                    sha.update(block)
-    return sha.hexdigest()
 
 
 def _read_shift(path: Path) -> float:

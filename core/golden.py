@@ -49,11 +49,9 @@ class GoldenResult:
     """Comparison of one recorded output."""
 
     name: str
-    """Name in the file."""
     max_abs_error: float
     """Largest absolute difference; infinite when the shapes differ."""
     tolerance: float
-    """Bound on the error."""
     magnitude: float = float("nan")
     """Largest absolute recorded value, to read the error against."""
     is_control: bool = False
@@ -76,34 +74,21 @@ def check_file(
     tolerance: float | None = None,
     checks: Mapping[str, GoldenCheck] | None = None,
 ) -> list[GoldenResult]:
-    """Run our implementation on a golden file.
+    """Run our implementation on a golden file: one result per recorded output.
 
-    Args:
-        path: the file.
-        tolerance: largest absolute error allowed; None takes the default of the kind.
-        checks: by kind; None uses :data:`CHECKS`.
-
-    Returns:
-        One result per recorded output.
+    ``tolerance`` None takes the default of the kind; ``checks`` None are :data:`CHECKS`.
     """
-    source = Path(path)
-    known = CHECKS if checks is None else checks
+    source, by_kind = Path(path), CHECKS if checks is None else checks
     if not source.is_file():
-        raise UserError(
-            "golden file not found",
-            received=str(source),
-            expected="a .safetensors or .json file",
-            remedy="check the path",
-        )
+        raise UserError("golden file not found", received=str(source), remedy="check the path")
     kind = "schedules" if source.suffix == ".json" else read_metadata(source).get("kind", "")
-    if kind not in known:
+    if kind not in by_kind:
         raise UserError(
             "this kind of golden file is not supported yet",
             received=f"kind {kind!r} in {source}",
-            expected=", ".join(sorted(known)),
-            remedy="update longtake, or leave this file out",
+            expected=", ".join(sorted(by_kind)),
         )
-    return known[kind](source, tolerance)
+    return by_kind[kind](source, tolerance)
 
 
 def compare(
@@ -241,13 +226,11 @@ def check_schedules(path: Path, tolerance: float | None = None) -> list[GoldenRe
     """``schedules.json``: sigma lists, refinement lists, CFG-Zero* and prompt cleaning."""
     bound = SCHEDULE_TOLERANCE if tolerance is None else tolerance
     content: dict[str, Any] = read_json(path)
-    known = {"note", "schedules", "refine", "cfg_zero", "prompt_clean"}
-    if not content.keys() & (known - {"note"}):
+    if not content.keys() & {"schedules", "refine", "cfg_zero", "prompt_clean"}:
         raise UserError(
             "this kind of golden file is not supported yet",
             received=f"{path} with keys {sorted(content)[:8]}",
             expected="the keys schedules, refine, cfg_zero or prompt_clean",
-            remedy="update longtake, or leave this file out",
         )
     pairs: list[tuple[str, Tensor, Tensor]] = []
     for s in content.get("schedules", []):
@@ -272,12 +255,6 @@ def check_schedules(path: Path, tolerance: float | None = None) -> list[GoldenRe
         results.append(GoldenResult(name=f"prompt_clean.{i}", max_abs_error=error, tolerance=bound))
     return results
 
-
-CHECKS: dict[str, GoldenCheck] = {
-    "dit": check_dit,
-    "dit_lora": check_dit_lora,
-    "schedules": check_schedules,
-}
 
 _EXTRA_INPUTS = frozenset({"cond.timestep", "grad.cotangent"})
 

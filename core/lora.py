@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from longtake.core.lora_files import (
     LoraLayerWeights,
     LoraWeights,
-    listed,
     read_lora,
     write_peft,
     write_published,
 )
+from longtake.core.weights import listed
 from longtake.runtime.errors import CheckpointError, UserError
 from longtake.runtime.rng import generator
 
@@ -94,45 +94,26 @@ def inject_trainable(
 
 
 def load_lora(
-    dit: nn.Module,
-    path: str | Path,
-    name: str = DEFAULT_ADAPTER,
-    *,
-    multiplier: float = 1.0,
-    trainable: bool = False,
+    dit: nn.Module, path: str | Path, name: str = DEFAULT_ADAPTER, multiplier: float = 1.0
 ) -> nn.Module:
     """Add the LoRA stored at ``path`` (published or PEFT layout) on top of the active adapters.
 
-    ``multiplier`` is the strength of the adapter, on top of the scale in the file.
+    ``multiplier`` is the strength of the adapter, on top of the scale in the file. It gets no
+    gradients. A CheckpointError lists all layers that do not exist or fit.
     """
-    return apply_lora(
-        dit, read_lora(path), name, multiplier=multiplier, trainable=trainable, source=str(path)
-    )
-
-
-def apply_lora(
-    dit: nn.Module,
-    weights: LoraWeights,
-    name: str = DEFAULT_ADAPTER,
-    *,
-    multiplier: float = 1.0,
-    trainable: bool = False,
-    source: str = "memory",
-) -> nn.Module:
-    """As :func:`load_lora`, from weights in the neutral form."""
-    linears = target_modules(dit)
+    weights, linears = read_lora(path), target_modules(dit)
     problems = []
     for module, layer in weights.items():
-        linear = linears.get(module)
-        if linear is None:
+        shape = (layer.up.shape[0], layer.down.shape[1])
+        if module not in linears:
             problems.append(f"{module} is not a target")
-        elif (layer.up.shape[0], layer.down.shape[1]) != tuple(linear.weight.shape):
-            shape = (layer.up.shape[0], layer.down.shape[1])
-            problems.append(f"{module} is {shape}, the model has {tuple(linear.weight.shape)}")
+        elif shape != tuple(linears[module].weight.shape):
+            expected = tuple(linears[module].weight.shape)
+            problems.append(f"{module} is {shape}, the model has {expected}")
     if problems or not weights:
         raise CheckpointError(
             "the LoRA does not fit this model",
-            received=f"{source}: {listed(problems) or 'no layers'}",
+            received=f"{path}: {listed(problems)}",
             expected=f"layers among blocks.*.({', '.join(TARGETS)}) with the model's shapes",
             remedy="use a LoRA that was trained on this model",
         )
@@ -144,7 +125,7 @@ def apply_lora(
             up.copy_(weights[module].up)
         set_scaling(layer, name, weights[module].scaling * multiplier)
     for parameter in lora_parameters(dit, name).values():
-        parameter.requires_grad_(trainable)
+        parameter.requires_grad_(False)
     return dit
 
 

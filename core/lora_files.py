@@ -18,7 +18,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longtake.core.weights import read_json, read_tensors
+from longtake.core.weights import listed, read_json, read_tensors
 from longtake.runtime.errors import CheckpointError
 
 PUBLISHED_PREFIX = "lora"
@@ -254,12 +254,6 @@ def _diagonal_blocks(up: Tensor, parts: int) -> list[Tensor]:
 
 def _whole(value: float) -> float | int:
     return int(value) if float(value).is_integer() else value
-
-
-def listed(problems: list[str], limit: int = 8) -> str:
-    """The first problems in one line, and how many more there are."""
-    more = [f"... {len(problems) - limit} more"] if len(problems) > limit else []
-    return "; ".join(problems[:limit] + more)
 
 
 def _raise_if(problems: list[str], source: Path) -> None:

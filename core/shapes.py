@@ -15,7 +15,6 @@ from longtake.runtime.errors import UserError
 
 TEMPORAL_STRIDE = 4
 SPATIAL_STRIDE = 8
-PATCH_SIZE = (1, 2, 2)
 LATENT_CHANNELS = 16
 
 
@@ -51,20 +50,3 @@ def latent_shape(
             )
     t = latent_frames(num_frames)
     return (channels, t, height // SPATIAL_STRIDE, width // SPATIAL_STRIDE)
-
-
-def num_tokens(
-    latent_size: tuple[int, int, int], patch_size: tuple[int, int, int] = PATCH_SIZE
-) -> int:
-    """Tokens of a latent clip of size (T, h, w) under the patch size."""
-    count = 1
-    for size, patch in zip(latent_size, patch_size, strict=True):
-        if size % patch:
-            raise UserError(
-                "the latent size is not a multiple of the patch size",
-                received=latent_size,
-                expected=f"multiples of {patch_size}",
-                remedy=f"use sides that are multiples of {SPATIAL_STRIDE * patch_size[-1]} pixels",
-            )
-        count *= size // patch
-    return count

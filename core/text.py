@@ -4,36 +4,26 @@ The DiT attends to umT5 states of a fixed length with a mask (report section 3.1
 cleaned as the public release cleans them: mojibake repaired, HTML entities resolved twice,
 whitespace collapsed. Each distinct prompt is encoded in a forward of its own, so its embedding
 does not depend on which other prompts share the batch.
-
-Embeddings are cached in memory and optionally on disk, keyed by (encoder digest, cleaned prompt).
-A disk entry carries a sha256 of prompt and values: one that cannot be read or does not match is
-treated as absent, because a cache must never be the reason a run fails or a wrong embedding is
-used.
 """
 
-import hashlib
 import html
 import math
 import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ftfy
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from longtake.core.weights import digest_tensors, fill_model, read_json, write_shards
+from longtake.core.weights import fill_model, read_json, write_shards
 from longtake.runtime.errors import CheckpointError, UserError
-from longtake.runtime.files import replacing
 
 RELEASE_MAX_LENGTH = 512
 # transformers writes an astronomically large model_max_length when a tokenizer states none.
@@ -54,87 +44,17 @@ def clean_prompt(prompt: str) -> str:
     return re.sub(r"\s+", " ", repaired).strip()
 
 
-class EmbeddingCache:
-    """Embeddings [n, Dc] of prompts without their padding.
-
-    ``folder`` None keeps them in memory only.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
-        self._memory: dict[tuple[str, str], Tensor] = {}
-
-    @property
-    def is_persistent(self) -> bool:
-        """Whether entries are kept on disk."""
-        return self._folder is not None
-
-    def get(self, digest: str, prompt: str, shape: tuple[int, int]) -> Tensor | None:
-        """The stored embedding on the CPU, or None when absent, corrupt or of another shape."""
-        found = self._memory.get((digest, prompt))
-        if found is None and self._folder is not None:
-            found = _read_entry(self._path(digest, prompt), prompt)
-        if found is None or tuple(found.shape) != shape:
-            return None
-        self._memory[digest, prompt] = found
-        return found
-
-    def put(self, digest: str, prompt: str, embedding: Tensor) -> None:
-        """Store an embedding; a disk that cannot be written leaves the memory entry only."""
-        stored = embedding.detach().to("cpu", copy=True).contiguous()
-        self._memory[digest, prompt] = stored
-        if self._folder is None:
-            return
-        # One key only: safetensors writes several in an order that changes from run to run.
-        metadata = {"sha256": _checksum(prompt, stored)}
-        with (
-            suppress(OSError, SafetensorError),
-            replacing(self._path(digest, prompt)) as temporary,
-        ):
-            save_file({"embedding": stored}, temporary, metadata=metadata)
-
-    def clear(self) -> None:
-        """Forget the entries in memory; those on disk stay, under their encoder's digest."""
-        self._memory.clear()
-
-    def _path(self, digest: str, prompt: str) -> Path:
-        assert self._folder is not None
-        name = hashlib.sha256(prompt.encode()).hexdigest()
-        return self._folder / digest[:16] / f"{name}.safetensors"
-
-
-def _read_entry(path: Path, prompt: str) -> Tensor | None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            embedding = file.get_tensor("embedding")
-    except (OSError, SafetensorError):
-        return None
-    return embedding if metadata.get("sha256") == _checksum(prompt, embedding) else None
-
-
-def _checksum(prompt: str, tensor: Tensor) -> str:
-    sha = hashlib.sha256(prompt.encode() + b"\0")
-    sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
-
-
 class TextEncoder(nn.Module):
-    """umT5 encoder with its tokenizer and an embedding cache.
+    """umT5 encoder with a tokenizer that appends the end token; embeddings are kept in memory."""
 
-    ``tokenizer`` appends the end token; ``cache_dir`` None keeps embeddings in memory only.
-    """
-
-    def __init__(
-        self, tokenizer: Any, model: UMT5EncoderModel, cache_dir: str | Path | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Any, model: UMT5EncoderModel) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.model = model
         stated = int(tokenizer.model_max_length)
         self.max_length = stated if stated < _UNSTATED_LENGTH else RELEASE_MAX_LENGTH
-        self.cache = EmbeddingCache(None if cache_dir is None else Path(cache_dir))
-        self._digest: str | None = None
+        # Cleaned prompt -> [n, Dc] without padding, on the CPU: a run asks for few prompts often.
+        self._cache: dict[str, Tensor] = {}
 
     @property
     def dim(self) -> int:
@@ -183,46 +103,21 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Embeddings and mask of prompts, from the cache where possible.
-
-        Returns:
-            embeds [B, 1, L, Dc] on the encoder's device and dtype, zero after the mask;
-            mask [B, L] int64.
-        """
+        """Embeddings [B, 1, L, Dc] in the encoder's dtype, zero after the mask, and mask [B, L]."""
         token_ids, mask = self.tokenize(prompts)
-        digest = self.digest() if self.cache.is_persistent else ""
-        rows: dict[str, Tensor] = {}
-        for row, prompt in enumerate(prompts):
-            key = clean_prompt(prompt)
-            if key in rows:
-                continue
-            length = int(mask[row].sum())
-            found = self.cache.get(digest, key, (length, self.dim))
-            if found is None:
-                found = self.embed(token_ids[row : row + 1], mask[row : row + 1])[0, 0, :length]
-                self.cache.put(digest, key, found)
-            rows[key] = found
         parameter = next(self.model.parameters())
         embeds = parameter.new_zeros((len(prompts), 1, self.max_length, self.dim))
-        for row, prompt in enumerate(prompts):
-            found = rows[clean_prompt(prompt)]
-            embeds[row, 0, : len(found)] = found.to(embeds)
+        for row, prompt in enumerate(map(clean_prompt, prompts)):
+            length = int(mask[row].sum())
+            if prompt not in self._cache:
+                states = self.embed(token_ids[row : row + 1], mask[row : row + 1])
+                self._cache[prompt] = states[0, 0, :length].to("cpu", copy=True)
+            embeds[row, 0, :length] = self._cache[prompt].to(embeds)
         return embeds, mask
 
     def clear_cache(self) -> None:
-        """Forget embeddings in memory; call it after changing the encoder's weights."""
-        self.cache.clear()
-        self._digest = None
-
-    def digest(self) -> str:
-        """sha256 of the encoder weights, token table and length; computed once."""
-        if self._digest is None:
-            vocabulary = repr(sorted(self.tokenizer.get_vocab().items()))
-            header = f"{self.max_length}:{vocabulary}".encode()
-            state = dict(self.model.state_dict())
-            state["longtake.tokenizer"] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
-            self._digest = digest_tensors(state)
-        return self._digest
+        """Forget embeddings; call it after changing the encoder's weights."""
+        self._cache.clear()
 
     @classmethod
     def from_pretrained(
@@ -230,7 +125,6 @@ class TextEncoder(nn.Module):
         checkpoint_dir: str | Path,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        cache_dir: str | Path | None = None,
     ) -> "TextEncoder":
         """Load ``tokenizer/`` and ``text_encoder/`` of a checkpoint directory, offline."""
         root = Path(checkpoint_dir)
@@ -259,7 +153,7 @@ class TextEncoder(nn.Module):
         # The encoder reads the shared token table; files carry it once or twice.
         tied = {_TIED_TABLE: "shared.weight"}
         fill_model(model, root / "text_encoder", "model", device, dtype, tied=tied)
-        return cls(tokenizer, model, cache_dir)
+        return cls(tokenizer, model)
 
     def save_pretrained(self, checkpoint_dir: str | Path) -> None:
         """Write ``tokenizer/`` and ``text_encoder/`` into the checkpoint directory."""

@@ -7,7 +7,7 @@ shard, so the peak is the model plus one tensor, and every problem names the fil
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -162,8 +162,8 @@ def check_keys(found: Iterable[str], expected: Iterable[str], source: Path) -> N
     if missing or unexpected:
         raise CheckpointError(
             "the weights do not fit the model",
-            received=f"{source}: {len(missing)} missing ({_listed(missing)}), "
-            f"{len(unexpected)} unexpected ({_listed(unexpected)})",
+            received=f"{source}: {len(missing)} missing ({listed(missing)}), "
+            f"{len(unexpected)} unexpected ({listed(unexpected)})",
             expected=f"exactly the {len(expected_set)} tensors of the model",
             remedy="use the config.json that belongs to these weights",
         )
@@ -180,7 +180,7 @@ def check_unique(keys: Mapping[str, str | None], source: Path) -> None:
     if doubled:
         raise CheckpointError(
             "the checkpoint mixes key layouts",
-            received=f"{source}: {len(doubled)} doubled keys ({_listed(doubled)})",
+            received=f"{source}: {len(doubled)} doubled keys ({listed(doubled)})",
             expected="every tensor once, in one layout",
             remedy="leave out one of the two copies",
         )
@@ -264,9 +264,10 @@ def digest_tensors(state: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _listed(names: list[str]) -> str:
-    more = f", ... {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more if names else "none"
+def listed(names: Sequence[str]) -> str:
+    """The first names in one line, and how many more there are."""
+    more = f"; ... {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return "; ".join(names[:_MAX_LISTED]) + more if names else "none"
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

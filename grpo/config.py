@@ -233,16 +233,16 @@ class EvaluationConfig(Config):
 
     prompts: str = HELD_OUT_PROMPTS
     """UTF-8 text file of held-out prompts; the first ``num_prompts`` lines are used."""
-    num_prompts: int = Field(48, ge=2)
+    num_prompts: Annotated[int, Field(ge=2)] = 48
     """Held-out prompts; the bootstrap resamples prompts."""
     metrics: list[str] = ["alignment", "motion", "visual"]
     """Held-out metrics the caller provides (the sandbox's oracles); empty for none. They never
     enter training."""
     samples_per_prompt: PositiveInt = 2
     """Videos per prompt; the same noise before and after."""
-    num_resamples: int = Field(2000, ge=100)
+    num_resamples: Annotated[int, Field(ge=100)] = 2000
     """Bootstrap resamples."""
-    confidence: float = Field(0.95, gt=0, lt=1)
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Coverage of the intervals."""
     seed: int = 2024
     """Names the held-out prompts, noise and resamples; independent of the run's seed."""

@@ -217,7 +217,7 @@ def write_groups(
     figure = Figure((size * _CLIP_INCHES, num_groups * height + 0.3), _DPI, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=8, color=_FAINT)
     images = []
-    for p, part in enumerate(np.atleast_1d(figure.subfigures(num_groups, 1))):
+    for p, part in enumerate(figure.subfigures(num_groups, 1, squeeze=False)[:, 0]):
         _write_prompt(part, prompts[p], size * _CLIP_INCHES)
         for g, axes in enumerate(part.subplots(1, size, squeeze=False)[0]):
             images.append(_show(axes, videos[p, g, 0]))
@@ -342,8 +342,9 @@ def _pixels(video: Tensor) -> NDArray[np.uint8]:
 def _animate(figure: Figure, images: Sequence[AxesImage], videos: Tensor) -> Tensor:
     """uint8 [T, 3, height, width] of a figure whose images play clips [N, T, 3, H, W]."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    page = torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).permute(2, 0, 1)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    page = torch.from_numpy(pixels[..., :3].copy()).permute(2, 0, 1)
     pages = page[None].repeat(videos.shape[1], 1, 1, 1)
     for image, clip in zip(images, videos, strict=True):
         # Texts and layout are drawn once, the clips pasted: drawing each frame takes minutes.

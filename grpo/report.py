@@ -199,8 +199,8 @@ def _verdict(summary: Mapping[str, Any]) -> tuple[str, str, list[str]]:
             "held-out metrics did not: this may be reward hacking."
         )
     training = ", ".join(f"{_name(n)} {k}" for n, k in (summary.get("unscored") or {}).items() if k)
-    cells = [*held_out.items(), *rewards.items()]
-    pairs = ", ".join(f"{_name(n)} {c['dropped']}" for n, c in cells if c.get("dropped"))
+    everything = [*held_out.items(), *rewards.items()]
+    pairs = ", ".join(f"{_name(n)} {c['dropped']}" for n, c in everything if c.get("dropped"))
     parts = [f"in training: {training}"] if training else []
     parts += [f"held-out pairs left out: {pairs}"] if pairs else []
     notes.append(f"Unscored clips, {'; '.join(parts)}." if parts else "Every clip was scored.")
@@ -329,7 +329,7 @@ def _evaluations(summary: Mapping[str, Any]) -> list[list[object]]:
     return rows
 
 
-def _phases(timing: Sequence[Mapping[str, Any]]) -> list[list[object]]:
+def _phases(timing: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     totals = {phase: math.fsum(float(r.get(phase) or 0) for r in timing) for phase in _PHASES}
     total, count = math.fsum(totals.values()), len(timing)
     if not total:

@@ -20,8 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from longtake.core.lora_files import listed
-from longtake.core.weights import check_unique, fill_model
+from longtake.core.weights import check_unique, fill_model, listed
 from longtake.rewards.qwen2vl.config import RewardModelConfig
 from longtake.rewards.qwen2vl.layers import HEAD_PREFIX
 from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
