@@ -177,6 +177,7 @@ def fit_curve(
             expected="a correlation above 0",
             remedy="train the judge longer or on other ratings; a curve cannot mend it",
         )
+    # Both, whichever is asked for: the record says what the choice cost.
     errors: dict[str, float | None] = {
         method: _cross_validated(method, scores, ratings, prompts, weights, settings)
         for method in METHODS
@@ -216,6 +217,7 @@ def _cross_validated(
     settings: CalibrationSettings,
 ) -> float | None:
     """RMSE on prompts that the curve was not fitted on; None when a fit does not converge."""
+    # Folds of prompts: videos of one prompt share its difficulty, which a fit would know.
     names, prompt = np.unique(prompts, return_inverse=True)
     rng = np.random.default_rng(settings.seed)
     fold = (rng.permutation(len(names)) % settings.folds)[prompt]
@@ -242,6 +244,7 @@ def _fit_isotonic(scores: FloatArray, ratings: FloatArray, weights: FloatArray) 
     Beyond the outermost knots it goes on with the slope of the straight fit: a flat end would call
     every video of a generator better than all that were rated equally good.
     """
+    # Equal scores are one point: the regression would rank them by their place in the list.
     unique, row = np.unique(scores, return_inverse=True)
     weight = np.bincount(row, weights=weights)
     mean = np.bincount(row, weights=weights * ratings) / weight
@@ -259,6 +262,7 @@ def _fit_isotonic(scores: FloatArray, ratings: FloatArray, weights: FloatArray) 
 def _fit_logistic(
     scores: FloatArray, ratings: FloatArray, weights: FloatArray
 ) -> Parameters | None:
+    # From the straight middle of the data: elsewhere the gradient of a logistic is flat.
     spread = float(np.std(scores))
     start = (float(ratings.min()), float(ratings.max()), float(np.mean(scores)), spread)
     if spread == 0:

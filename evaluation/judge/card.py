@@ -227,11 +227,13 @@ def make_report_card(
     rated = {item.sample for item in clips.samples.samples}
     strange = sorted({sample for sample, _ in answers} - rated)
     findings.add("scored sample without ratings", "not used", strange)
+    # One uncalibrated score is enough: an error in points would mix two scales.
     calibrated = all(
         item.provenance.get("calibration")
         for item in scores
         if item.rater == name and item.score is not None
     )
+    # The latest answers: a video that failed is scored again, and both records stay in the log.
     study = _Study(clips, score_table(scores, name, clips), settings)
     measurements, ceilings, results = [], [], []
     for column, dimension in enumerate(clips.dimensions):
@@ -372,8 +374,10 @@ class _Study:
         raters, _ = pd.factorize(part["rater"])
         others = np.bincount(rows)[rows] - 1
         shared = others > 0
+        # Without the rater's own score: it would correlate with itself.
         rest = (np.bincount(rows, weights=own)[rows] - own)[shared] / others[shared]
         own, raters, clusters = own[shared], raters[shared], self._clusters[rows[shared]]
+        # Two points always lie on a line.
         usable = [who for who in np.unique(raters) if (raters == who).sum() >= 3]
 
         def mean_correlation(counts: FloatArray) -> FloatArray:
@@ -473,6 +477,7 @@ def _verdict(
         return ""
     if math.isnan(spread if expected == "same" else high):
         return "undecided"
+    # A fall must hold for other prompts too, so its whole interval has to be below 0.
     good = spread <= SAME_WITHIN if expected == "same" else high < 0
     return "as expected" if good else "not as expected"
 

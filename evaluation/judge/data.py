@@ -147,6 +147,7 @@ def read_rated_clips(
     settings = CheckSettings(
         dimensions=tuple(dimensions), whole=False, exclude_raters=tuple(exclude_raters)
     )
+    # Imported ratings may be means of several people, so scores need not be whole.
     checked = check_ratings(given, settings, listed, [*listed.findings, *irregular])
     rated = set(checked.table["sample"])
     items = [item for item in listed.samples if item.sample in rated]
@@ -259,6 +260,7 @@ def split_clips(
     parts: dict[Part, list[str]] = {part: [] for part in PARTS}
     for item in samples:
         key = prompt_key(item.caption)
+        # By the text and not by position: more data must not move a prompt out of the test part.
         draw = derive_key(seed, "judge split", key) / 2**63
         new_model = item.model in held_out_models
         part: Part
@@ -372,6 +374,7 @@ def check_leakage(samples: Sequence[Sample], training: TrainingRecord | None) ->
     captions = {prompt_key(item.caption): item.caption for item in samples if item.caption}
     if training is None:
         return Leakage(checked=False, n_prompts=len(captions))
+    # As the split compares them, so that a judge's own test part never counts as leaked.
     trained = {prompt_key(text) for text in training.prompts}
     return Leakage(
         checked=True,

@@ -64,7 +64,7 @@ def _backbone(name: str) -> Any:
     ``load_judge(folder, dimensions, device)`` gives a :class:`JudgeModel`, in bfloat16 on a GPU, as
     the public scorers run, in float32 on a CPU.
     """
-    from longtake.evaluation.judge import regression, vlm
+    from longtake.evaluation.judge import regression, vlm  # both import this module
 
     return vlm if name == "generative" else regression
 
@@ -116,6 +116,7 @@ def write_judge(
         )
     temporary = path.absolute().with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
+        # Beside its path and renamed at the end: a kill leaves no half judge that could be read.
         with explained("write the judge", path):
             temporary.mkdir(parents=True)
             write_model(temporary / MODEL_FOLDER)
@@ -159,6 +160,7 @@ def read_judge(path: Path) -> JudgeDirectory:
                 received=f"{name} in {path} has another digest than judge.json records",
                 remedy="copy the directory again from its source",
             )
+    # With the dimensions: the same weights that score fewer of them are another judge.
     whole = text_digest(json.dumps([backbone, dimensions, model]))
     calibration = None
     if (path / CALIBRATION_FILE).exists():

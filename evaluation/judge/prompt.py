@@ -81,6 +81,7 @@ def parse_answer(text: str, dimensions: Sequence[str]) -> tuple[int, ...] | None
 
 def parse_failure(text: str) -> str:
     """Reason of a video whose answer was ``text``."""
+    # Quoted, so that a person sees what the model says instead; cut, because it may not stop.
     cut = text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
     return f"{PARSE_FAILURE}: {cut!r}"
 
@@ -125,12 +126,14 @@ def answer_tokens(
     that joins a digit with what stands beside it is refused: its odds mean something else.
     """
     size = len(dimensions)
+    # By comparing whole answers: how a digit is tokenised depends on the space before it.
     same = [encode(answer_text(dimensions, [digit] * size)) for digit in DIGITS]
     columns = list(zip(*same, strict=True)) if len({len(ids) for ids in same}) == 1 else []
     positions = tuple(i for i, column in enumerate(columns) if len(set(column)) > 1)
     tokens = AnswerTokens(
         ids=(*same[0], end), positions=positions, digits=tuple(columns[i] for i in positions)
     )
+    # Answers of equal digits could hide that one digit changes the token of the next line.
     mixed = [DIGITS[(3 * line + 1) % len(DIGITS)] for line in range(size)]
     whole = len(positions) == size and all(len(set(ids)) == len(DIGITS) for ids in tokens.digits)
     if not (whole and tokens.answer(mixed)[:-1] == encode(answer_text(dimensions, mixed))):

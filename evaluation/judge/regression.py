@@ -74,6 +74,7 @@ def load_judge(folder: Path, dimensions: Sequence[str], device: torch.device) ->
     directory = read_reward_directory(folder)
     check_kind(directory)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    # The head stays in float32 (load_model): differences of scores are small.
     return RegressionJudge(directory, directory.load_model(device, dtype), dimensions)
 
 
@@ -175,6 +176,7 @@ class RatedDataset(Dataset[RatedInputs]):
         return len(self._clips.mean)
 
     def __getitem__(self, row: int) -> RatedInputs:
+        # Frames are kept, not patches: they are the same bytes, and cutting them is one copy.
         frames = self._cache.get(row)
         if frames is None:
             frames = self._clips.prepared(row, functools.partial(seen_frames, spec=self._spec))

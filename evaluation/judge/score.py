@@ -82,6 +82,7 @@ class JudgeScorer:
         if calibrated and judge.calibration is not None:
             self.calibration = judge.calibration.digest
             self.name += f"/{self.calibration[:8]}"
+        # Calibrated, raw and control scores are raters of their own: logs never mix them.
         if control:
             self.name += f"{CONTROL_MARK}{control}"
 
@@ -103,6 +104,7 @@ class JudgeScorer:
 
     def _clip(self, video: Path, caption: str) -> JudgeClip:
         frames, fps = read_video(video, MAX_FRAMES + 1)
+        # One frame more than the limit was read: enough to know, without the whole file.
         if len(frames) > MAX_FRAMES:
             raise UserError(f"longer than {MAX_FRAMES} frames")
         if self._change is not None:
@@ -193,6 +195,7 @@ def shuffle_captions(samples: SampleList, seed: int = 0) -> SampleList:
             received=f"{len(captions)} different captions",
             expected="at least two prompts",
         )
+    # Sorted first: the order of the list must not change which caption a sample gets.
     order = sorted(captions)
     random.Random(derive_key(seed, "shuffled captions")).shuffle(order)
     # One cycle through all of them: none stays in its place.

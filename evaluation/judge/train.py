@@ -144,6 +144,7 @@ def train_judge(
         yaml = config_to_yaml(config)
         run = stack.enter_context(RunDirectory.create(output_dir, yaml, resume=resume))
         trackers = stack.enter_context(Trackers(run, config.trackers, {"seed": config.seed}))
+        # Before training, so that a run that is stopped says what it was made of.
         _record_inputs(run, config, parts, kind.base)
         trained = kind.train(parts, run, trackers, where)
         judge = _export(run, config, kind, parts, trained)
@@ -350,6 +351,7 @@ class FineTuning:
         from longtake.training.vlm_sft import LANGUAGE_LAYERS, fine_tune
 
         config = self._config
+        # LoRA leaves the base as it is, so half the bytes do; trained weights need float32.
         precise = config.method == "full" or config.precision == "float32"
         dtype = torch.float32 if precise else torch.bfloat16
         model = load_model(self._folder, torch.device("cpu"), dtype)

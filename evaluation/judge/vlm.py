@@ -102,6 +102,7 @@ def read_vlm(folder: Path) -> tuple[VlmSpec, str]:
             received=f"{', '.join(problems) or 'every file'} missing or changed in {folder}",
             remedy="copy the judge again from its source",
         )
+    # Of recorded digests: those of 16 GB of weights are not taken again at every start.
     fixed = {name: entry["sha256"] for name, entry in files.items()}
     return spec, text_digest(json.dumps([asdict(spec), fixed], sort_keys=True))
 
@@ -285,6 +286,7 @@ def as_batch(
                 for value in values
             ]
         batch[name] = torch.cat(values)
+    # Answers have one length, so padding questions on the left lines up every digit.
     if answers is not None:
         ids = torch.tensor([list(answer) for answer in answers])
         batch["input_ids"] = torch.cat([batch["input_ids"], ids], 1)
@@ -338,6 +340,7 @@ class VlmJudge:
         width, device = batch["input_ids"].shape[1], self._model.device
         with torch.inference_mode():
             made = self._model.generate(**{name: value.to(device) for name, value in batch.items()})
+        # Before any processor of generate: the odds of the digits must be the model's own.
         logits = torch.stack(made.logits, 1).float().cpu()  # [B, steps, V]
         sequences = made.sequences[:, width:].tolist()
         return [self._read(ids, row) for ids, row in zip(sequences, logits, strict=True)]
