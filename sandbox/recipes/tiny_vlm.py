@@ -23,14 +23,13 @@ from longtake.rewards.model_inputs import (
     VISION_PADS,
     VISION_START,
     PromptTemplate,
-    Vision,
     add_reward_tokens,
     chat_text,
 )
 from longtake.rewards.pixels import PixelConfig
 from longtake.rewards.qwen2vl.config import RewardModelConfig, backbone_config
 from longtake.rewards.qwen2vl.weights import empty_reward_model
-from longtake.rewards.spec import RewardKind, RewardSpec
+from longtake.rewards.spec import RewardKind, RewardSpec, Vision
 from longtake.runtime.config import Config
 from longtake.runtime.rng import normal
 
