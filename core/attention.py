@@ -71,17 +71,10 @@ class SelfAttention(nn.Module):
         cached: KeyValue | None = None,
         order: BlockOrder | None = None,
     ) -> tuple[Tensor, KeyValue]:
-        """Attend over ``x`` [B, S, C].
+        """Attend over ``x`` [B, S, C]: noisy tokens, behind condition tokens that are not cached.
 
-        Args:
-            x: with ``cached`` the noisy tokens only, else condition tokens then noisy ones.
-            tables: RoPE tables [S_cond + S_noisy, D/2] of the full sequence.
-            num_cond_tokens: S_cond, in ``x`` or in ``cached``.
-            cached: keys and values of the condition tokens.
-            order: block order of all tokens, for block-sparse attention; None for dense attention.
-
-        Returns:
-            Output [B, S, C], and the keys (before RoPE) and values of the tokens in ``x``.
+        ``tables`` are those of the whole sequence [S_cond + S_noisy, D/2]; ``order`` None is dense
+        attention. Returns the output, and keys (before RoPE) and values of the tokens in ``x``.
         """
         b, s, _ = x.shape
         qkv = self.qkv(x).view(b, s, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -98,9 +91,11 @@ class SelfAttention(nn.Module):
         else:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             n = num_cond_tokens
+            # One call when nothing is mixed: slices of nothing would still cost a launch.
             if n in (0, s):
                 out = attend(q, k, v)
             else:
+                # Two calls without a mask keep the fast kernels; a block-causal mask would not.
                 cond = attend(q[:, :, :n], k[:, :, :n], v[:, :, :n])
                 noisy = attend(q[:, :, n:], k, v)
                 out = torch.cat((cond, noisy), dim=2)

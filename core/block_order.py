@@ -151,6 +151,7 @@ class BlockOrders:
             return None
         key = (grid, num_cond, is_cached)
         if key not in self._orders:
+            # The oldest goes; building it again is cheap.
             if len(self._orders) >= self.MAX_ORDERS:
                 self._orders.pop(next(iter(self._orders)))
             self._orders[key] = self._build(grid, num_cond, is_cached)
@@ -164,6 +165,7 @@ class BlockOrders:
         def layout(*segments: int) -> BlockLayout:
             return BlockLayout((sum(segments), height, width), self.config.block, segments)
 
+        # Condition and noisy frames are cut apart, or a block would mix clean and noisy keys.
         keys = layout(*stretches)
         tokens = layout(num_noisy) if is_cached else keys
         return BlockOrder(self.config, tokens, keys, tuple(map(layout, stretches)))

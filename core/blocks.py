@@ -21,6 +21,7 @@ FFN_MULTIPLE = 256
 
 def timestep_features(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
     """Sinusoidal features [N, dim] (cosines, then sines) of timesteps [N] in units of 1000 t."""
+    # Cosines first, then sines: the order of the released weights.
     half = dim // 2
     step = torch.arange(half, device=t.device, dtype=torch.float32) / half
     angle = widen(t)[:, None] * torch.exp(-math.log(max_period) * step)
@@ -47,6 +48,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed timesteps [N] to [N, embed_dim]."""
+        # Timesteps reach 1000, where bfloat16 has steps of 4.
         hidden = F.silu(_wide_linear(self.mlp[0], timestep_features(t, self.frequency_dim)))
         return _wide_linear(self.mlp[2], hidden)
 
@@ -138,6 +140,7 @@ class DiTBlock(nn.Module):
         embedding per frame [B, T, E] in float32, with ``order`` also [B, 1, E]. Returns tokens and
         the self-attention keys and values of ``x``.
         """
+        # In float32 even in a bfloat16 model: 1 + scale would keep 8 bits.
         modulation = _wide_linear(self.adaLN_modulation[1], F.silu(embed))
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.chunk(6, dim=-1)
         layout = None if order is None else order.tokens

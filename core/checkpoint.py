@@ -154,6 +154,7 @@ def save_dit(dit: nn.Module, folder: str | Path, max_shard_bytes: int = 5 * 2**3
     """Write ``config.json`` and the base weights; injected LoRA factors are left out."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
+    # The name by which diffusers finds the class of the release.
     config = {"_class_name": "LongCatVideoTransformer3DModel", **dit.config.to_dict()}  # type: ignore[operator, union-attr]
     text = json.dumps(config, indent=2) + "\n"
     (target / "config.json").write_text(text, encoding="utf-8")

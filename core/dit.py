@@ -114,6 +114,7 @@ class LongCatDiT(nn.Module):
                 flat = parameter.view(parameter.shape[0], -1)
                 bound = (6.0 / (flat.shape[0] + flat.shape[1])) ** 0.5
                 parameter.uniform_(-bound, bound, generator=generator)
+                # The deviation with which DiT initialises its timestep embedding.
                 if name.startswith("t_embedder"):
                     parameter.normal_(0, 0.02, generator=generator)
             elif name.endswith("bias"):
@@ -221,6 +222,7 @@ class LongCatDiT(nn.Module):
         if timestep.ndim == 1:
             timestep = timestep[:, None].expand(b, t)
         assert timestep.shape == (b, t), timestep.shape
+        # One embedding for all frames is one row to modulate by instead of T.
         frames = timestep[:, :1] if is_shared else timestep[:, :: self.config.patch_size[0]]
         return self.t_embedder(frames.reshape(-1)).unflatten(0, frames.shape)
 
@@ -231,6 +233,7 @@ class LongCatDiT(nn.Module):
         if mask is not None and mask.ndim > 2:
             mask = mask.flatten(1)
         if mask is not None and self.config.text_tokens_zero_pad:
+            # The release attends to the padding too, and its weights were trained that way.
             return text * mask[..., None].to(text.dtype), None
         return text, mask
 
@@ -244,9 +247,8 @@ class LongCatDiT(nn.Module):
 def enable_bsa(dit: LongCatDiT, config: BSAConfig | None = None) -> None:
     """Switch the self-attention of videos to block-sparse attention; images stay dense.
 
-    Weights and LoRAs are untouched, and key-value caches have to be built again. The switch is not
-    stored with the checkpoint. ``config`` None takes ``bsa_params`` of the checkpoint, and without
-    these the published rule.
+    Weights and LoRAs are untouched, key-value caches have to be built again. ``config`` None takes
+    ``bsa_params`` of the checkpoint, and without these the published rule.
     """
     if config is None:
         config = BSAConfig.from_published(dit.config.bsa_params or {})

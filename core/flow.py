@@ -85,6 +85,7 @@ def sigmas(num_steps: int, shift: float, *, distilled: bool = False) -> Tensor:
     """Shifted schedule [num_steps + 1], float64, from 1 down to a final 0."""
     if shift <= 0:
         raise UserError("timestep shift must be positive", received=shift, expected="> 0")
+    # The final 0 is not shifted from MIN_SIGMA: the last step ends on clean latents.
     shifted = shift_sigma(base_sigmas(num_steps, distilled=distilled), shift)
     return torch.cat([shifted, shifted.new_zeros(1)])
 
@@ -103,6 +104,7 @@ def logit_normal_weight(u: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Te
     The density of the logit-normal distribution at ``u`` in (0, 1); its mean under the uniform
     distribution is 1. Section 4.1 says "logit-normal-like" without a formula: this is our choice.
     """
+    # The density goes to 0 at both ends, but its logit does not exist there.
     u = u.clamp(1e-6, 1 - 1e-6)
     z = (torch.logit(u) - mean) / std
     return torch.exp(-0.5 * z * z) / (std * math.sqrt(2 * math.pi) * u * (1 - u))

@@ -100,16 +100,8 @@ def generate_to_file(
 ) -> GeneratedClip:
     """Sample one video and write it as mp4; a UserError leaves nothing behind.
 
-    Args:
-        prompt: what it should show.
-        out: the file; its folder is made.
-        checkpoint: model directory; None takes checkpoints/tiny.
-        loras: adapter files, published or PEFT layout, applied together.
-        image: picture that becomes the first frame.
-        video: clip whose last frames are continued.
-        overrides: ``key=value`` of :class:`GenerationConfig`.
-        seed: of the noise.
-        device: auto, cpu, cuda or cuda:N.
+    ``image`` becomes the first frame, the last frames of ``video`` are continued. ``checkpoint``
+    None takes checkpoints/tiny; ``overrides`` are ``key=value`` of :class:`GenerationConfig`.
     """
     config = merge_config(GenerationConfig(), overrides=overrides)
     if image is not None and video is not None:
@@ -144,6 +136,7 @@ def load_model(
     """The model directory (None: checkpoints/tiny), its attention as configured, with adapters."""
     model = load_checkpoint(checkpoint or TINY_CHECKPOINT, pick_device(device))
     _switch_attention(model.dit, config)
+    # Names of their own, so that several act together.
     for number, path in enumerate(loras):
         load_lora(model.dit, path, f"lora_{number}")
     return model
@@ -161,14 +154,7 @@ def sample_to_file(
 ) -> Path:
     """Sample one video of a loaded model and write it as mp4; it appears only when complete.
 
-    Args:
-        model: see :func:`load_model`.
-        prompt: what it should show.
-        out: the file; its folder is made.
-        config: size, steps and guidance.
-        seed: of the noise.
-        image: first frame, [3, H, W].
-        video: frames to continue, [T', 3, H, W].
+    ``image`` [3, H, W] becomes the first frame, ``video`` [T', 3, H, W] is continued.
     """
     pixels = generate(
         model,

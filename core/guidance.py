@@ -126,6 +126,7 @@ def guided_velocity(
     assert uncond is not None, "guidance needs the text of the empty prompt"
     uncond = _expand_text(uncond, len(x))
     if batched:
+        # One forward of 2B samples fills a GPU better than two of B.
         twice = (torch.cat((cond[0], uncond[0])), torch.cat((cond[1], uncond[1])))
         times = torch.cat((t, t)) if isinstance(t, Tensor) and t.ndim else t
         v_cond, v_uncond = _velocity(dit, torch.cat((x, x)), times, twice, condition).chunk(2)
@@ -158,6 +159,7 @@ def _velocity(
         return widen(out)
     num_cond = condition.latents.shape[2]
     if condition.key_values is not None:
+        # Both branches read one cache: condition tokens see no text.
         copies = batch // condition.key_values[0][0].shape[0]
         cache = condition.key_values.repeat(copies)
         out = dit(x.to(dtype), timestep, embeds, mask, num_cond_latents=num_cond, kv_cache=cache)

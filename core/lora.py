@@ -86,6 +86,7 @@ def inject_trainable(
     for module, layer in layers.items():
         down, up = _factors(layer, name)
         bound = 1 / math.sqrt(down.shape[1])
+        # Named by the layer, so that other targets do not change this one's draw.
         draw = torch.rand(down.shape, generator=generator(seed, "lora", module))
         with torch.no_grad():
             down.copy_((2 * draw - 1) * bound)
@@ -265,6 +266,7 @@ def inject(
         inject_adapter_in_model(config, model, adapter_name=name)
     layers = {m: layer for m, layer in lora_layers(model).items() if name in layer.lora_A}
     assert set(layers) == set(ranks), "PEFT adapted other layers than asked"
+    # In bfloat16 a step of 1e-4 would be lost on weights above 0.03.
     for layer in layers.values():
         layer.lora_A[name].float()
         layer.lora_B[name].float()

@@ -123,6 +123,7 @@ def to_published(weights: LoraWeights) -> dict[str, Tensor]:
         parts = num_parts(module)
         down, ups = layer.down, [layer.up]
         if parts > 1:
+            # Files of the release come back as they were; any B fits the layout at n copies of A.
             ups = _diagonal_blocks(layer.up, parts)
             if not ups:
                 down, ups = down.repeat(parts, 1), list(layer.up.chunk(parts, dim=0))
@@ -215,6 +216,7 @@ def _from_peft(weight_file: Path, config_file: Path) -> LoraWeights:
             problems.append(f"{module}: rank {rank} in the weights, {stated} in the config")
             continue
         alpha = _pattern(config.alpha_pattern, module, config.lora_alpha)
+        # rsLoRA divides by the root of the rank; a factor of 11 at rank 128.
         scaling = alpha / (rank**0.5 if config.use_rslora else rank)
         weights[module] = LoraLayerWeights(downs[module], ups[module], scaling)
     _raise_if(problems, weight_file)

@@ -78,6 +78,7 @@ def sample_latents(
     if cond_latents is not None:
         condition = Condition(cond_latents)
         if use_kv_cache:
+            # The cache is repeated once here instead of in each of the steps.
             is_doubled = batched and cfg != "none" and guidance_scale != 1
             condition = encode_condition(dit, cond_latents, copies=2 if is_doubled else 1)
 
@@ -143,6 +144,7 @@ def generate(
     for start in range(0, len(prompts), batch_size):
         stop = min(start + batch_size, len(prompts))
         size = (channels, t - num_cond, h, w)
+        # One name per sample, not one draw per batch: a split batch gives the same videos.
         noise = torch.stack([normal(size, seed, "generate", i) for i in range(start, stop)])
         latents = sample_latents(
             checkpoint.dit,

@@ -67,6 +67,7 @@ class TextEncoder(nn.Module):
         A longer prompt is cut; its last kept token is still the end token.
         """
         assert prompts and not isinstance(prompts, str), "a list of prompts"
+        # Always the full length: the mask, not the shape, says where a prompt ends.
         batch = self.tokenizer(
             [clean_prompt(prompt) for prompt in prompts],
             padding="max_length",
@@ -110,6 +111,7 @@ class TextEncoder(nn.Module):
         for row, prompt in enumerate(map(clean_prompt, prompts)):
             length = int(mask[row].sum())
             if prompt not in self._cache:
+                # Alone: in a batch its rounding would depend on the company.
                 states = self.embed(token_ids[row : row + 1], mask[row : row + 1])
                 self._cache[prompt] = states[0, 0, :length].to("cpu", copy=True)
             embeds[row, 0, :length] = self._cache[prompt].to(embeds)
@@ -208,11 +210,8 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Build the tokenizer of a set of captions and save it to ``out_dir``; deterministic.
 
-    Args:
-        captions: training text; cleaned here as prompts are. Their order does not matter.
-        vocab_size: upper bound on the number of tokens; rare words beyond it are spelt.
-        max_length: ``model_max_length``, in tokens including the end token.
-        out_dir: the ``tokenizer`` folder of a checkpoint.
+    Captions are cleaned here as prompts are; their order does not matter. Rare words beyond
+    ``vocab_size`` tokens are spelt. ``max_length`` counts tokens, the end token included.
     """
     pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]

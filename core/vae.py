@@ -83,18 +83,15 @@ class VideoVAE(nn.Module):
     def encode(
         self, video: Tensor, *, generator: torch.Generator | None = None, chunk: int = 8
     ) -> Tensor:
-        """Normalised latents of clips.
+        """Normalised latents [B, C, T_lat, H/8, W/8] of clips, in the parameter dtype.
 
-        Args:
-            video: [B, T, 3, H, W], float in [0, 1] or uint8; T = 4k + 1, H and W multiples of 8.
-            generator: draws from the posterior with it; without it the posterior mean is used.
-            chunk: clips per forward (memory), never changes the draws.
-
-        Returns:
-            [B, C, T_lat, H/8, W/8] in the parameter dtype.
+        ``video`` is [B, T, 3, H, W], float in [0, 1] or uint8, T = 4k + 1, H and W multiples of 8.
+        With a ``generator`` the posterior is drawn from, without one its mean is taken. ``chunk``
+        clips pass at a time (memory); it never changes the draws.
         """
         assert video.ndim == 5 and video.shape[2] == 3, video.shape
         size = self.latent_shape(video.shape[1], video.shape[3], video.shape[4])
+        # Drawn for all clips at once, so that the chunk size does not change it.
         noise = None
         if generator is not None:
             noise = torch.randn((len(video), *size), generator=generator, device=generator.device)
@@ -123,6 +120,7 @@ class VideoVAE(nn.Module):
             _, _, t, h, w = z.shape
             stride = shapes.SPATIAL_STRIDE
             return z.new_zeros((0, shapes.pixel_frames(t), 3, h * stride, w * stride))
+        # Frames before channels from here on: what readers and rewards of video expect.
         video = torch.cat(parts).transpose(1, 2)  # [B, T, 3, H, W] in [-1, 1]
         return (video.float() * 0.5 + 0.5).clamp(0, 1)
 

@@ -52,6 +52,7 @@ def write_mp4(
             remedy="pass scale=2 or crop one pixel",
         )
     target = Path(path)
+    # 1001 covers the rates of television, 30000/1001 and its kin.
     rate = Fraction(fps).limit_denominator(1001)
     try:
         with (
@@ -74,14 +75,9 @@ def write_mp4(
 
 
 def read_video(path: str | Path, max_frames: int | None = None) -> tuple[Tensor, float]:
-    """Decode a video, gif or image file.
+    """Decode a video, gif or image file, or its first ``max_frames`` frames.
 
-    Args:
-        path: the file.
-        max_frames: stop after that many frames.
-
-    Returns:
-        uint8 [T, 3, H, W] and the frame rate in frames per second, NaN when the file states none.
+    Returns uint8 [T, 3, H, W] and the frame rate per second, NaN when the file states none.
     """
     source = Path(path)
     if not source.is_file():

@@ -205,22 +205,14 @@ def write_shards(
 ) -> list[Path]:
     """Write tensors as one file, or as shards of at most ``max_shard_bytes`` plus an index.
 
-    A tensor larger than the limit gets a shard of its own. Keys keep their order.
-
-    Args:
-        state: a state dict, or (name, tensor) pairs that are made while they are written, so that
-            no more than one shard is in memory.
-        folder: made if it is not there.
-        stem: file name without ``.safetensors``.
-        max_shard_bytes: limit of one file.
-
-    Returns:
-        The files, in the order of the keys.
+    A tensor larger than the limit gets a shard of its own. Keys keep their order. Pairs of name and
+    tensor may be made while they are written: no more than one shard is in memory.
     """
     pairs = state.items() if isinstance(state, Mapping) else state
     folder.mkdir(parents=True, exist_ok=True)
     shard_of: list[list[str]] = []
     total = 0
+    # Under a temporary name, so that a killed write never looks like a checkpoint.
     for shard in _shards(pairs, max_shard_bytes):
         # The number of shards, which is part of their names, is known at the end only.
         save_file(shard, folder / f"{stem}.part-{len(shard_of)}", metadata={"format": "pt"})
@@ -256,6 +248,7 @@ def _shards(
 
 def digest_tensors(state: Mapping[str, Tensor]) -> str:
     """sha256 of names, dtypes, shapes and bytes, independent of key order and of the file split."""
+    # Sorted: files list tensors in the order in which they were split.
     sha = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

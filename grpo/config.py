@@ -72,6 +72,7 @@ class RolloutConfig(Config):
                 expected="4 n + 1 frames",
                 remedy=f"use {self.num_frames // 4 * 4 + 1}",
             )
+        # Here and not in the VAE: after minutes of loading it would be too late to say.
         for height, width in ((self.height, self.width), *self.bucket_sizes()):
             if height < 16 or width < 16 or height % 16 or width % 16:
                 raise ConfigError(
@@ -319,6 +320,7 @@ class GRPOConfig(Config):
 
 def tiny() -> GRPOConfig:
     """The sandbox model and its four learned rewards, those of the report, on 2 CPU cores."""
+    # Its own name, so that it may change while recorded results keep theirs.
     return tiny_2026_11()
 
 

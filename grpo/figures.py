@@ -201,16 +201,8 @@ def write_groups(
 ) -> Path:
     """Write groups as one mp4, a row per prompt and a column per member.
 
-    One look shows what the rewards prefer: the best score of each within a group is dark.
-
-    Args:
-        path: of the mp4.
-        prompts: P texts.
-        videos: [P, G, T, 3, H, W], uint8 or float in [0, 1].
-        scores: [K, P, G], NaN = unscored.
-        names: K reward names.
-        fps: frames per second of the clips.
-        title: of the whole picture.
+    One look shows what the rewards prefer: the best score of each within a group is dark. Clips
+    [P, G, T, 3, H, W] are uint8 or float in [0, 1], scores [K, P, G] NaN where unscored.
     """
     num_groups, size = videos.shape[:2]
     height = _clip_height(videos) + _LINE * (len(names) + 2) / 72 + 0.3
@@ -237,16 +229,7 @@ def write_before_after(
     """Write pairs of clips with their scores, as a picture and as a video.
 
     ``before_after.png`` has frames before above those after, ``before_after.mp4`` the clips side by
-    side.
-
-    Args:
-        folder: where to write.
-        before: [N, T, 3, H, W], uint8 or float in [0, 1]; the first 8 clips are shown.
-        after: the same samples of the trained model.
-        prompts: N texts.
-        scores_before: N mappings name -> score; None = unscored.
-        scores_after: likewise.
-        fps: frames per second of the clips.
+    side. Clips [N, T, 3, H, W] are of the same samples; the first 8 are shown; None = unscored.
     """
     count, num_frames = min(len(before), _MAX_PAIRS), before.shape[1]
     pick = torch.linspace(0, num_frames - 1, min(_STILLS, num_frames)).round().long()

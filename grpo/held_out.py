@@ -65,13 +65,8 @@ class HeldOutScores:
 class HeldOut:
     """Samples and scores the held-out prompts with whatever adapter is active.
 
-    Args:
-        model: the checkpoint.
-        prompts: held-out prompts, shared out over the ranks.
-        config: the run's settings.
-        metrics: name -> metric; :data:`OVERALL` is added as their mean.
-        suite: training rewards, reported beside the metrics.
-        ranks: this process among the run's processes.
+    :data:`OVERALL` is added to the metrics; the training rewards of ``suite`` are reported beside
+    them. Prompts are shared out over the ranks.
     """
 
     def __init__(
@@ -110,6 +105,7 @@ class HeldOut:
     def _sample(self, chunk: Sequence[tuple[int, str, int]]) -> Tensor:
         rollout, model = self.config.rollout, self.model
         shape = model.vae.latent_shape(rollout.num_frames, rollout.height, rollout.width)
+        # Not the run's seed: runs of different seeds are compared on the same noise.
         key = (self.config.evaluation.seed, "held_out")
         noise = [normal((1, *shape), *key, i, s, device=model.device) for i, _, s in chunk]
         z = sample_latents(
@@ -133,6 +129,7 @@ class HeldOut:
         for row, (prompt_id, prompt, sample) in enumerate(chunk):
             metrics = {name: column[row] for name, column in columns.items()}
             if metrics:
+                # NaN in one leaves the mean unscored: a mean of fewer metrics is another number.
                 metrics[OVERALL] = math.fsum(metrics.values()) / len(metrics)
             rewards = {name: float(column[row]) for name, column in scores.columns.items()}
             records.append(
@@ -165,16 +162,9 @@ def _nullable(values: Mapping[str, float]) -> dict[str, float | None]:
 def compare(
     before: Sequence[Record], after: Sequence[Record], group: str, config: GRPOConfig
 ) -> dict[str, dict[str, Any]]:
-    """Paired differences with bootstrap intervals clustered by prompt.
+    """Name -> before, after, diff, ci95, n, n_clusters, dropped; intervals by prompt.
 
-    Args:
-        before: records of the reference model.
-        after: records of the trained model, same samples.
-        group: "metrics" or "rewards".
-        config: resamples, confidence and seed.
-
-    Returns:
-        name -> before, after, diff, ci95, n, n_clusters, dropped.
+    ``group`` is "metrics" or "rewards" of the records of the same samples before and after.
     """
     by_key = {(r["prompt_id"], r["sample"]): r for r in after}
     pairs = [(r, by_key[r["prompt_id"], r["sample"]]) for r in before]

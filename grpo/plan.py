@@ -64,6 +64,7 @@ def read_prompts(path: Path) -> list[str]:
 def plan_update(config: GRPOConfig, prompts: Sequence[str], update: int) -> list[PromptTask]:
     """The groups of one update: prompts walk through one permutation of the file per epoch."""
     count = config.prompts_per_update
+    # A size per group, never per member: members are compared with each other.
     sizes = config.rollout.bucket_sizes() or [(config.rollout.height, config.rollout.width)]
     steps = critical_steps(config, update)
     tasks = []
@@ -100,6 +101,7 @@ def critical_steps(config: GRPOConfig, update: int) -> list[int]:
     count, num_steps = config.prompts_per_update, config.sde.num_sde_steps
     draws = [derive_key(config.seed, "t", update, slot) / 2**63 for slot in range(count)]
     if config.sde.timestep_strategy == "uniform":
+        # u < 1, so the last index is T' - 1: the report's range [0, 6] read as 0..5.
         return [int(u * num_steps) for u in draws]
     order = torch.randperm(count, generator=generator(config.seed, "strata", update)).tolist()
     return [int((order[i] + u) / count * num_steps) for i, u in enumerate(draws)]
@@ -128,6 +130,7 @@ class Ranks:
 
     def mine(self, items: Sequence[Item]) -> list[Item]:
         """This rank's contiguous share of a list that every rank holds; shares may differ by 1."""
+        # Contiguous, so that gathered results are in the order of the plan.
         n = len(items)
         return list(items[self.rank * n // self.size : (self.rank + 1) * n // self.size])
 

@@ -222,6 +222,7 @@ def _headline(held_out: Cells) -> tuple[str, str]:
         "fall": f"fell by {number(-cell['diff'])}",
         "flat": f"did not change measurably ({_change(cell)})",
     }[way]
+    # A percentile interval of so few clusters is far too narrow.
     if cell["n_clusters"] < MIN_PROMPTS:
         how = f"changed by {_change(cell)}"
     sentence = (
@@ -269,6 +270,7 @@ def _extremes(
         return None
     first = before[0].get("metrics") or {}
     label = "mean of the training rewards" if not first else _name(score_name(first))
+    # By change, not by score: what training did, not which prompts are easy.
     ranked = sorted(changes, key=lambda row: row[3], reverse=True)
     gains = [row for row in ranked if row[3] > 0][:_EXTREMES]
     losses = [row for row in reversed(ranked) if row[3] < 0][:_EXTREMES]

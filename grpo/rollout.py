@@ -87,6 +87,7 @@ class Rollout:
         self.policy, self.config, self.device = policy, config, device
         self.steps = step_pairs(sigmas)
         sde = config.sde
+        # Only the first T' steps can be critical.
         self.coefficients = [
             step_coefficients(sigmas, i, a=sde.a, tau=sde.tau, kind=sde.kind, mode=sde.reweight)
             for i in range(sde.num_sde_steps)
@@ -106,6 +107,7 @@ class Rollout:
     def sample(self, task: PromptTask, shape: tuple[int, int, int, int]) -> GroupRollout:
         """Sample the G members of one group, each of latent shape (C, T, h, w)."""
         if self.config.sde.share_prefix:
+            # No member differs before t', so one prefix serves all of them exactly.
             x, v = self._prefix(task, shape)
             members = [self._branch(x, v, task, g) for g in range(self.config.num_generations)]
         else:  # the naive way, kept to show that sharing changes nothing but the cost
@@ -115,6 +117,7 @@ class Rollout:
                 members.append(self._branch(x, v, task, g))
         z = self._suffix(torch.cat(members), task)
         k = self.coefficients[task.t_index]
+        # The rollout's own velocity: its ratio to the update's is exactly 1 at first.
         v_old = v
         if not self.config.loss.train_cfg:
             v_old = self.policy.trained_velocity(x, k.t, task.prompt)

@@ -99,13 +99,13 @@ def run_grpo(
         config: the settings.
         output_dir: run directory; a new one under ``runs/`` by default.
         resume: continue the run in ``output_dir``.
-        dry_run: check everything that is cheap to check, print the plan and its cost, write
-            nothing.
+        dry_run: check what is cheap to check, print the plan and its cost, write nothing.
         metrics: held-out metrics that the configuration may name.
         suite: reward suite instead of the configured one.
 
     Returns:
-        The run directory; None for a dry run.
+        The run directory; None for a dry run. Interrupted is raised after Ctrl-C or SIGTERM, when
+        the state is saved.
     """
     if resume and output_dir is None:
         raise UserError(
@@ -116,6 +116,7 @@ def run_grpo(
     if suite is None:
         check_sources(config.rewards.reward_weights, config.rewards.sources)
     check_complete(Path(config.checkpoint))
+    # Everything that is wrong should be said before minutes of loading.
     check_trackers(config.trackers)
     if dry_run:
         Console(stderr=True).print(estimate(config), markup=False)
@@ -204,6 +205,7 @@ class _Run:
                 )
             self._restore()
             try:
+                # The reference is the model without its adapter, whatever state was restored.
                 with adapters_off(self.model.dit):
                     before = self._evaluate("before")
                 self._train(trackers)
@@ -217,6 +219,7 @@ class _Run:
                         markup=False,
                     )
                 raise
+            # The average is what the run would ship, so it is what is measured.
             with self.trainer.averaged():
                 after = self._evaluate("after")
             if self.directory is not None:
@@ -283,12 +286,14 @@ class _Run:
     def _log(self, directory: RunDirectory, trackers: Trackers, update: Update) -> None:
         config, index = self.config, int(update.record["update"] or 0)
         trackers.log(update.record, step=index)
+        # Apart from metrics.jsonl, which two runs of one seed write alike, byte by byte.
         append_jsonl(directory.path / "timing.jsonl", [{"update": index, **update.seconds}])
         every = config.log_samples_every
         is_last = index + 1 == config.num_updates
         if every and (index % every == 0 or is_last) and update.tasks:
             assert update.rewards is not None
             first = update.videos[0].shape
+            # One picture has one size; groups of another size bucket are left out.
             same = [i for i, v in enumerate(update.videos) if v.shape == first][:_SHOWN_GROUPS]
             write_groups(
                 directory.samples / f"update-{index:04d}.mp4",
@@ -320,6 +325,7 @@ class _Run:
         )
         directory.write_json("summary.json", summary)
         write_held_out(summary, directory.path / "held_out.png")
+        # Without held-out metrics the training rewards are all there is to show.
         group = "metrics" if before.records[0]["metrics"] else "rewards"
         write_before_after(
             directory.samples,

@@ -95,6 +95,7 @@ def noise_scale(
     if kind == "constant":
         return a
     assert kind == "flow_truncated", kind
+    # t = 1 is in every schedule, and the scale without a bound is infinite there.
     flow = math.inf if t == 1 else a * math.sqrt(t / (1 - t))
     sigma = min(flow, tau / math.sqrt(dt))
     assert math.isfinite(sigma), "the scale is infinite at t = 1 without a bound tau"
@@ -131,6 +132,7 @@ def reweight(
         weight = sigma / math.sqrt(dt)
         return weight, weight * weight
     assert mode == "paper", mode
+    # The report does not say; the next time is the only finite number at hand.
     noise_left = 1 - (t_next if t == 1 else t)
     return math.sqrt(t / (dt * noise_left)), t / (dt * noise_left)
 

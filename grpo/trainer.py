@@ -74,13 +74,8 @@ class Counters:
 class GRPOTrainer:
     """Aligns the adapter of a checkpoint to a suite of rewards.
 
-    Args:
-        model: with an injected, trainable LoRA.
-        suite: training rewards.
-        prompts: training prompts.
-        config: settings.
-        ranks: this process among the run's processes.
-        check_stop: called between groups; may raise to end the update unfinished.
+    ``model`` has an injected, trainable LoRA; ``check_stop`` is called between groups and may raise
+    to end the update unfinished.
     """
 
     def __init__(
@@ -97,6 +92,7 @@ class GRPOTrainer:
         self.policy = Policy(model, config)
         sigmas = model.sigmas(config.rollout.num_steps, config.rollout.shift)
         self.rollout = Rollout(self.policy, sigmas, config, model.device)
+        # The base is frozen: the reference policy is the model without these.
         self.parameters = lora_parameters(model.dit)
         o = config.optimizer
         self.optimizer = torch.optim.AdamW(
@@ -202,9 +198,11 @@ class GRPOTrainer:
         norm = nn.utils.clip_grad_norm_(
             self.parameters.values(), self.config.optimizer.max_grad_norm
         )
+        # After the all-reduce, so that all ranks see the same norm and stop together.
         if not bool(norm.isfinite()):
             self.optimizer.zero_grad()
             raise NonFinite(f"gradient norm is {float(norm)} in update {self.counters.updates}")
+        # Set in every step, not by a scheduler whose state would have to be saved.
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.step()
@@ -223,6 +221,7 @@ class GRPOTrainer:
         """Add this update's evaluations and failures, over all ranks."""
         steps, size = self.config.rollout.num_steps, self.config.num_generations
         shared = self.config.sde.share_prefix
+        # The reference is evaluated only when the KL has a weight.
         per_group = (1 + (self.config.loss.beta > 0)) * self.config.num_iterations
         local: dict[str, Any] = {
             "rollout": sum(
