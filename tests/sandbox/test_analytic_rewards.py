@@ -48,7 +48,9 @@ def values(reward, video, prompts, fps=8.0):
 def wild():
     """Damaged clips, a quarter of them with the caption of another clip, with oracle scores."""
     scenes, prompts = scenes_and_captions(7, NUM_WILD)
-    video = wild_clip(render(scenes, dtype=torch.float32), generator(7, "wild"), share=0.8)
+    video = render(scenes, dtype=torch.float32)
+    damaged = 4 * NUM_WILD // 5
+    video[:damaged] = wild_clip(video[:damaged], generator(7, "wild"))
     _, others = scenes_and_captions(8, NUM_WILD)
     prompts = [others[i] if i % 4 == 0 else own for i, own in enumerate(prompts)]
     suite = RewardSuite({kind.name: (kind(), 1.0) for kind in REWARDS})
