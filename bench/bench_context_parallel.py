@@ -10,13 +10,10 @@ output and gradients agree with one device's.
 """
 
 import argparse
-import datetime
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,33 +21,27 @@ import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor
 
+from longtake.bench.timing import new_record, parser, positive, read_options, seconds
 from longtake.kernels.block_sparse import BlockLayout, block_sparse_attention
 from longtake.kernels.block_sparse.context_parallel import BlockShards, context_parallel_attention
 from longtake.kernels.block_sparse.context_parallel.api import MODES
 from longtake.runtime.files import write_json
-from longtake.runtime.provenance import collect
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+SPARSITY = 0.9375
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Options from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--grid", type=int, nargs=3, default=(24, 48, 80), help="T H W in tokens")
-    parser.add_argument("--heads", type=int, default=32)
-    parser.add_argument("--dim", type=int, default=128, help="head size")
-    parser.add_argument("--sparsity", type=float, default=0.9375)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tolerance", type=float, help="relative; 0.02, or 1e-5 with --tiny")
-    parser.add_argument("--tiny", action="store_true", help="a small problem in float32 on CPUs")
-    parser.add_argument("--output", type=Path, help="JSON record")
-    options = parser.parse_args(arguments)
-    if options.tiny:
-        options.grid, options.heads, options.dim, options.repeats = (5, 9, 10), 4, 16, 2
-    if options.tolerance is None:
-        options.tolerance = 1e-5 if options.tiny else 2e-2
-    return options
+    own = parser(__doc__)
+    own.add_argument("--grid", type=positive, nargs=3, help="T H W in tokens")
+    own.add_argument("--tolerance", type=float, help="relative; 0.02, or 1e-5 with --tiny")
+    return read_options(
+        own,
+        arguments,
+        full={"grid": (24, 48, 80), "repeats": 20, "tolerance": 2e-2},
+        tiny={"grid": (5, 9, 10), "repeats": 2, "tolerance": 1e-5},
+    )
 
 
 def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -60,13 +51,12 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
     shards = BlockShards.of(layout, ranks)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     g = torch.Generator(device).manual_seed(options.seed)
-    shape = (1, options.heads, layout.num_tokens, options.dim)
+    heads, dim = (4, 16) if options.tiny else (32, 128)
+    shape = (1, heads, layout.num_tokens, dim)
     whole = [torch.randn(shape, generator=g, device=device).to(dtype) for _ in range(4)]
 
     def one_device(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        o = block_sparse_attention(
-            q, k, v, grid_q=layout.grid, sparsity=options.sparsity, layout="block"
-        )
+        o = block_sparse_attention(q, k, v, grid_q=layout.grid, sparsity=SPARSITY, layout="block")
         assert isinstance(o, Tensor)
         return o
 
@@ -76,7 +66,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
     for mode in MODES:
 
         def together(q: Tensor, k: Tensor, v: Tensor, mode: Any = mode) -> Tensor:
-            rule = {"layout_q": layout, "sparsity": options.sparsity}
+            rule = {"layout_q": layout, "sparsity": SPARSITY}
             o = context_parallel_attention(q, k, v, mode=mode, **rule)
             assert isinstance(o, Tensor)
             return o
@@ -89,17 +79,9 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
             for name in ("forward_s", "forward_backward_s"):
                 alone = record["one device"][name]
                 record[mode][f"efficiency_{name}"] = alone / (ranks * record[mode][name])
-    return {
-        "benchmark": "context_parallel",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "settings": {
-            **{name: value for name, value in vars(options).items() if name != "output"},
-            "ranks": ranks,
-            "dtype": str(dtype).removeprefix("torch."),
-        },
-        "modes": record,
-        "provenance": collect({}),
-    }
+    settings = {"heads": heads, "dim": dim, "sparsity": SPARSITY, "ranks": ranks}
+    settings["dtype"] = str(dtype).removeprefix("torch.")
+    return new_record("context_parallel", options, **settings) | {"modes": record}
 
 
 def results(attention: Attention, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -125,23 +107,13 @@ def times(
     for name, call in calls.items():
         taken = []
         for _ in range(repeats + 1):
-            dist.barrier()
-            synchronize(device)
-            start = time.perf_counter()
-            call()
-            synchronize(device)
-            taken.append(time.perf_counter() - start)
+            dist.barrier()  # a rank that waits for a late one would count its delay
+            taken.append(seconds(call, device))
         measured[name] = slowest(statistics.median(taken[1:]), device)  # the first one warms up
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) - before
         measured["peak_gib"] = slowest(peak / 2**30, device)
     return measured
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has nothing left to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def slowest(value: float, device: torch.device) -> float:

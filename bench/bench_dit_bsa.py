@@ -10,22 +10,18 @@ plain reference.
 """
 
 import argparse
-import datetime
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
+from longtake.bench.timing import new_record, parser, positive, read_options, take_turns
 from longtake.core.block_order import BSAConfig
 from longtake.core.dit import DiTConfig, LongCatDiT, disable_bsa, enable_bsa
 from longtake.runtime.files import write_json
-from longtake.runtime.provenance import collect
 
 WAYS = ("dense", "block-sparse")
 TEXT_TOKENS = 512
@@ -33,40 +29,23 @@ TEXT_TOKENS = 512
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Options from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--grid", type=int, nargs=3, default=(24, 48, 80), help="T H W in tokens")
-    parser.add_argument("--depth", type=int, default=2, help="blocks of the transformer")
-    parser.add_argument("--sparsity", type=float, default=0.9375)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tolerance", type=float, help="relative; 0.02, or 1e-4 with --tiny")
-    parser.add_argument("--tiny", action="store_true", help="a small model in float32 on the CPU")
-    parser.add_argument("--output", type=Path, help="JSON record")
-    options = parser.parse_args(arguments)
-    if options.tiny:
-        options.grid, options.sparsity, options.repeats = (4, 8, 12), 0.5, min(options.repeats, 2)
-    if options.tolerance is None:
-        options.tolerance = 1e-4 if options.tiny else 2e-2
-    if min(*options.grid, options.depth, options.repeats) < 1 or not 0 <= options.sparsity < 1:
-        parser.error("expected --grid, --depth and --repeats >= 1, and --sparsity in [0, 1)")
-    if not (options.tiny or torch.cuda.is_available()):
-        parser.error("no CUDA device is visible; --tiny runs on the CPU")
-    return options
+    own = parser(__doc__)
+    own.add_argument("--grid", type=positive, nargs=3, help="T H W in tokens")
+    own.add_argument("--depth", type=positive, default=2, help="blocks of the transformer")
+    own.add_argument("--tolerance", type=float, help="relative; 0.02, or 1e-4 with --tiny")
+    return read_options(
+        own,
+        arguments,
+        full={"grid": (24, 48, 80), "repeats": 7, "tolerance": 2e-2},
+        tiny={"grid": (4, 8, 12), "repeats": 2, "tolerance": 1e-4},
+    )
 
 
 def random_transformer(options: argparse.Namespace, device: torch.device) -> LongCatDiT:
     """Weights and modulations are random: with the zero gates of a new model no gradient flows."""
-    config = DiTConfig(depth=options.depth)
-    if options.tiny:
-        config = DiTConfig(
-            depth=options.depth,
-            hidden_size=64,
-            num_heads=2,
-            caption_channels=32,
-            adaln_tembed_dim=32,
-        )
+    small = {"hidden_size": 64, "num_heads": 2, "caption_channels": 32, "adaln_tembed_dim": 32}
     with torch.device("meta"):
-        dit = LongCatDiT(config)
+        dit = LongCatDiT(DiTConfig(depth=options.depth, **(small if options.tiny else {})))
     dit = dit.to_empty(device=device)
     draw = torch.Generator(device).manual_seed(options.seed)
     with torch.no_grad():
@@ -108,35 +87,21 @@ def difference_from_reference(dit: LongCatDiT, options: argparse.Namespace) -> f
     return float((found[0] - found[1]).norm() / found[1].norm())
 
 
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Duration of a call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The record of the benchmark; JSON types."""
-    device = torch.device("cpu" if options.tiny else "cuda")
+    device = torch.device(options.device)
     dit = random_transformer(options, device)
+    sparsity = 0.5 if options.tiny else 0.9375
+    record = new_record(
+        "dit_bsa",
+        options,
+        sparsity=sparsity,
+        parameters=sum(p.numel() for p in dit.parameters()),
+        dtype=str(dit.x_embedder.proj.weight.dtype).removeprefix("torch."),
+    )
     error = difference_from_reference(dit, options)
-    record: dict[str, Any] = {
-        "benchmark": "dit_bsa",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "settings": {
-            **{name: value for name, value in vars(options).items() if name != "output"},
-            "parameters": sum(p.numel() for p in dit.parameters()),
-            "dtype": str(dit.x_embedder.proj.weight.dtype).removeprefix("torch."),
-        },
-        "relative_difference_from_reference": error,
-        "ways": {},
-        "provenance": collect({}),
-    }
-    if error > options.tolerance:
+    record |= {"relative_difference_from_reference": error, "times": {}}
+    if error > options.tolerance:  # a wrong kernel has no speed
         return record
     latents, timestep, text, velocity = random_inputs(dit, options.grid, options.seed)
 
@@ -148,30 +113,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         dit(latents, timestep, text).backward(velocity)
         dit.zero_grad(set_to_none=True)
 
-    calls = {"forward": forward, "forward_backward": both}
-    taken: dict[str, dict[str, list[float]]] = {way: {name: [] for name in calls} for way in WAYS}
-    peaks: dict[str, float] = {}
-    for repeat in range(options.repeats + 1):
-        for way in sorted(WAYS, reverse=repeat % 2 == 1):  # each way is first every other time
-            if way == "dense":
-                disable_bsa(dit)
-            else:
-                enable_bsa(dit, BSAConfig(sparsity=options.sparsity))
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            for name, call in calls.items():
-                duration = seconds(call, device)
-                if repeat:  # the first one warms up
-                    taken[way][name].append(duration)
-            if device.type == "cuda":
-                peaks[way] = torch.cuda.max_memory_allocated(device) / 2**30
-    for way in WAYS:
-        medians = {f"{name}_s": statistics.median(all_s) for name, all_s in taken[way].items()}
-        record["ways"][way] = {**medians, "all_s": taken[way], "peak_gib": peaks.get(way)}
-    record["speedup"] = {
-        name: record["ways"]["dense"][f"{name}_s"] / record["ways"]["block-sparse"][f"{name}_s"]
-        for name in calls
-    }
+    for name, call in (("forward", forward), ("forward_backward", both)):
+
+        def dense(call: Callable[[], None] = call) -> None:
+            disable_bsa(dit)
+            call()
+
+        def sparse(call: Callable[[], None] = call) -> None:
+            enable_bsa(dit, BSAConfig(sparsity=sparsity))
+            call()
+
+        ways = dict(zip(WAYS, (dense, sparse), strict=True))
+        times = take_turns(ways, options.repeats, device)
+        factor = times["dense"]["median_s"] / times["block-sparse"]["median_s"]
+        record["times"][name] = {**times, "speedup": factor}
     return record
 
 
@@ -185,14 +140,12 @@ def main(arguments: Sequence[str]) -> int:
     error = record["relative_difference_from_reference"]
     agrees = error <= options.tolerance
     console.print(f"reference    {'equal' if agrees else 'DIFFERENT'}, relative {error:.2g}")
-    for way, fields in record["ways"].items():
-        peak = "" if fields["peak_gib"] is None else f", peak {fields['peak_gib']:.1f} GiB"
-        console.print(
-            f"{way:12} forward {fields['forward_s']:.3f} s, with backward "
-            f"{fields['forward_backward_s']:.3f} s{peak}"
-        )
-    for name, factor in record.get("speedup", {}).items():
-        console.print(f"{name:16} {factor:.2f} times faster")
+    for name, times in record["times"].items():
+        for way in WAYS:
+            peak = times[way]["peak_gib"]
+            memory = "" if peak is None else f", peak {peak:.1f} GiB"
+            console.print(f"{name:16} {way:12} {times[way]['median_s']:.3f} s{memory}")
+        console.print(f"{name:16} {times['speedup']:.2f} times faster")
     return 0 if agrees else 1
 
 

@@ -11,12 +11,9 @@ hashing and resizing, each time by scorers that have kept nothing.
 """
 
 import argparse
-import datetime
-import statistics
+import functools
 import sys
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import PreTrainedTokenizerFast
 
+from longtake.bench.timing import new_record, parser, positive, read_options, take_turns
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.frames import clip_score
 from longtake.rewards.hpsv3 import (
@@ -33,7 +31,6 @@ from longtake.rewards.hpsv3 import (
     GENERAL,
     GENERAL_PROMPT,
     PERCENTILE,
-    TOKENS_PER_PASS,
     HPSv3Scorer,
 )
 from longtake.rewards.model_inputs import (
@@ -52,7 +49,6 @@ from longtake.rewards.qwen2vl.layers import HEAD_PREFIX
 from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
 from longtake.rewards.qwen2vl.weights import empty_reward_model
 from longtake.runtime.files import write_json
-from longtake.runtime.provenance import collect
 from longtake.runtime.rng import generator
 from longtake.tests.tiny_reward import TINY_PIXELS, VECTOR_DEVIATION, tiny_config
 
@@ -72,34 +68,18 @@ TINY_WORDS = 200
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Options of the benchmark, with the defaults of the chosen size."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tiny", action="store_true", help="a small model and small clips")
-    parser.add_argument("--device", help="default: cuda, or cpu with --tiny")
-    parser.add_argument("--clips", type=int, default=1)
-    parser.add_argument("--frames", type=int, help="of a clip; default 93, tiny 6")
-    parser.add_argument("--size", type=int, nargs=2, help="height and width; default 480 832")
-    parser.add_argument("--tokens-per-pass", type=int, default=TOKENS_PER_PASS)
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of each way")
-    parser.add_argument(
-        "--gain", type=float, default=1.0, help="matrices: deviation * sqrt(fan in)"
+    """Options from the command line."""
+    own = parser(__doc__)
+    own.add_argument("--clips", type=positive, default=1)
+    own.add_argument("--frames", type=positive, help="of a clip; default 93, tiny 6")
+    own.add_argument("--size", type=positive, nargs=2, help="height and width; default 480 832")
+    own.add_argument("--tolerance", type=float, default=1e-3, help="relative, of clip scores")
+    return read_options(
+        own,
+        arguments,
+        full={"frames": 93, "size": (480, 832), "repeats": 5},
+        tiny={"frames": 6, "size": (60, 104), "repeats": 5},
     )
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="relative, of clip scores")
-    parser.add_argument(
-        "--reference", action="store_true", help="also score in float32: the error of each way"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="JSON record; default: only the summary")
-    options = parser.parse_args(arguments)
-    options.device = options.device or ("cpu" if options.tiny else "cuda")
-    if options.frames is None:
-        options.frames = 6 if options.tiny else 93
-    options.size = tuple(options.size or ((60, 104) if options.tiny else (480, 832)))
-    if min(options.clips, options.frames, options.repeats, *options.size) < 1:
-        parser.error("--clips, --frames, --repeats and --size must be positive")
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("no CUDA device is visible; --tiny runs on the CPU")
-    return options
 
 
 def model_config(tiny: bool) -> RewardModelConfig:
@@ -119,7 +99,7 @@ def model_config(tiny: bool) -> RewardModelConfig:
 
 
 def random_model(
-    config: RewardModelConfig, device: torch.device, dtype: torch.dtype, gain: float, seed: int
+    config: RewardModelConfig, device: torch.device, dtype: torch.dtype, seed: int
 ) -> Qwen2VLRewardModel:
     """A model whose weights are drawn on the device: backbone in ``dtype``, head in float32."""
     model = empty_reward_model(config)
@@ -129,7 +109,7 @@ def random_model(
         precision = torch.float32 if name.startswith(HEAD_PREFIX) else dtype
         weight = torch.empty(empty.shape, dtype=precision, device=device).normal_(generator=draw)
         if weight.ndim > 1:
-            weight.mul_(gain / weight[0].numel() ** 0.5)
+            weight.mul_(weight[0].numel() ** -0.5)  # products keep the size of what they take
         else:
             weight.mul_(VECTOR_DEVIATION).add_(float(name.endswith("weight")))
         state[name] = weight
@@ -173,94 +153,45 @@ def random_clips(options: argparse.Namespace) -> VideoBatch:
     )
 
 
-def seconds(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Duration of a call, by CUDA events on a GPU, and its result."""
-    if device.type != "cuda":
-        started = time.perf_counter()
-        result = call()
-        return time.perf_counter() - started, result
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(device)
-    first.record()
-    result = call()
-    last.record()
-    torch.cuda.synchronize(device)
-    return first.elapsed_time(last) / 1000, result
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The record of the benchmark; JSON types."""
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     config = model_config(options.tiny)
-    model = random_model(config, device, dtype, options.gain, options.seed)
+    model = random_model(config, device, dtype, options.seed)
     encoder = synthetic_encoder(config)
     pixels = TINY_PIXELS["hpsv3"] if options.tiny else HPSV3_PIXELS
     batch = random_clips(options)
+    outputs: dict[str, dict[str, Tensor]] = {way: {} for way in WAYS}
 
-    def score(way: str) -> dict[str, Tensor]:
-        outputs: dict[str, Tensor] = {}
+    def score(way: str) -> None:
         for columns in WAYS[way]:
-            scorer = HPSv3Scorer(model, encoder, pixels, columns, options.tokens_per_pass)
-            outputs |= {column: mu[..., 0] for column, mu in scorer.score(batch).items()}
-        return outputs
+            scorer = HPSv3Scorer(model, encoder, pixels, columns)
+            outputs[way] |= {column: mu[..., 0] for column, mu in scorer.score(batch).items()}
 
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    peaks: dict[str, float] = {}
-    outputs: dict[str, dict[str, Tensor]] = {}
-    for repeat in range(options.repeats + 1):
-        for way in sorted(WAYS, reverse=repeat % 2 == 1):  # each way is first every other time
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            taken, outputs[way] = seconds(lambda way=way: score(way), device)  # type: ignore[misc]
-            if device.type == "cuda":
-                peaks[way] = torch.cuda.max_memory_allocated(device) / 2**30
-            if repeat:  # the first one warms up
-                times[way].append(taken)
-    medians = {way: statistics.median(values) for way, values in times.items()}
-    scores = {
-        column: compare(column, outputs["shared"][column], outputs["independent"][column])
-        for column in COLUMNS
-    }
-    if options.reference:
-        model.float()
-        exact = score("shared")
-        for column, fields in scores.items():
-            for way in WAYS:
-                fields[f"{way}_error"] = errors(column, outputs[way][column], exact[column])
-    frames = options.clips * options.frames
+    ways = take_turns({way: functools.partial(score, way) for way in WAYS}, options.repeats, device)
+    for times in ways.values():
+        times["frames_per_s"] = options.clips * options.frames / times["median_s"]
     vision_tokens = num_tokens(patch_grid(1, *options.size, pixels))
-    return {
-        "benchmark": "hpsv3",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "settings": {
-            **{k: v for k, v in vars(options).items() if k != "output"},
-            "dtype": str(dtype).removeprefix("torch."),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "prompt_tokens": {
-                "vision": vision_tokens,
-                "hpsv3_general": len(encoder.encode(GENERAL_PROMPT, vision_tokens)),
-                "hpsv3_percentile": len(encoder.encode(batch.prompts[0], vision_tokens)),
-            },
+    record = new_record(
+        "hpsv3",
+        options,
+        dtype=str(dtype).removeprefix("torch."),
+        parameters=sum(p.numel() for p in model.parameters()),
+        prompt_tokens={
+            "vision": vision_tokens,
+            GENERAL: len(encoder.encode(GENERAL_PROMPT, vision_tokens)),
+            PERCENTILE: len(encoder.encode(batch.prompts[0], vision_tokens)),
         },
-        "ways": {
-            way: {
-                "median_s": medians[way],
-                "all_s": times[way],
-                "frames_per_s": frames / medians[way],
-                "peak_gib": peaks.get(way),
-            }
-            for way in WAYS
+    )
+    return record | {
+        "ways": ways,
+        "speedup": ways["independent"]["median_s"] / ways["shared"]["median_s"],
+        "scores": {
+            column: compare(column, outputs["shared"][column], outputs["independent"][column])
+            for column in COLUMNS
         },
-        "speedup": medians["independent"] / medians["shared"],
-        "scores": scores,
-        "provenance": collect({}),
     }
-
-
-def clip_scores(column: str, frames: Tensor) -> Tensor:
-    """Scores of clips from those of their frames [B, F]."""
-    return clip_score(frames, BEST_FRACTION if column == PERCENTILE else 1.0)
 
 
 def compare(column: str, shared: Tensor, independent: Tensor) -> dict[str, Any]:
@@ -268,7 +199,8 @@ def compare(column: str, shared: Tensor, independent: Tensor) -> dict[str, Any]:
 
     Frames are compared with the spread of their scores, which tells whether the scores vary.
     """
-    ours, alone = clip_scores(column, shared), clip_scores(column, independent)
+    best = BEST_FRACTION if column == PERCENTILE else 1.0
+    ours, alone = clip_score(shared, best), clip_score(independent, best)
     values: dict[str, Tensor] = {
         "shared": ours,
         "independent": alone,
@@ -277,14 +209,6 @@ def compare(column: str, shared: Tensor, independent: Tensor) -> dict[str, Any]:
         "frame_difference": (shared - independent).abs().max(),
     }
     return {name: value.tolist() for name, value in values.items()}
-
-
-def errors(column: str, frames: Tensor, truth: Tensor) -> dict[str, float]:
-    """Largest relative error of clips, and the deviation of frames in units of their spread."""
-    ours, exact = clip_scores(column, frames), clip_scores(column, truth)
-    relative = ((ours - exact) / exact).abs().max()
-    moved = (frames - truth).square().mean().sqrt() / truth.std(correction=0)
-    return {"relative": relative.item(), "frames": moved.item()}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -12,19 +12,21 @@ is kept, and a last call without ``--only`` joins it into one record.
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas
 import torch
 
+from longtake.bench.timing import positive
 from longtake.core.video import read_video
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.registry import load_rewards
-from longtake.runtime.files import replacing, to_plain
+from longtake.runtime.config import merge_config
+from longtake.runtime.files import read_jsonl, replacing, write_json
 from longtake.runtime.provenance import collect
 from longtake.sandbox.colour_sensitivity import colour_sensitivity
 from longtake.sandbox.recipes.heads import (
@@ -54,8 +56,7 @@ def train_one(
         f"data.validation={pairs / 'pairs' / 'held_out.csv'}",
     ]
     reward = train_head(folder, pairs, REWARD, settings, config, seed, device)
-    lines = (folder / "training" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
+    records = read_jsonl(folder / "training" / "metrics.jsonl")
     result = {
         "mode": mode,
         "seed": seed,
@@ -73,7 +74,7 @@ def train_one(
             )
         ],
     }
-    record.write_text(json.dumps(to_plain(result), indent=1) + "\n", encoding="utf-8")
+    write_json(record, result)
     return result
 
 
@@ -92,13 +93,9 @@ def curve(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def first_pairs(pairs: Path, out: Path, train: int | None, held_out: int | None) -> Path:
-    """A folder of pairs with the first rows of each table only, and the same clips.
+    """A folder of the first pairs of each table only (None: all), with the same clips.
 
-    Args:
-        pairs: folder that ``make_pairs`` filled.
-        out: gets the folder, which is named by the numbers of pairs; a finished one is kept.
-        train: pairs to train on; None takes all.
-        held_out: pairs to validate and measure on; None takes all.
+    It lies in ``out`` and is named by the numbers of pairs; a finished one is kept.
     """
     out = out / f"pairs-{train or 'all'}-{held_out or 'all'}"
     for place, name, count in (
@@ -110,28 +107,22 @@ def first_pairs(pairs: Path, out: Path, train: int | None, held_out: int | None)
         if target.is_file():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        clips = target.parent / "clips"
         with contextlib.suppress(FileExistsError):  # of this call, or of one beside it
-            clips.symlink_to((pairs / place / "clips").resolve(), target_is_directory=True)
-        with (pairs / place / name).open(encoding="utf-8", newline="") as file:
-            header, *rows = csv.reader(file)
-        with (
-            replacing(target) as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as file,
-        ):
-            csv.writer(file, lineterminator="\n").writerows([header, *rows[:count]])
+            clips = (pairs / place / "clips").resolve()
+            (target.parent / "clips").symlink_to(clips, target_is_directory=True)
+        # As text: numbers would come back in another form.
+        rows = pandas.read_csv(pairs / place / name, dtype=str, keep_default_na=False, nrows=count)
+        with replacing(target) as temporary:
+            rows.to_csv(temporary, index=False)
     return out
 
 
 def held_out_clips(pairs: Path) -> list[VideoBatch]:
     """The first clips of the held-out pairs, in batches of 24."""
     folder = pairs / "pairs"
-    with (folder / "held_out.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = pandas.read_csv(folder / "held_out.csv").to_dict("records")
     clips = dict.fromkeys(
-        (row[f"path_{side}"], float(row[f"fps_{side}"]), row["prompt"])
-        for row in rows
-        for side in "AB"
+        (row[f"path_{side}"], row[f"fps_{side}"], row["prompt"]) for row in rows for side in "AB"
     )
     chosen = list(clips)[:CLIPS]
     return [
@@ -150,34 +141,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--pairs", type=Path, required=True, help="run of sandbox heads")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--train-pairs", type=int, help="the first ones only")
-    parser.add_argument("--held-out-pairs", type=int, help="the first ones only")
+    parser.add_argument("--train-pairs", type=positive, help="the first ones only")
+    parser.add_argument("--held-out-pairs", type=positive, help="the first ones only")
     parser.add_argument("--only", action="append", help="MODE:SEED, repeatable")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--updates", type=int, default=3000)
     parser.add_argument(
         "--bases", help="run of sandbox heads whose backbone all start from; else one per seed"
     )
-    parser.add_argument(
-        "--captions", type=int, default=default.captions.updates, help="updates of pretraining"
-    )
     parser.add_argument("--eval-every", type=int, default=250)
-    parser.add_argument("--loaders", type=int, default=0)
-    parser.add_argument("--cache-mib", type=int, default=4096)
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of sandbox heads")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(arguments)
-    for count in (options.train_pairs, options.held_out_pairs):
-        if count is not None and count < 1:
-            parser.error(f"{count} pairs: expected >= 1")
     wanted = options.only or [f"{mode}:{seed}" for seed in options.seeds for mode in MODES]
     config = default.replace(
         eval_every=options.eval_every,
-        loaders=options.loaders,
         bases=options.bases,
-        captions=default.captions.replace(updates=options.captions),
-        cache_mib=options.cache_mib,
         videoalign_mq=default.videoalign_mq.replace(updates=options.updates),
     )
+    config = merge_config(config, overrides=options.set)
     pairs = options.pairs
     if options.train_pairs or options.held_out_pairs:
         pairs = first_pairs(pairs, options.out, options.train_pairs, options.held_out_pairs)
@@ -193,8 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "settings": config.videoalign_mq.model_dump(),
             "runs": runs,
         }
-        path = options.out / "motion_colour.json"
-        path.write_text(json.dumps(to_plain(record), indent=1) + "\n", encoding="utf-8")
+        write_json(options.out / "motion_colour.json", record)
     return 0
 
 

@@ -22,30 +22,19 @@ def input_sets(
     dim: int,
     dtype: torch.dtype,
     draw: torch.Generator,
-    tokens_first: bool = False,
 ) -> list[list[Tensor]]:
     """Sets of q, k, v and output gradient in block order, [1, H, N, D].
 
-    Args:
-        layout: blocks of the tokens.
-        kind: "random" for independent values; "local" for queries and keys that suit each other
-            when they are near; "hub" for local ones and keys of every 64th block that suit all.
-        heads: H.
-        dim: D.
-        dtype: type of the tensors.
-        draw: source of randomness, which also names the device.
-        tokens_first: tokens before heads in memory.
+    Kinds: "random" for independent values; "local" for queries and keys that suit each other when
+    they are near; "hub" for local ones and keys of every 64th block that suit all.
     """
     device = draw.device
     shape = (1, heads, layout.num_tokens, dim)
-
-    def normal() -> Tensor:
-        x = torch.randn(shape, generator=draw, device=device, dtype=dtype)
-        return x.transpose(1, 2).contiguous().transpose(1, 2) if tokens_first else x
-
     sets = []
     for _ in range(INPUT_SETS):
-        q, k, v, do = (normal() for _ in range(4))
+        q, k, v, do = (
+            torch.randn(shape, generator=draw, device=device, dtype=dtype) for _ in range(4)
+        )
         if kind != "random":
             field = smooth_field(layout, heads, dim, draw)
             q, k = q.add_(field), k.add_(field)
@@ -100,15 +89,9 @@ def sampled_errors(
 ) -> dict[str, float]:
     """Relative errors against float64 on a sample: one key block and all that attend to it.
 
-    Args:
-        results: output, dq, dk, dv.
-        tensors: q, k, v and the gradient of the output.
-        index: the lists.
-        layout: the blocks of queries and keys.
-
-    Returns:
-        ``output`` and ``dq`` over the query blocks that attend to the key block, ``dk`` and ``dv``
-        over the key block, all in the last head.
+    ``output`` and ``dq`` are compared over the query blocks that attend to the key block, ``dk``
+    and ``dv`` over the key block, all in the last head; ``tensors`` are q, k, v and the gradient of
+    the output.
     """
     head = tensors[0].shape[1] - 1
     q, k, v, do = (x[0, head] for x in tensors)

@@ -52,12 +52,6 @@ def test_no_speed_up_when_a_check_fails(
     assert "no speed-ups" in shown and "dense / ours" not in shown
 
 
-def test_unknown_peer_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        bench_bsa.parse(["--tiny", "--peers", "theirs"])
-    assert "theirs" in capsys.readouterr().err
-
-
 def _lists(kind: str) -> tuple[torch.Tensor, BlockLayout]:
     layout = BlockLayout((16, 32, 32))
     draw = torch.Generator().manual_seed(0)

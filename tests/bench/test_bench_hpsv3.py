@@ -47,12 +47,3 @@ def test_prompts_of_the_published_size() -> None:
     chat = 12  # system turn, start of the user turn, both ends of the picture: words and tokens
     assert len(ids) == 252 + 520 + 80 + 14 + chat
     assert ids.index(config.backbone.vision_start_token_id) < 20
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--tiny", "--repeats", "0"], ["--tiny", "--frames", "-1"], ["--what"]]
-)
-def test_wrong_options_are_refused(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        bench.main(arguments)
-    assert stopped.value.code == 2

@@ -23,7 +23,7 @@ def test_both_modes_are_trained_and_measured(tmp_path):
         make_preferences(pairs / place, split, count, 0, Annotator(), config=CONFIG)
     out = tmp_path / "out"
     options = ["--pairs", str(pairs), "--out", str(out), "--updates", "2", "--eval-every", "1"]
-    options += ["--captions", "1"]
+    options += ["--set", "captions.updates=1"]
     command = [*options, "--seeds", "3", "--device", "cpu"]
     assert bench.main([*command, "--only", "gray:3"]) == 0
     assert not (out / "motion_colour.json").exists()
