@@ -78,9 +78,12 @@ def block_sparse_attention(
     """
     layout_q = BlockLayout(grid_q, block_q)
     layout_k = BlockLayout(grid_q if grid_k is None else grid_k, block_k)
+    # Casts come first: block means of float32 tensors would choose other blocks than those of the
+    # rounded ones that the attention then reads.
     q, k, v = cast_as_autocast(q, k, v)
     _check_call(q, k, v, layout_q, layout_k, layout, heads_first)
     scale = score_scale(scale, q.shape[-1])
+    # min_blocks never asks for more than all blocks, so it cannot make the result sparse.
     options = {name: x for name, x in rule.items() if x is not None and name != "min_blocks"}
     count = count_from_rule(
         layout_k.num_blocks, topk=rule.get("topk"), sparsity=rule.get("sparsity")
@@ -119,15 +122,19 @@ def attention_from_index(
     """
     q, k, v = cast_as_autocast(q, k, v)
     _check_call(q, k, v, layout_q, layout_k, layout, heads_first)
-    blocks = index.counts.shape[2], index.num_key_blocks
-    if blocks != (layout_q.num_blocks, layout_k.num_blocks) or index.device != q.device:
+    batch, heads, blocks = index.counts.shape
+    wide = q.shape[0], q.shape[1 if heads_first else 2]
+    fits = (blocks, index.num_key_blocks) == (layout_q.num_blocks, layout_k.num_blocks)
+    fits = fits and batch in (1, wide[0]) and heads in (1, wide[1])
+    if not fits or index.device != q.device:
         raise UserError(
-            "the index does not fit the layouts or the device",
-            received=f"{blocks[0]} query blocks, {blocks[1]} key blocks on {index.device}",
-            expected=f"{layout_q.num_blocks} and {layout_k.num_blocks} on {q.device}",
+            "the index does not fit the layouts, the heads or the device",
+            received=f"lists {batch, heads, blocks} of {index.num_key_blocks} on {index.device}",
+            expected=f"{*wide, layout_q.num_blocks} of {layout_k.num_blocks} on {q.device}",
             remedy="select with the same layouts, or move the index with .to(device)",
         )
-    index = index.expand(q.shape[0], q.shape[1 if heads_first else 2])
+    # Lists that all heads share keep stride 0: no copy, and one read from the cache for all.
+    index = index.expand(*wide)
     q, k, v = _enter(q, k, v, layout_q, layout_k, layout, heads_first)
     pairs = BlockPairs(index, layout_q.blocks(q.device), layout_k.blocks(q.device))
     scale = score_scale(scale, q.shape[-1])
@@ -152,19 +159,14 @@ def check_tensors(
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     along, heads = (2, 1) if heads_first else (1, 2)
     fits = q.ndim == k.ndim == 4 and k.shape == v.shape and q.shape[::3] == k.shape[::3]
-    if not fits or q.shape[heads] % k.shape[heads]:
+    alike = len({(x.dtype, x.device) for x in (q, k, v)}) == 1 and q.is_floating_point()
+    if not fits or not alike or q.shape[heads] % k.shape[heads]:
         raise UserError(
             "queries, keys and values do not fit together",
-            received=shapes,
-            expected="one batch size and head size, equal k and v, key heads that divide q's",
-            remedy=f"heads are axis {heads} with heads_first={heads_first}",
-        )
-    if len({(x.dtype, x.device) for x in (q, k, v)}) > 1 or not q.is_floating_point():
-        raise UserError(
-            "queries, keys and values of unlike or non-float types, or on several devices",
-            received=", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v)),
-            expected="one float type and one device",
-            remedy="cast or move them, or run under torch.autocast",
+            received=shapes + ", " + ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v)),
+            expected="one batch size, head size, float type and device, equal k and v, key heads "
+            "that divide q's",
+            remedy=f"heads are axis {heads} with heads_first={heads_first}; torch.autocast casts",
         )
     if (q.shape[along], k.shape[along]) != tokens:
         swapped = (q.shape[heads], k.shape[heads]) == tokens
@@ -185,13 +187,7 @@ def _check_call(
     order: TokenOrder,
     heads_first: bool,
 ) -> None:
-    if order not in ("thw", "block"):
-        raise UserError(
-            "unknown token order",
-            received=order,
-            expected='"thw" or "block"',
-            remedy='plain [T, H, W] order is "thw"',
-        )
+    assert order in ("thw", "block"), f"layout {order!r}"
     tokens = layout_q.num_tokens, layout_k.num_tokens
     grids = f"the grids {layout_q.grid} and {layout_k.grid}"
     check_tensors(q, k, v, tokens, heads_first, grids)
@@ -214,6 +210,7 @@ def _enter(
             layout_k.to_block(k, axis),
             layout_k.to_block(v, axis),
         )
+    # A view: the kernels take strides, so tokens before heads cost no copy.
     if not heads_first:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
@@ -235,6 +232,7 @@ def _leave(
 def _dense(q: Tensor, k: Tensor, v: Tensor, scale: float, heads_first: bool) -> Tensor:
     if not heads_first:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    # Asked for only where needed: some of the dense kernels do not offer it.
     grouped = q.shape[1] != k.shape[1]
     out = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=grouped)
     return out if heads_first else out.transpose(1, 2)
@@ -320,6 +318,7 @@ def _kernels(backend: str, pairs: BlockPairs, *tensors: Tensor) -> ModuleType:
     """
     if not runs_on_gpu(backend, tensors[0]):
         return reference
+    # Compute capability 9 and not "at least": warpgroup products are Hopper's alone.
     on_hopper = torch.cuda.get_device_capability(tensors[0].device)[0] == 9
     if backend == "triton" or (backend == "auto" and not on_hopper):
         return gpu_module("triton.launch")
@@ -333,6 +332,7 @@ def _kernels(backend: str, pairs: BlockPairs, *tensors: Tensor) -> ModuleType:
             "64 tokens, 16-byte aligned tensors and strides",
             remedy='use backend="auto"',
         )
+    # Decided from sizes on the host: a look at the offsets would wait for the device.
     sparse = min(pairs.queries.fill, pairs.keys.fill) < MIN_FILL
     if obstacle or (backend == "auto" and sparse):
         return gpu_module("triton.launch")
@@ -348,7 +348,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _differentiate(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
     q, k, v, o, lse, *lists = ctx.saved_tensors
+    # The kernels always read dO; only the log-sum-exp was used then, which is rare.
     do = torch.zeros_like(o) if do is None else do
+    # An op of its own, so that compiled graphs hold one node for the backward pass too.
     gradients = block_sparse_backward(do, q, k, v, o, lse, dlse, *lists, *ctx.options)
     return *gradients, *[None] * 8
 

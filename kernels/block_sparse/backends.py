@@ -20,26 +20,23 @@ R = TypeVar("R")
 #: "auto" is the best one of the device; "triton" and "gluon" need a GPU.
 BACKENDS = ("auto", "reference", "triton", "gluon")
 
+#: A tile of a head has to be a power of two of columns, and at most this many fit in registers.
+HEAD_SIZES = (16, 32, 64, 128, 256)
+
 
 def runs_on_gpu(backend: str, x: Tensor) -> bool:
     """Whether GPU kernels run a call with tensors like ``x`` [B, H, N, D]."""
-    if backend not in BACKENDS or (backend in ("triton", "gluon") and x.device.type != "cuda"):
+    dtype, dim, on_gpu = x.dtype, x.shape[-1], x.device.type == "cuda"
+    if backend == "reference" or (backend == "auto" and not on_gpu):
+        return False
+    served = dtype in (torch.bfloat16, torch.float16, torch.float32) and dim in HEAD_SIZES
+    if backend not in BACKENDS or not on_gpu or not served:
         raise UserError(
             "this backend of the block-sparse attention does not run here",
-            received=f"{backend} on {x.device}",
-            expected=f"{', '.join(BACKENDS)}; triton and gluon on a CUDA device",
-            remedy='move the tensors, or use backend="auto"',
-        )
-    if backend == "reference" or x.device.type != "cuda":
-        return False
-    dtype, dim = x.dtype, x.shape[-1]
-    typed = dtype in (torch.bfloat16, torch.float16, torch.float32)
-    if not typed or dim & (dim - 1) or not 16 <= dim <= 256:
-        raise UserError(
-            "the GPU kernels do not serve these tensors",
-            received=f"{dtype}, head size {dim}",
-            expected="bfloat16, float16 or float32, head size 16, 32, 64, 128 or 256",
-            remedy='cast or pad them, or use backend="reference"',
+            received=f"{backend} on {x.device}, {dtype}, head size {dim}",
+            expected=f"{', '.join(BACKENDS)}; GPU kernels take bfloat16, float16 or float32 on a "
+            f"CUDA device and heads of {HEAD_SIZES}",
+            remedy='move, cast or pad the tensors, or use backend="reference"',
         )
     return True
 
@@ -73,6 +70,7 @@ def torch_op(fake: Callable[..., R]) -> Callable[[Callable[P, R]], Callable[P, R
     def register(function: Callable[P, R]) -> Callable[P, R]:
         name = f"longtake::{function.__name__}"
         schema = torch.library.infer_schema(function, mutates_args=())
+        # One implementation under the key of all devices: it asks for the device itself.
         torch.library.define(name, schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.impl(name, "default", _without_autocast(function))
         torch.library.register_fake(name, fake)

@@ -45,22 +45,16 @@ class BlockIndex:
 
     @classmethod
     def from_dense_mask(cls, mask: Tensor) -> "BlockIndex":
-        """Lists of the True entries of a mask; finding the longest one waits for the device.
+        """Lists of the True entries of bool [B, H, Nq, Nk], [H, Nq, Nk] or [Nq, Nk].
 
-        Args:
-            mask: bool [B, H, Nq, Nk], [H, Nq, Nk] or [Nq, Nk]; missing axes become 1.
+        Missing axes become 1. Finding the longest list waits for the device.
         """
-        if mask.dtype != torch.bool or not 2 <= mask.ndim <= 4 or not mask.numel():
-            raise UserError(
-                "not a block mask",
-                received=f"{mask.dtype} {tuple(mask.shape)}",
-                expected="bool [B, H, Nq, Nk], [H, Nq, Nk] or [Nq, Nk]",
-                remedy="one entry per pair of blocks, True to attend",
-            )
+        assert mask.dtype == torch.bool and 2 <= mask.ndim <= 4, "one bool per pair of blocks"
         mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
         width = max(1, int(mask.sum(-1, dtype=torch.int32).max()))
         indices = mask.new_empty((*mask.shape[:3], width), dtype=torch.int32)
         counts = mask.new_empty(mask.shape[:3], dtype=torch.int32)
+        # cumsum and scatter of int64 take 16 bytes an entry: whole masks would need gigabytes.
         for here in row_chunks(mask.shape[:3], 16 * mask.shape[-1]):
             indices[here], counts[here] = compact(mask[here], width)
         return cls(indices, counts, mask.shape[-1])
@@ -77,14 +71,6 @@ class BlockIndex:
 
     def expand(self, batch: int, heads: int) -> "BlockIndex":
         """Repeat an index of one batch entry or one head for all, without copying."""
-        have = self.counts.shape[:2]
-        if have[0] not in (1, batch) or have[1] not in (1, heads):
-            raise UserError(
-                "the index is for other batch entries or heads",
-                received=f"index for {have[0]} x {have[1]} (batch x heads)",
-                expected=f"{batch} x {heads}, or 1 where all share the lists",
-                remedy="select with these queries, or build the mask per head",
-            )
         return BlockIndex(
             self.indices.expand(batch, heads, -1, -1),
             self.counts.expand(batch, heads, -1),
@@ -95,6 +81,7 @@ class BlockIndex:
         """Dense mask, bool [B, H, Nq, Nk]; large, for debugging."""
         shape = (*self.counts.shape, self.num_key_blocks + 1)  # the last column takes unused slots
         mask = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        # -1 is no index for scatter_.
         column = torch.where(self.indices < 0, self.num_key_blocks, self.indices).long()
         return mask.scatter_(-1, column, True)[..., :-1]
 
@@ -111,6 +98,7 @@ class BlockIndex:
         indices, counts, width = self.indices, self.counts, self.indices.shape[-1]
         for here in row_chunks(counts.shape, 8 * max(width, 1)):
             count, listed = counts[here], indices[here]
+            # One look at all rows of a chunk: Python loops over 2,880 x 32 rows would take seconds.
             used = torch.arange(width, device=self.device) < count[..., None]
             previous = torch.nn.functional.pad(listed, (1, 0), value=-1)[..., :-1]
             inside = (listed > previous) & (listed < self.num_key_blocks)
@@ -143,17 +131,10 @@ class BlockPairs:
 
 
 def compact(mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Ascending lists of the True entries.
-
-    Args:
-        mask: bool [..., Nk] with at most ``width`` True entries per row.
-        width: R.
-
-    Returns:
-        int32 lists [..., R] with -1 in unused slots, and int32 counts [...].
-    """
+    """Ascending int32 lists [..., R] of the True entries of [..., Nk], at most R a row; counts."""
     slot = mask.cumsum(-1)
     counts = slot[..., -1].int()
+    # A scatter instead of nonzero: its result has a fixed shape, so nothing waits.
     slot = torch.where(mask, slot - 1, width)  # slot R takes what is not selected
     lists = mask.new_full((*mask.shape[:-1], width + 1), -1, dtype=torch.int32)
     block = torch.arange(mask.shape[-1], dtype=torch.int32, device=mask.device)
@@ -172,6 +153,7 @@ def pack_bits(mask: Tensor) -> Tensor:
     bit = ones << torch.arange(32, dtype=torch.int32, device=mask.device)
     for here in row_chunks(mask.shape[:-1], 256 * words):
         row = torch.nn.functional.pad(mask[here], (0, 32 * words - mask.shape[-1]))
+        # A sum of distinct powers of two is their union, and PyTorch has no reduction by "or".
         out[here] = torch.where(row.unflatten(-1, (words, 32)), bit, 0).sum(-1, dtype=torch.int32)
     return out
 

@@ -74,20 +74,14 @@ class BlockLayout:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         sizes = (*self.grid, *self.block, *self.segments)
         whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)
-        if len(self.grid) != 3 or len(self.block) != 3 or not whole or self.num_tokens >= 2**31:
+        whole = whole and len(self.grid) == len(self.block) == 3 and self.num_tokens < 2**31
+        if not whole or (self.segments and sum(self.segments) != self.grid[0]):
             raise UserError(
                 "not the sizes of a block layout",
                 received=f"grid {self.grid}, block {self.block}, segments {self.segments}",
-                expected="three positive integers (time, height, width) for grid and block, and "
-                "fewer than 2^31 tokens: offsets have 32 bits",
+                expected="three positive integers (time, height, width) for grid and block, fewer "
+                "than 2^31 tokens (offsets have 32 bits), segments with the sum T or none",
                 remedy="count tokens after patching, not latents or pixels",
-            )
-        if self.segments and sum(self.segments) != self.grid[0]:
-            raise UserError(
-                "the segments of a block layout do not make up its frames",
-                received=f"segments {self.segments}, grid {self.grid}",
-                expected=f"numbers of frames with the sum {self.grid[0]}",
-                remedy="give the length of every stretch of frames, or none",
             )
 
     @property
@@ -148,6 +142,7 @@ class BlockLayout:
     def to_block(self, x: Tensor, dim: int) -> Tensor:
         """Tokens of ``x`` along ``dim`` (N of them, plain order) in block order; a copy."""
         self.check_tokens(x, dim)
+        # Both are passed on, since the gradient needs the other one.
         order, back = self.permutation(x.device), self.inverse(x.device)
         return _reorder(x, order, back, dim)
 
@@ -175,6 +170,7 @@ class BlockLayout:
 
     def _keep(self, name: str, device: torch.device | str) -> Tensor:
         """Compute once per device, unless a compiler or a CUDA graph is recording."""
+        # Every layer of every step asks, and computing takes many small kernels each time.
         where = torch.device(device)
         compute = getattr(self, f"_{name}")
         if torch.compiler.is_compiling():
@@ -219,6 +215,7 @@ class BlockLayout:
 
     def _permutation(self, device: torch.device) -> Tensor:
         tokens = torch.arange(self.num_tokens, device=device)
+        # On ragged grids only the inverse has a simple formula; sorting it would take longer.
         return torch.empty_like(tokens).scatter_(0, self.inverse(device), tokens)
 
 

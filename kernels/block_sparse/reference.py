@@ -73,11 +73,13 @@ def highest(
     ranked = scores.nan_to_num(nan=largest, posinf=largest, neginf=-math.inf)
     if must is not None:
         ranked = ranked.masked_fill(must, math.inf)
+    # Stable, so that ties go to the lower block: topk promises no order among equals.
     order = ranked.sort(dim=-1, descending=True, stable=True).indices
     count = torch.full_like(order[:, 0], least)
     if must is not None:
         count = torch.maximum(count, must.sum(-1))
     if cdf_p:
+        # Mass follows the order of the ranking, in which kept blocks come first and count.
         weights = (scores * scale).softmax(-1).gather(-1, order)
         count = torch.maximum(count, (weights.cumsum(-1) < cdf_p).sum(-1) + 1)
     rank = torch.arange(order.shape[-1], device=order.device)
@@ -101,6 +103,7 @@ def forward(
         Output [B, Hq, N, D] in the type and memory order of ``q``, and log-sum-exp [B, Hq, N] in
         float32 (float64 for float64). A query without keys gets 0 and -inf.
     """
+    # Here and not in the kernels: on a CPU there is no device to wait for.
     pairs.index.validate()
     queries, keys = _Cut.of(pairs.queries), _Cut.of(pairs.keys)
     q_blocks, k_blocks, v_blocks = queries(q), keys(k), keys(v)
@@ -111,6 +114,7 @@ def forward(
         near = k_blocks[b, h // group][listed].flatten(1, 2)  # [rows, R keys, D]
         s = _scores(q_blocks[b, h, rows], near, keys.valid(listed), scale)
         lse = s.logsumexp(-1)
+        # From the log-sum-exp, as in the backward pass: both then have the same weights.
         p = (s - _finite(lse)[..., None]).exp()
         o_blocks[b, h, rows] = p @ v_blocks[b, h // group][listed].flatten(1, 2)
         lse_blocks[b, h, rows] = lse
@@ -141,6 +145,7 @@ def backward(
     queries, keys = _Cut.of(pairs.queries), _Cut.of(pairs.keys)
     q_blocks, k_blocks, v_blocks = queries(q), keys(k), keys(v)
     do_blocks = queries(do)
+    # rowsum(dO o) equals rowsum(P dP), and needs no second pass over the keys.
     delta = (do_blocks * queries(o)).sum(-1)
     if dlse is not None:  # that of a query without keys is a constant
         delta -= queries(dlse.masked_fill(lse == -math.inf, 0.0)[..., None])[..., 0]
@@ -203,6 +208,7 @@ class _Cut:
     def __call__(self, x: Tensor) -> Tensor:
         """[B, H, N, D] -> [B, H, Nblk + 1, size, D] in at least float32."""
         wide = torch.promote_types(x.dtype, torch.float32)
+        # A row of zeros behind the last token, which empty slots read.
         padded = torch.nn.functional.pad(x.to(wide), (0, 0, 0, 1))
         return padded[:, :, self.slots]
 
@@ -225,6 +231,7 @@ def _steps(pairs: BlockPairs, q_blocks: Tensor) -> Iterator[tuple[int, int, slic
     batch, heads, num_rows, width = indices.shape
     size_q, dim = q_blocks.shape[-2:]
     per_key = (2 * dim + 4 * size_q) * q_blocks.dtype.itemsize
+    # Gathered keys and values (2 D a key) and some four score-sized tensors bound the step.
     step = max(1, CHUNK_BYTES // (max(width, 1) * pairs.keys.largest * per_key))
     for b in range(batch):
         for h in range(heads):

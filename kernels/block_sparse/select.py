@@ -56,36 +56,20 @@ def select_blocks(
 ) -> BlockIndex:
     """Select key blocks for every query block from the queries and keys themselves.
 
-    Args:
-        q: [B, Hq, N, D] in block order, after QK-norm and RoPE.
-        k: [B, Hk, M, D] in block order; Hk divides Hq.
-        layout_q: layout of the queries.
-        layout_k: layout of the keys.
-        scale: factor of the scores, 1 / sqrt(D) by default; ``cdf_p`` depends on it.
-        backend: as for the attention.
-        rule: see :class:`Rule`.
-
-    Returns:
-        The index [B, Hq, Nq, R] over Nk key blocks.
+    They are [B, Hq, N, D] and [B, Hk, M, D] in block order, after QK-norm and RoPE; Hk divides Hq.
+    ``scale`` is 1 / sqrt(D) by default, and ``cdf_p`` depends on it. The index is [B, Hq, Nq, R]
+    over Nk key blocks.
     """
     q_pool, k_pool = pool_blocks(q, layout_q, backend), pool_blocks(k, layout_k, backend)
     return select_from_pooled(q_pool, k_pool, scale=scale, backend=backend, **rule)
 
 
 def pool_blocks(x: Tensor, layout: BlockLayout, backend: str = "auto") -> Tensor:
-    """Mean over the tokens of every block, however many it has; without gradient.
+    """Means [B, H, Nblk, D] over the tokens of every block of ``x`` [B, H, N, D] in block order.
 
-    Sums run in float32 (float64 for float64), in a fixed order, so the result is bitwise
-    reproducible, and a block never sees its neighbours.
-
-    Args:
-        x: [B, H, N, D] in block order, any strides.
-        layout: the layout of its tokens.
-        backend: as for the attention.
-
-    Returns:
-        [B, H, Nblk, D], float32 or float64.
+    Without gradient, in float32 (float64 for float64), and bitwise equal from run to run.
     """
+    # Detached: the report lets no gradient pass through the choice, and means would keep q alive.
     layout.check_tokens(x, 2)
     x = x.detach() if x.stride(-1) == 1 else x.detach().contiguous()
     return block_means(x, layout.offsets(x.device), layout.max_block_size, backend)
@@ -109,20 +93,15 @@ def select_from_pooled(
 
     Arguments and result as in :func:`select_blocks`; :class:`Rule` explains the last six.
     """
-    fits = q_pool.ndim == k_pool.ndim == 4 and q_pool.dtype == k_pool.dtype
-    if not fits or q_pool.shape[::3] != k_pool.shape[::3] or q_pool.shape[1] % k_pool.shape[1]:
-        raise UserError(
-            "block means of queries and keys do not fit",
-            received=f"{q_pool.dtype} {tuple(q_pool.shape)}, {k_pool.dtype} {tuple(k_pool.shape)}",
-            expected="[B, Hq, Nq, D] and [B, Hk, Nk, D] of one type, Hq a multiple of Hk",
-            remedy="pool both with pool_blocks",
-        )
+    assert q_pool.shape[::3] == k_pool.shape[::3] and q_pool.shape[1] % k_pool.shape[1] == 0
+    # Scores of neighbours differ by little; in bfloat16 many would tie and low blocks win.
     wide = torch.promote_types(q_pool.dtype, torch.float32)
     q_pool, k_pool = q_pool.to(wide), k_pool.to(wide)
     num_keys = k_pool.shape[2]
     count = count_from_rule(num_keys, topk=topk, sparsity=sparsity)
     _check_rule(count, cdf_p, min_blocks, max_blocks)
     least = min(max(count or 0, min_blocks), num_keys)
+    # From shapes alone: the longest list that a share of mass gives is known to the device only.
     width = num_keys if cdf_p is not None else least
     kept = None
     if must_keep is not None:
@@ -141,13 +120,8 @@ def score_scale(scale: float | None, dim: int) -> float:
     """The factor of the scores: ``scale``, or 1 / sqrt(dim) for None."""
     if scale is None:
         return float(dim**-0.5)
-    if not 0 < scale < math.inf:
-        raise UserError(
-            "the scale of the scores is not a positive number",
-            received=scale,
-            expected="a positive number, or None for 1 / sqrt(D)",
-            remedy="leave it out",
-        )
+    # The kernels rank unscaled scores: a negative factor would turn the order around.
+    assert 0 < scale < math.inf, f"scale {scale}: expected a positive number"
     return float(scale)
 
 
@@ -155,6 +129,7 @@ def count_from_rule(
     num_key_blocks: int, *, topk: int | None = None, sparsity: float | None = None
 ) -> int | None:
     """The number r of a top-r rule, or None without one."""
+    # True is an int: topk=True would silently select one block.
     is_count = isinstance(topk, int) and not isinstance(topk, bool) and topk >= 1
     is_share = sparsity is not None and 0 <= sparsity < 1
     if (topk is not None and (sparsity is not None or not is_count)) or (
@@ -175,20 +150,14 @@ def count_from_rule(
 
 
 def _check_rule(count: int | None, cdf_p: float | None, least: int, most: int | None) -> None:
-    if count is None and cdf_p is None:
-        raise UserError(
-            "no rule for the block selection",
-            received="topk, sparsity and cdf_p are None",
-            expected="topk or sparsity, or cdf_p, or both",
-            remedy="sparsity=0.9375 is the published setting",
-        )
     bounded = least >= 0 and (most is None or most >= max(least, count or 1))
-    if not bounded or (cdf_p is not None and not 0 < cdf_p <= 1):
+    bounded = bounded and (cdf_p is None or 0 < cdf_p <= 1)
+    if not bounded or (count is None and cdf_p is None):
         raise UserError(
-            "the rule of the block selection is out of range",
-            received=f"cdf_p {cdf_p}, min_blocks {least}, max_blocks {most}, top-r {count}",
-            expected="cdf_p in (0, 1], 0 <= min_blocks <= max_blocks and r <= max_blocks",
-            remedy="leave max_blocks out, or raise it",
+            "no rule for the block selection, or one out of range",
+            received=f"top-r {count}, cdf_p {cdf_p}, min_blocks {least}, max_blocks {most}",
+            expected="topk, sparsity or cdf_p in (0, 1]; 0 <= min_blocks <= max_blocks >= r",
+            remedy="sparsity=0.9375 is the published setting; leave max_blocks out, or raise it",
         )
 
 
@@ -207,6 +176,7 @@ def _bits_of(
         longest = must_keep.indices.shape[-1]
     elif isinstance(must_keep, Tensor) and must_keep.dtype == torch.bool:
         shape = (*[1] * (4 - must_keep.ndim), *must_keep.shape)
+    # Blocks to keep are moved by the caller: a copy to the device in every layer would wait.
     fits = len(shape) == 4 and shape[2:] == (num_queries, num_keys)
     fits = fits and shape[0] in (1, batch) and shape[1] in (1, heads)
     if not fits or must_keep.device != q_pool.device:
@@ -218,6 +188,7 @@ def _bits_of(
             f"{num_queries}, {num_keys}] on {q_pool.device}",
             remedy="build it for these two layouts, and move it once, not in every call",
         )
+    # Cutting would drop kept blocks by number, not by score, and nobody would notice.
     if max_blocks is not None and longest > max_blocks:
         raise UserError(
             "max_blocks could cut blocks that must be kept",
@@ -280,13 +251,8 @@ def space_and_time(layout_q: BlockLayout, layout_k: BlockLayout, start: int = 0)
     """Block-wise 2D + 1D attention: all blocks of the same frames, and of the same place.
 
     Masks are bool [Nq, Nk] and combine with ``|`` and ``&``; :meth:`BlockIndex.from_dense_mask`
-    turns one into lists, or pass it as ``must_keep`` to add it to a selection.
-
-    Args:
-        layout_q: layout of the queries.
-        layout_k: layout of the keys, with the same numbers of blocks in height and width.
-        start: time block of the keys with which the first query block coincides, for instance
-            the number of time blocks of a key-value cache before them.
+    turns one into lists, or pass it as ``must_keep`` to add it to a selection. ``start`` is the
+    time block of the keys at which the queries begin: that of a key-value cache before them.
     """
     same_time, same_row, same_column = (x == 0 for x in _distances(layout_q, layout_k, start))
     return same_time | (same_row & same_column)
@@ -306,19 +272,14 @@ def local_window(
 def first_frames(layout_q: BlockLayout, layout_k: BlockLayout, time_blocks: int = 1) -> Tensor:
     """Mask of the first time blocks for every query: condition frames, or an attention sink."""
     _, nh, nw = layout_k.block_grid
+    # Block order has time outermost, so the first time blocks are a prefix.
     first = torch.arange(layout_k.num_blocks) < time_blocks * nh * nw
     return first.expand(layout_q.num_blocks, -1).clone()
 
 
 def _distances(layout_q: BlockLayout, layout_k: BlockLayout, start: int) -> tuple[Tensor, ...]:
     """Key block minus query block along time, height and width, each [Nq, Nk]."""
-    if layout_q.block_grid[1:] != layout_k.block_grid[1:]:
-        raise UserError(
-            "query and key blocks do not lie on one grid",
-            received=f"{layout_q.block_grid} and {layout_k.block_grid} blocks",
-            expected="equal numbers in height and width",
-            remedy="use blocks of equal height and width, or build the mask yourself",
-        )
+    assert layout_q.block_grid[1:] == layout_k.block_grid[1:], "blocks of unlike frames"
     at_q, at_k = (
         torch.cartesian_prod(*(torch.arange(n) for n in layout.block_grid))
         for layout in (layout_q, layout_k)

@@ -74,17 +74,12 @@ def context_parallel_attention(
         The output in the shape and type of ``q``; with ``return_lse`` also the natural-log
         log-sum-exp [B, Hq, n].
     """
-    if mode not in MODES:
-        raise UserError(
-            "unknown mode of context parallelism",
-            received=mode,
-            expected=", ".join(MODES),
-            remedy='use "ulysses"',
-        )
+    assert mode in MODES, f"mode {mode!r}: expected one of {', '.join(MODES)}"
     rank, size = _rank_and_size(group)
     if layout_k is None:
         layout_k, blocks_k = layout_q, blocks_q if blocks_k is None else blocks_k
     q, k, v = cast_as_autocast(q, k, v)
+    # The scale is fixed before heads are dealt: every rank has to use the same.
     mesh = Mesh(
         group=group,
         rank=rank,
@@ -99,6 +94,7 @@ def context_parallel_attention(
     check_tensors(q, k, v, tokens, heads_first, grids)
     if not heads_first:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    # Only the last axis: views of one projection stay views until they are packed for sending.
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     run = MODES[mode] if size > 1 else ulysses_attention  # one rank has nobody to send to
     o, lse = run(q, k, v, mesh, rule, return_lse)
@@ -116,11 +112,5 @@ def _rank_and_size(group: dist.ProcessGroup | None) -> tuple[int, int]:
             remedy="start with torchrun and call torch.distributed.init_process_group",
         )
     rank = dist.get_rank(group)
-    if rank < 0:
-        raise UserError(
-            "this rank is not in the group",
-            received=f"rank {dist.get_rank()} of all",
-            expected="a rank of the group",
-            remedy="call this on the ranks of the group only",
-        )
+    assert rank >= 0, "this rank is not in the group"
     return rank, dist.get_world_size(group)

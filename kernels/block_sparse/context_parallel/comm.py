@@ -36,17 +36,11 @@ def start_all_to_all(
     received: Sequence[int],
     group: dist.ProcessGroup | None,
 ) -> Pending:
-    """Send every rank its part of the rows.
+    """Send every rank its part of the rows [sum(sent), ...], which lie in the order of the ranks.
 
-    Args:
-        rows: [sum(sent), ...], in the order of the receiving ranks.
-        sent: rows for every rank.
-        received: rows from every rank.
-        group: the ranks; None for all.
-
-    Returns:
-        The received rows in the order of the sending ranks, [sum(received), ...].
+    [sum(received), ...] come, in the order of the ranks that sent them.
     """
+    # One message a rank with unequal parts: padding to equal ones would send the room too.
     out = rows.new_empty((sum(received), *rows.shape[1:]))
     work = dist.all_to_all_single(out, rows, list(received), list(sent), group=group, async_op=True)
     assert work is not None  # as it would be for a rank outside the group
@@ -56,10 +50,9 @@ def start_all_to_all(
 def start_all_gather(
     rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None
 ) -> Pending:
-    """Send this rank's rows to all ranks; the rows of all ranks, [sum(counts), ...], come.
-
-    The library's all-gather would need equal counts. These rows are few: copies for each rank do.
-    """
+    """Send this rank's rows to all ranks; the rows of all ranks, [sum(counts), ...], come."""
+    # The library's all-gather would need equal counts.
+    # Block means are 1/64 of the keys, so copies for all ranks still are a small message.
     copies = rows.repeat(len(counts), *[1] * (rows.ndim - 1))
     return start_all_to_all(copies, [len(rows)] * len(counts), counts, group)
 
@@ -73,6 +66,7 @@ def start_pass_on(rows: Tensor, received: int, group: dist.ProcessGroup | None) 
         operations.append(dist.P2POp(dist.isend, rows, group=group, group_peer=(rank + 1) % size))
     if out.numel():
         operations.append(dist.P2POp(dist.irecv, out, group=group, group_peer=(rank - 1) % size))
+    # In one batch: a send alone may wait for its receive, and a ring of such waits never ends.
     works = dist.batch_isend_irecv(operations) if operations else []
     return Pending(out, works, rows)
 

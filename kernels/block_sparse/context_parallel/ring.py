@@ -37,14 +37,7 @@ def ring_attention(
     Returns:
         Output [B, Hq, n, D] and log-sum-exp [B, Hq, n], which costs nothing here.
     """
-    return attend_in_ring(q, k, v, select_global(q, k, mesh, rule), mesh)
-
-
-def attend_in_ring(
-    q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, mesh: Mesh
-) -> tuple[Tensor, Tensor]:
-    """Attention from an index [B, Hq, query blocks of this rank, R] over all key blocks."""
-    o, lse = _Ring.apply(q, k, v, index.indices, mesh)
+    o, lse = _Ring.apply(q, k, v, select_global(q, k, mesh, rule).indices, mesh)
     return o, lse
 
 
@@ -59,6 +52,7 @@ def select_global(q: Tensor, k: Tensor, mesh: Mesh, rule: Rule) -> BlockIndex:
     """
     first, stop = mesh.queries.block_range(mesh.rank)
     total = mesh.queries.layout.num_blocks
+    # Keys first: their means travel while those of the queries are computed.
     k_pool = mesh.keys.pool(k, mesh.rank, mesh.backend)
     coming = start_all_gather(to_rows(k_pool), mesh.keys.blocks, mesh.group)
     must_keep = narrow_kept(rule.get("must_keep"), 2, first, stop - first, total)
@@ -77,6 +71,7 @@ class _Ring(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, indices: Tensor, mesh: Mesh
     ) -> tuple[Tensor, Tensor]:
+        # Merged in float32: rounding after each of R steps would add up.
         wide = torch.promote_types(q.dtype, torch.float32)
         total: Tensor | None = None
         for k_here, v_here, pairs, _ in _steps(q, k, v, indices, mesh):
@@ -116,11 +111,14 @@ class _Ring(torch.autograd.Function):
                 dq += dq_part
                 gradient = to_rows(*share).to(wide)
             else:
+                # Sent all the same: a rank that skips a message would leave its neighbour waiting.
                 gradient = torch.zeros_like(to_rows(k_here, v_here), dtype=wide)
             if homeward is not None:
+                # Gradients of a stretch of keys follow it, one step behind, and gather shares.
                 gradient += homeward.wait()
             homeward = start_pass_on(gradient, next_tokens, mesh.group)
         assert homeward is not None
+        # After R steps the gradients of this rank's own keys have come home.
         dk, dv = (
             empty_in_order_of(x).copy_(arrived)
             for x, arrived in zip((k, v), from_rows(homeward.wait()), strict=True)
@@ -145,6 +143,7 @@ def _steps(
             rows = coming.wait()
         if step + 1 < mesh.num_ranks:
             coming = start_pass_on(rows, before, mesh.group)
+        # Every rank cuts its own lists: global numbers never travel.
         keys = mesh.keys.blocks_of(owner, q.device)
         lists, counts = lists_within(indices, *mesh.keys.block_range(owner))
         index = BlockIndex(lists, counts, max(keys.count, 1))
@@ -153,17 +152,12 @@ def _steps(
 
 
 def lists_within(indices: Tensor, first: int, stop: int) -> tuple[Tensor, Tensor]:
-    """The part of every list that lies in some stretch of key blocks.
+    """The part of every list that lies in the key blocks from ``first`` up to ``stop``.
 
-    Args:
-        indices: int32 [B, H, Nq, R], ascending, -1 in unused slots.
-        first: first block of the stretch.
-        stop: the block behind its last.
-
-    Returns:
-        Lists int32 [B, H, Nq, min(R, stop - first)], counted from ``first``, and int32 counts.
+    Lists int32 [B, H, Nq, min(R, stop - first)], counted from ``first``, and int32 counts.
     """
     width = indices.shape[-1]
+    # Lists ascend, so the part in a stretch is contiguous: a gather, no search.
     before = ((indices >= 0) & (indices < first)).sum(-1, keepdim=True)
     counts = ((indices >= first) & (indices < stop)).sum(-1, dtype=torch.int32)
     slot = torch.arange(min(width, stop - first), device=indices.device)
@@ -177,17 +171,12 @@ def merge_into(o: Tensor, lse: Tensor, part_o: Tensor, part_lse: Tensor) -> None
     With softmax weights w = exp(lse) and w' = exp(part_lse): o <- (w o + w' o') / (w + w') and
     lse <- log(w + w'), computed relative to the larger one. A query that saw no key so far, or
     sees none in this part (lse -inf, output 0), keeps the other result bit for bit.
-
-    Args:
-        o: output over the keys so far, [..., D] in float32 or float64; overwritten.
-        lse: its natural-log log-sum-exp [...] in the same type; overwritten.
-        part_o: output over other keys, [..., D].
-        part_lse: its log-sum-exp [...].
     """
     top = lse.maximum(part_lse)
     top = top.masked_fill(top == -math.inf, 0.0)  # -inf - -inf would be NaN
     weight, part_weight = (lse - top).exp(), (part_lse - top).exp()
     total = weight + part_weight
     lse.copy_(top + total.log())
+    # Neither part saw a key: 0 / 0 would be NaN, and 0 is right.
     total = total.masked_fill(total == 0, 1.0)
     o.mul_((weight / total)[..., None]).add_(part_o * (part_weight / total)[..., None])

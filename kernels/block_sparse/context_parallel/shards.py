@@ -31,16 +31,6 @@ class BlockShards:
     blocks: tuple[int, ...]
     """Blocks of every rank."""
 
-    def __post_init__(self) -> None:
-        total = self.layout.num_blocks
-        if not self.blocks or min(self.blocks) < 0 or sum(self.blocks) != total:
-            raise UserError(
-                "the blocks of the ranks do not make up the layout",
-                received=f"{list(self.blocks)}, in all {sum(self.blocks)}",
-                expected=f"numbers of at least 0 with the sum {total}",
-                remedy="leave them out for an even split",
-            )
-
     @classmethod
     def of(
         cls, layout: BlockLayout, num_ranks: int, blocks: Sequence[int] | None = None
@@ -49,11 +39,11 @@ class BlockShards:
         if blocks is None:
             bounds = [layout.num_blocks * rank // num_ranks for rank in range(num_ranks + 1)]
             blocks = [b - a for a, b in itertools.pairwise(bounds)]
-        if len(blocks) != num_ranks:
+        if len(blocks) != num_ranks or min(blocks) < 0 or sum(blocks) != layout.num_blocks:
             raise UserError(
-                "the numbers of blocks are for another number of ranks",
-                received=f"{len(blocks)} numbers of blocks",
-                expected=f"one for each of the {num_ranks} ranks",
+                "the blocks of the ranks do not make up the layout",
+                received=f"{list(blocks)}, in all {sum(blocks)}",
+                expected=f"{num_ranks} numbers of at least 0 with the sum {layout.num_blocks}",
                 remedy="leave them out for an even split",
             )
         return cls(layout, tuple(blocks))
@@ -118,15 +108,11 @@ class Mesh:
 def narrow_kept(
     must_keep: Tensor | BlockIndex | None, dim: int, first: int, count: int, total: int
 ) -> Tensor | BlockIndex | None:
-    """The part of ``must_keep`` [B, H, Nq, Nk] for some of the heads or query blocks.
+    """The part of ``must_keep`` [B, H, Nq, Nk] from ``first`` on, ``count`` of ``total``.
 
-    Args:
-        must_keep: blocks that are always selected; leading axes of a mask may be missing.
-        dim: 1 for heads, 2 for query blocks.
-        first: where the part begins.
-        count: its length.
-        total: length of the axis.
+    ``dim`` is 1 for heads, 2 for query blocks; leading axes of a mask may be missing.
     """
+    # A mask without that axis, or with one head for all, serves every rank as it is.
     if must_keep is None or (isinstance(must_keep, Tensor) and must_keep.ndim < 4 - dim):
         return must_keep
     if isinstance(must_keep, BlockIndex):
@@ -135,6 +121,7 @@ def narrow_kept(
         length = must_keep.shape[dim - 4]
     if dim == 1 and length == 1:
         return must_keep
+    # narrow would take the wrong part of a shorter axis, and its shape would look right.
     if length != total:
         raise UserError(
             "must_keep does not fit all ranks' blocks or heads",

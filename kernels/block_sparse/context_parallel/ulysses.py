@@ -30,6 +30,7 @@ def ulysses_attention(
     Returns:
         Output [B, Hq, n, D], and the log-sum-exp [B, Hq, n] if asked for: it has to travel too.
     """
+    # Heads are independent, so the bits are those of one device: nothing has to be merged.
     ranks, heads = mesh.num_ranks, q.shape[1]
     if heads % ranks or k.shape[1] % ranks:
         raise UserError(
@@ -45,6 +46,7 @@ def ulysses_attention(
     k_all = _ToHeads.apply(k, coming.pop(0), keys, mesh)
     mine = heads // ranks
     must_keep = narrow_kept(rule.get("must_keep"), 1, mesh.rank * mine, mine, heads)
+    # Blocks to keep are given for all heads; this rank selects for its own only.
     own: Rule = {**rule, "must_keep": must_keep}
     scale, backend, layouts = mesh.scale, mesh.backend, (queries.layout, keys.layout)
     index = select_blocks(q_all, k_all, *layouts, scale=scale, backend=backend, **own)
@@ -56,6 +58,7 @@ def ulysses_attention(
     o = _ToTokens.apply(o_all, q.detach(), queries, mesh)
     if not return_lse:
         return o, None
+    # Sent as values of a head of size 1: the same transfer serves.
     like = lse_all.new_empty((*q.shape[:3], 1))
     return o, _ToTokens.apply(lse_all[..., None], like, queries, mesh)[..., 0]
 
@@ -71,6 +74,7 @@ class _ToHeads(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        # What went to the heads comes back: the gradient of one transfer is the other one.
         room = grads[0].new_empty(ctx.shape)
         return _to_tokens(grads[0], room, ctx.shards, ctx.mesh), None, None, None
 
@@ -101,6 +105,7 @@ def _start_to_heads(x: Tensor, shards: BlockShards, mesh: Mesh) -> Pending:
 def _to_tokens(x: Tensor, room: Tensor, shards: BlockShards, mesh: Mesh) -> Tensor:
     """Send every rank its tokens of [B, H / ranks, N, D]; fills ``room`` [B, H, n, D]."""
     ranks, here = mesh.num_ranks, room.shape[2]
+    # Tokens first: what one rank gets is then one piece of memory.
     rows = x.permute(2, 0, 1, 3).contiguous()
     coming = start_all_to_all(rows, shards.tokens, [here] * ranks, mesh.group)
     parts = coming.wait().unflatten(0, (ranks, here)).permute(2, 0, 3, 1, 4)

@@ -85,6 +85,7 @@ def forward_kernel(
     out = token_of(head_of(o, batch, head, o_strides), first, o_strides[2])
     lse_out = lse + ((batch * num_heads + head).to(gl.int64) * num_tokens + first)
     lse_row = gl.arange(0, 64, rows)
+    # Nothing is allocated for a row without keys; its results still have to be written.
     if count <= 0:
         store_rows(out, gl.zeros([64, D], dtype, memory), size, o_strides[2], 64, D, memory)
         empty = gl.full([64], float("-inf"), gl.float32, rows)
@@ -100,6 +101,7 @@ def forward_kernel(
         mbarrier.init(q_ready, count=1)
         mbarrier.expect(q_ready, q_box.block_type.nbytes)
         async_load(q_box, [batch, head, first, 0], q_ready, q_buffer)
+        # Whole blocks first, then grains: one loop for both would hold the registers of either.
         whole = gl.load(whole_counts + row) if RAGGED_K else count
         top = gl.full([64], float("-inf"), gl.float32, rows)
         total = gl.zeros([64], gl.float32, rows)
@@ -120,6 +122,7 @@ def forward_kernel(
                     v_tile, k_offsets, gl.load(blocks + entry), scale_log2, D,
                 )  # fmt: skip
         share = gl.convert_layout(1.0 / total, gl.SliceLayout(1, output))
+        # Through shared memory, where queries have served: rows leave in 16-byte pieces.
         q_tile.store((acc * gl.expand_dims(share, 1)).to(dtype))
         natural = (top + gl.log2(total)) * 0.6931471805599453
         gl.store(lse_out + lse_row, natural, mask=lse_row < size)
@@ -181,6 +184,7 @@ def add_whole_tiles(
         tile = tile_after(tile, n)
         behind = tile_start(blocks, tile, n, k_offsets, TILES_K, RAGGED_K)
         s = warpgroup_mma_wait(0, deps=[s])
+        # Keys are free once their product is done, long before the values of this tile.
         mbarrier.expect(k_ready, size, pred=more)
         async_load(k_box, [batch, head, following, 0], k_ready, k_buffer, pred=more)
         highest = gl.max(s, 1) * scale_log2

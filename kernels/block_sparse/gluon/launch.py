@@ -35,8 +35,10 @@ def obstacle(pairs: BlockPairs, q: Tensor, *others: Tensor) -> str:
     sizes = pairs.queries.largest, pairs.keys.largest
     if q.dtype not in (torch.bfloat16, torch.float16) or q.shape[-1] not in (64, 128):
         return f"{q.dtype}, head size {q.shape[-1]}"
+    # A warpgroup multiplies 64 rows: a tile over two small blocks would mix their lists.
     if any(size % BOX_ROWS for size in sizes):
         return f"blocks of {sizes[0]} queries and {sizes[1]} keys"
+    # Rows of log-sum-exp are numbered with 32 bits.
     if q.shape[:3].numel() >= 2**31:
         return f"{q.shape[:3].numel()} queries in all heads"
     if not all(in_reach_of_tma(x) for x in (q, *others)):
@@ -158,6 +160,7 @@ def backward(
 def _lists(pairs: BlockPairs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Lists, their lengths, the numbers of whole blocks that they start with, and the order."""
     counts, order = pairs.index.counts, work_order(pairs.index)
+    # The reordering costs a kernel, so only ragged grids pay for it.
     if not pairs.keys.ragged(BOX_ROWS):
         return contiguous(pairs.index), counts, counts, order
     lists, wholes = wholes_first(pairs)
@@ -166,6 +169,7 @@ def _lists(pairs: BlockPairs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
 
 def _side_by_side(device: torch.device, per_processor: int) -> int:
     """Programs that a GPU runs at a time; ``walk_entry`` says what for."""
+    # Asked and not assumed to be 132: parts of a GPU have fewer.
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     return int(per_processor * processors)
 

@@ -89,6 +89,8 @@ def query_gradient_kernel(
         v_tiles = gl.allocate_shared_memory(dtype, [2, 1, 1, 64, D], v_box.layout)
         q_start = token_of(head_of(q, batch, head, q_strides), first, q_strides[2])
         do_start = token_of(head_of(do, batch, head, do_strides), first, do_strides[2])
+        # In registers: left factors of every tile, they would be read from shared memory each
+        # time otherwise.
         query = load_rows(q_start, size, q_strides[2], 64, D, factor_layout(64))
         d_out = load_rows(do_start, size, do_strides[2], 64, D, factor_layout(64))
         at = (batch * num_heads + head).to(gl.int64) * num_tokens + first

@@ -110,6 +110,7 @@ def tile_start(blocks, tile, n, offsets, TILES: gl.constexpr, RAGGED: gl.constex
 
     With RAGGED shorter blocks may lie between whole ones, and ``offsets`` tells where these start.
     """
+    # Masked: a list may be empty, and what lies behind it may be no block.
     block = gl.load(blocks + tile // TILES, mask=n > 0, other=0)
     start = gl.load(offsets + block) if RAGGED else block * (64 * TILES)
     return start + tile % TILES * 64

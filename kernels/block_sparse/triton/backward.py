@@ -37,6 +37,7 @@ def delta_kernel(
     batch = tl.program_id(1) // num_heads
     first = tl.program_id(0) * ROWS
     size = num_tokens - first
+    # Once for both kernels: each would read o and dO again to find the same sums.
     out = load_tile(o, batch, head, first, size, o_strides, ROWS, D, False).to(tl.float32)
     d_out = load_tile(do, batch, head, first, size, do_strides, ROWS, D, False).to(tl.float32)
     result = tl.sum(out * d_out, 1)
@@ -110,6 +111,7 @@ def query_gradient_kernel(
         key = load_tile(k, batch, key_head, k_first, k_size, k_strides, TILE_K, D, TMA)
         s = tl.dot(query, key.T, input_precision=PRECISION)
         p = tl.exp2(s * scale_log2 - row_lse[:, None])
+        # Keys past the end are zero, but exp(0 - lse) may overflow.
         if RAGGED_K:
             p = tl.where(column < k_size, p, 0.0)
         value = load_tile(v, batch, key_head, k_first, k_size, v_strides, TILE_K, D, TMA)
@@ -171,14 +173,17 @@ def key_gradient_kernel(
     first, size = locate(k_offsets, block, tile % TILES_K, TILE_K, TILES_K, RAGGED_K)
     key = load_tile(k, batch, key_head, first, size, k_strides, TILE_K, D, TMA)
     value = load_tile(v, batch, key_head, first, size, v_strides, TILE_K, D, TMA)
+    # Both at once: they share P, and Q and dO are read a single time.
     dk_acc = tl.zeros([TILE_K, D], tl.float32)
     dv_acc = tl.zeros([TILE_K, D], tl.float32)
     at = tl.arange(0, TILE_Q)
     group = num_heads // num_key_heads
+    # Heads that share keys are added by one program: atomics would end the equality of two runs.
     for member in range(0, group):
         head = key_head * group + member
         head_row = (batch * num_heads + head).to(tl.int64)
         pointer = row_pointers + head_row * (num_blocks + 1) + block
+        # Lists per key block have one array a head with row pointers: their lengths differ widely.
         begin = tl.load(pointer)
         count = (tl.load(pointer + 1) - begin) * TILES_Q
         blocks = query_blocks + head_row * list_size + begin

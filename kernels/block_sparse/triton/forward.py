@@ -56,6 +56,7 @@ def forward_kernel(
         num_blocks, TILE_Q, TILES_Q, TILES_K, RAGGED_Q, ORDERED,
     )  # fmt: skip
     query = load_tile(q, batch, head, first, size, q_strides, TILE_Q, D, TMA)
+    # The running softmax: scores of all keys are never in memory together.
     top = tl.full([TILE_Q], float("-inf"), tl.float32)
     total = tl.zeros([TILE_Q], tl.float32)
     acc = tl.zeros([TILE_Q, D], tl.float32)
@@ -66,9 +67,11 @@ def forward_kernel(
         key = load_tile(k, batch, key_head, k_first, k_size, k_strides, TILE_K, D, TMA)
         # Scaled here and in float32: scaled keys would be rounded, and disagree with the backward.
         s = tl.dot(query, key.T, input_precision=PRECISION) * scale_log2
+        # Keys past the end are zero, whose score 0 may well be the largest.
         if RAGGED_K:
             s = tl.where(column < k_size, s, float("-inf"))
         new_top = tl.maximum(top, tl.max(s, 1))
+        # Powers of two are one instruction; the factor log2(e) is in the scale.
         p = tl.exp2(s - new_top[:, None])
         shrink = tl.exp2(top - new_top)
         total = total * shrink + tl.sum(p, 1)

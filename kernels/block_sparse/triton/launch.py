@@ -44,6 +44,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`reference.forward`; tensors of any strides with a contiguous last axis."""
     o, lse = empty_outputs(q)
+    # One program a tile of queries, not a persistent one: lists of unequal length balance alone.
     options, inputs = _options(pairs, q, k, v)
     lists, counts, order = contiguous(pairs.index), pairs.index.counts, work_order(pairs.index)
     forward_kernel[(counts.numel() * options["TILES_Q"],)](
@@ -172,6 +173,7 @@ def in_reach_of_tma(x: Tensor) -> bool:
 def box(kind: Any, x: Tensor, *layout: Any) -> Any:
     """TMA descriptor of tiles [1, 1, 64, D] of ``x`` [B, H, N, D]."""
     dim = x.shape[-1]
+    # PyTorch leaves the stride of an axis of size 1 undefined; a descriptor has to be right.
     axes = zip(x.shape[:3], x.stride()[:3], strict=True)
     steps = [stride if size > 1 else dim for size, stride in axes]
     return kind(x, list(x.shape), [*steps, 1], [1, 1, BOX_ROWS, dim], *layout)
@@ -182,10 +184,12 @@ def _options(pairs: BlockPairs, *tensors: Tensor) -> tuple[dict[str, Any], list[
     q = tensors[0]
     launch = LAUNCHES[q.element_size()]
     tile_q, tile_k = (
+        # A product takes at least 16 rows; small blocks waste the rest.
         max(16, min(launch.tile, triton.next_power_of_2(blocks.largest)))
         for blocks in (pairs.queries, pairs.keys)
     )
     ragged_q, ragged_k = pairs.queries.ragged(tile_q), pairs.keys.ragged(tile_k)
+    # Boxes have no masks: one ragged side is enough for pointers everywhere.
     boxes = (
         has_tma(q.device)
         and tile_q == tile_k == BOX_ROWS
@@ -201,6 +205,7 @@ def _options(pairs: BlockPairs, *tensors: Tensor) -> tuple[dict[str, Any], list[
         "RAGGED_Q": ragged_q,
         "RAGGED_K": ragged_k,
         "TMA": boxes,
+        # TF32 would take 13 of the 23 bits of a float32's fraction without a word.
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
         "STAGES": launch.stages,
         "num_warps": launch.warps,

@@ -52,9 +52,11 @@ def key_lists(pairs: BlockPairs, key_heads: int, *, split: bool) -> KeyLists:
         WORDS=triton.next_power_of_2(words),
         num_warps=1,
     )
+    # Counted in the bits and not with atomics in the lists: one pass more, in a fixed order.
     lengths = counts.new_empty((batch, heads, num_keys))
     grid = (words, batch * heads)
     _lengths_kernel[grid](bits, lengths, num_queries, num_keys, CHUNK=CHUNK, num_warps=4)
+    # Lists of one head lie back to back: room for the longest one each would be Nq x Nk.
     row_pointers = counts.new_zeros((batch, heads, num_keys + 1))
     torch.cumsum(lengths, -1, dtype=torch.int32, out=row_pointers[..., 1:])
     query_blocks = counts.new_empty((batch, heads, num_queries * width))
@@ -78,16 +80,15 @@ def key_lists(pairs: BlockPairs, key_heads: int, *, split: bool) -> KeyLists:
         row_pointers=row_pointers,
         query_blocks=query_blocks,
         wholes=wholes if split else None,
+        # Lists per key block always vary, even where every query block lists equally many.
         order=longest_first(lengths.unflatten(1, (key_heads, -1)).sum(2)),
     )
 
 
 def wholes_first(pairs: BlockPairs) -> tuple[Tensor, Tensor]:
-    """Lists that start with their whole key blocks; both parts keep their order.
+    """Lists [B, H, Nq, R] that start with their whole key blocks, and the numbers of those.
 
-    Returns:
-        int32 lists [B, H, Nq, R], undefined past their count, and numbers of whole blocks
-        [B, H, Nq].
+    Both parts keep their order; what follows the count of a list is undefined.
     """
     indices, counts = contiguous(pairs.index), pairs.index.counts
     batch, heads, num_queries, width = indices.shape
@@ -125,16 +126,13 @@ def work_order(index: BlockIndex) -> Tensor | None:
 def longest_first(lengths: Tensor) -> Tensor:
     """Order of work in which long lists do not come last and keep the GPU waiting.
 
-    Lists of more than 2, 4, 8, ... times the mean length come first. Lists of one class keep their
-    order, because neighbours read the same keys from the cache.
-
-    Args:
-        lengths: int32, any shape.
-
-    Returns:
-        int32 [number of lists]: positions in ``lengths``.
+    Positions in ``lengths``, int32 [number of lists]: those of more than 2, 4, 8, ... times the
+    mean length come first.
     """
+    # Not a plain sort: lists of one class keep their order, because neighbours read the same keys
+    # from the cache.
     lengths = lengths.flatten().float()
+    # No synchronisation: the mean stays on the device.
     classes = (lengths / lengths.mean().clamp(min=1.0)).clamp(min=1.0).log2().to(torch.uint8)
     return classes.sort(descending=True, stable=True).indices.int()
 

@@ -72,10 +72,12 @@ def select(
     counts = torch.empty((batch, heads, num_queries), dtype=torch.int32, device=q_pool.device)
     rows = batch * heads
     step = max(1, min(rows, SCORE_BYTES // (4 * num_queries * num_keys)))
+    # A last group of few heads would leave most of the GPU idle.
     step = triton.cdiv(rows, triton.cdiv(rows, step))  # groups of equal size
     scores = q_pool.new_empty((step, num_queries, num_keys))
     num_words = triton.cdiv(num_keys, 32)
     words = counts.new_empty((step, num_queries, num_words))
+    # Split once and not in every tile: a mean enters the scores of all blocks of the other side.
     q_halves, q_scales = _split(q_pool)
     k_halves, k_scales = _split(k_pool)
     kept_strides: tuple[int, ...] = (0, 0, 0)
@@ -140,14 +142,10 @@ def select(
 
 
 def _split(means: Tensor) -> tuple[Tensor, Tensor]:
-    """Means as sums of two float16 numbers.
+    """Means [B, H, Nblk, D] as sums of two float16 numbers [B, H, Nblk, 2, D].
 
-    Args:
-        means: float32 [B, H, Nblk, D], contiguous.
-
-    Returns:
-        float16 [B, H, Nblk, 2, D], and float32 [B, H, Nblk]: powers of two that the sums are to be
-        multiplied by, NaN for means that are not finite.
+    The second result, [B, H, Nblk], is the power of two by which the sums are to be multiplied, NaN
+    for means that are not finite.
     """
     *shape, dim = means.shape
     halves = means.new_empty((*shape, 2, dim), dtype=torch.float16)

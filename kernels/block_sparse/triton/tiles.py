@@ -21,6 +21,7 @@ def load_tile(
     TMA: tl.constexpr,
 ):
     """Tokens [first, first + size) of one head as [ROWS, D]; rows from ``size`` on are zero."""
+    # A choice at compile time: both branches would cost registers.
     if TMA:
         return tensor.load([batch, head, first, 0]).reshape(ROWS, D)
     else:
@@ -45,6 +46,7 @@ def store_tile(
     """Write the first ``size`` rows of ``x`` [ROWS, D] to the tokens from ``first`` on."""
     row = tl.arange(0, ROWS)[:, None]
     at = batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
+    # In 64 bits: three clips of 32 heads of 184,320 tokens of 128 have more than 2^31 elements.
     at += (first + row).to(tl.int64) * strides[2]
     tl.store(tensor + at + tl.arange(0, D)[None, :], x.to(tensor.dtype.element_ty), mask=row < size)
 
@@ -52,6 +54,7 @@ def store_tile(
 @triton.jit
 def locate(offsets, block, part, TILE: tl.constexpr, TILES: tl.constexpr, RAGGED: tl.constexpr):
     """First token and number of tokens (<= 0 for none) of one tile of a block."""
+    # Whole blocks need no loads of offsets, which the addresses of keys would wait for.
     if RAGGED:
         first = tl.load(offsets + block) + part * TILE
         size = tl.minimum(tl.load(offsets + block + 1) - first, TILE)
@@ -84,6 +87,8 @@ def query_tile(
         Batch, head, head of the keys, the list of key blocks and the number of its tiles, first
         token, number of tokens.
     """
+    # Neighbours in the grid are neighbours in the clip and list mostly the same keys, which the
+    # cache then holds.
     tile = tl.program_id(0)
     row = tile // TILES
     if ORDERED:

@@ -367,7 +367,6 @@ CASES = {
     "ragged keys": ((4, 4, 4), (6, 7, 5), (4, 4, 4), 64, (1, 1), False),
     "ragged queries": ((5, 6, 7), (4, 4, 8), (4, 4, 4), 64, (2, 1), True),
     "whole blocks behind shorter ones": ((8, 5, 9), (8, 5, 9), (4, 4, 4), 64, (2, 1), False),
-    "ragged blocks of 128": ((4, 4, 12), (3, 4, 20), (4, 4, 8), 64, (1, 1), False),
     "whole blocks of 128 behind shorter ones": (
         (8, 5, 8),
         (8, 4, 12),

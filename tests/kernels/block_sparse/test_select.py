@@ -26,9 +26,7 @@ from longtake.kernels.block_sparse.select import (
 from longtake.runtime.errors import UserError
 
 RULES: list[dict[str, Any]] = [
-    {"topk": 1},
     {"topk": 5},
-    {"cdf_p": 0.5},
     {"cdf_p": 0.95},
     {"topk": 6, "cdf_p": 0.6},
     {"cdf_p": 0.2, "min_blocks": 4},
@@ -96,8 +94,7 @@ def test_lists_are_as_long_as_the_rule_needs() -> None:
     assert select_from_pooled(q, k, cdf_p=0.5, max_blocks=7).indices.shape[-1] == 7
 
 
-@pytest.mark.parametrize("std", [1.0, 16.0])
-@pytest.mark.parametrize("p", [0.3, 0.999])
+@pytest.mark.parametrize(("p", "std"), [(0.3, 1.0), (0.999, 16.0)])
 def test_mass_is_reached_and_no_block_too_many(p: float, std: float) -> None:
     q, k = pooled(5, std, torch.float32)
     index = select_from_pooled(q, k, cdf_p=p)
@@ -120,9 +117,10 @@ def test_ties_go_to_the_lower_block() -> None:
     assert chosen(half, (0, 0, 0)) == [0, 1]
 
 
-@pytest.mark.parametrize("as_index", [True, False])
-@pytest.mark.parametrize("shape", [(9, 13), (2, 1, 9, 13)])
-@pytest.mark.parametrize("rule", [{"topk": 4}, {"cdf_p": 0.6}])
+@pytest.mark.parametrize(
+    ("rule", "shape", "as_index"),
+    [({"topk": 4}, (9, 13), True), ({"cdf_p": 0.6}, (2, 1, 9, 13), False)],
+)
 def test_blocks_to_keep_come_first_and_count(
     rule: dict[str, Any], shape: tuple[int, ...], as_index: bool
 ) -> None:
@@ -153,23 +151,6 @@ def test_lists_to_keep_bound_the_width_and_masks_do_not() -> None:
     assert select_from_pooled(q, k, cdf_p=0.9, must_keep=lists, max_blocks=4).counts.max() <= 4
     with pytest.raises(UserError, match="could cut blocks"):
         select_from_pooled(q, k, topk=3, must_keep=keep, max_blocks=4)
-
-
-def test_max_blocks_keeps_the_best() -> None:
-    q, k = pooled(3)
-    index = select_from_pooled(q, k, cdf_p=1.0, max_blocks=4)
-    for row, scores in rows(q, k):
-        assert chosen(index, row) == sorted(ranking(scores)[:4])
-
-
-def test_scale_matters_to_mass_only() -> None:
-    q, k = pooled(2)
-    assert torch.equal(
-        select_from_pooled(q, k, topk=4, scale=9.0).indices,
-        select_from_pooled(q, k, topk=4).indices,
-    )
-    sharp, flat = (select_from_pooled(q, k, cdf_p=0.9, scale=s).counts for s in (3.0, 0.01))
-    assert (sharp < flat).all() and (flat >= 12).all()
 
 
 def test_a_nan_is_selected_not_hidden() -> None:
@@ -247,28 +228,6 @@ def test_means_of_every_block(layout: BlockLayout, heads_first: bool) -> None:
         assert torch.allclose(mean, expected, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[:2])
-def test_half_precision_is_summed_in_float32(layout: BlockLayout) -> None:
-    x = (torch.randn(1, 2, layout.num_tokens, 8) + 30).bfloat16()
-    pooled = pool_blocks(x, layout)
-    assert pooled.dtype == torch.float32
-    # In bfloat16 the sum of 64 values near 30 would be off by several units.
-    assert (pooled.double() - pool_blocks(x.double(), layout)).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_block_never_sees_its_neighbours(layout: BlockLayout) -> None:
-    x = torch.randn(1, 1, layout.num_tokens, 2)
-    clean = pool_blocks(x, layout)
-    ends = layout.offsets().tolist()
-    poisoned = layout.num_blocks - 2
-    x[:, :, ends[poisoned] : ends[poisoned + 1]] = torch.nan
-    found = pool_blocks(x, layout)
-    rest = torch.arange(layout.num_blocks) != poisoned
-    assert found[:, :, poisoned].isnan().all()
-    assert torch.equal(found[:, :, rest], clean[:, :, rest])
-
-
 MASK_QUERIES = BlockLayout((4, 9, 10), (2, 4, 4))  # 2 x 3 x 3 blocks
 MASK_KEYS = BlockLayout((7, 11, 12), (2, 4, 4))  # 4 x 3 x 3 blocks
 
@@ -289,28 +248,6 @@ def test_patterns_block_by_block(start: int) -> None:
             assert sink[i, j] == (u < 3)
 
 
-def test_segments_count_as_time_blocks() -> None:
-    keys = BlockLayout((7, 4, 4), (4, 4, 4), segments=(1, 6))
-    assert (
-        first_frames(MASK_QUERIES, keys).tolist()
-        == [[True, False, False]] * MASK_QUERIES.num_blocks
-    )
-
-
-def test_a_window_of_everything_is_dense() -> None:
-    assert local_window(MASK_QUERIES, MASK_KEYS, (9, 9, 9)).all()
-    assert torch.equal(
-        local_window(MASK_KEYS, MASK_KEYS, (0, 0, 0)), torch.eye(36, dtype=torch.bool)
-    )
-
-
-def test_wrong_patterns_are_explained() -> None:
-    other = BlockLayout((4, 9, 13), (2, 4, 4))
-    for pattern in (space_and_time, lambda q, k: local_window(q, k, (1, 1, 1))):
-        with pytest.raises(UserError, match="one grid"):
-            pattern(MASK_QUERIES, other)
-
-
 def test_the_ops_are_registered_properly() -> None:
     for layout in LAYOUTS[1], LAYOUTS[4]:
         x = torch.randn(2, layout.num_tokens, 3, 4).bfloat16().transpose(1, 2)
@@ -327,19 +264,13 @@ def test_the_ops_are_registered_properly() -> None:
         ({}, "no rule"),
         ({"topk": 3, "sparsity": 0.5}, "not a number of key blocks"),
         ({"topk": 2.0}, "not a number of key blocks"),
-        ({"topk": True}, "not a number of key blocks"),
         ({"sparsity": 1.0}, "not a number of key blocks"),
-        ({"sparsity": -0.1}, "not a number of key blocks"),
         ({"cdf_p": 0.0}, "out of range"),
-        ({"cdf_p": 1.1}, "out of range"),
         ({"topk": 3, "max_blocks": 2}, "out of range"),
         ({"topk": 3, "min_blocks": -1}, "out of range"),
         ({"topk": 3, "must_keep": torch.ones(9, 12, dtype=torch.bool)}, "must_keep"),
-        ({"topk": 3, "must_keep": torch.ones(3, 9, 13, dtype=torch.bool)}, "must_keep"),
-        ({"topk": 3, "must_keep": [[True]]}, "must_keep"),
         ({"topk": 3, "must_keep": torch.ones(9, 13, dtype=torch.bool, device="meta")}, "on meta"),
         ({"topk": 3, "backend": "cuda"}, "cuda on cpu"),
-        ({"topk": 3, "scale": 0.0}, "positive"),
     ],
 )
 def test_wrong_rules_are_explained(rule: dict[str, Any], word: str) -> None:
@@ -348,10 +279,7 @@ def test_wrong_rules_are_explained(rule: dict[str, Any], word: str) -> None:
         select_from_pooled(q, k, **rule)
 
 
-def test_what_does_not_fit_is_explained() -> None:
+def test_unknown_options_are_refused() -> None:
     q, k = pooled(0)
-    for wrong in (k.float(), k[..., :4], k[:1], k[:, :1].expand(-1, 3, -1, -1), k[0]):
-        with pytest.raises(UserError, match="do not fit"):
-            select_from_pooled(q, wrong, topk=2)
     with pytest.raises(TypeError, match="top_k"):
         select_from_pooled(q, k, top_k=2)  # type: ignore[call-arg]

@@ -30,7 +30,7 @@ def build_case(
     device: str = "cpu",
     **options: Any,
 ) -> Case:
-    """Random tensors of all tokens in block order; ``index`` replaces the selection."""
+    """Random tensors of all tokens in block order."""
     layout_k = layout_k or layout_q
     g = torch.Generator().manual_seed(seed)
 
@@ -45,8 +45,6 @@ def build_case(
     case |= {"v": draw(heads[1], layout_k), "do": draw(heads[0], layout_q)}
     wide = torch.promote_types(dtype, torch.float32)
     case["dlse"] = torch.randn((batch, heads[0], layout_q.num_tokens), generator=g).to(wide)
-    if "index" in options:
-        case["index"] = options.pop("index")
     return case
 
 
@@ -86,12 +84,10 @@ def run_alone(case: Case, dtype: torch.dtype | None = None) -> dict[str, Tensor]
     heads_first = options.pop("heads_first", True)
     rule = {name: x for name, x in options.items() if not name.startswith("blocks_")}
     layouts = case["layout_q"], case["layout_k"]
-    index = case.get("index")
-    if index is None:
-        # From the tensors in their own type: rounding must not change the selection.
-        whole = [case[name].to(case["device"]) for name in "qk"]
-        q_heads, k_heads = whole if heads_first else [x.transpose(1, 2) for x in whole]
-        index = select_blocks(q_heads, k_heads, *layouts, **rule).to(device)
+    # From the tensors in their own type: rounding must not change the selection.
+    whole = [case[name].to(case["device"]) for name in "qk"]
+    q_heads, k_heads = whole if heads_first else [x.transpose(1, 2) for x in whole]
+    index = select_blocks(q_heads, k_heads, *layouts, **rule).to(device)
     o, lse = attention_from_index(
         q,
         k,

@@ -14,48 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from longtake.kernels.block_sparse import BlockIndex
 from longtake.kernels.block_sparse.context_parallel import BlockShards, context_parallel_attention
-from longtake.kernels.block_sparse.context_parallel.ring import attend_in_ring
-from longtake.kernels.block_sparse.context_parallel.shards import Mesh
 from longtake.runtime.errors import UserError
 
 
 def shards(case: dict[str, Any], name: str) -> BlockShards:
     blocks = case["options"].get(f"blocks_{name}")
     return BlockShards.of(case[f"layout_{name}"], case["ranks"], blocks)
-
-
-def attend(
-    case: dict[str, Any], local: dict[str, Tensor], group: dist.ProcessGroup
-) -> tuple[Tensor, Tensor]:
-    q, k, v = local["q"], local["k"], local["v"]
-    if "index" in case:
-        mesh = Mesh(
-            group=group,
-            rank=dist.get_rank(group),
-            queries=shards(case, "q"),
-            keys=shards(case, "k"),
-            scale=q.shape[-1] ** -0.5,
-            backend="auto",
-        )
-        first, stop = mesh.queries.block_range(mesh.rank)
-        index = case["index"]
-        rows = index.indices[:, :, first:stop], index.counts[:, :, first:stop]
-        return attend_in_ring(q, k, v, BlockIndex(*rows, index.num_key_blocks), mesh)
-    result = context_parallel_attention(
-        q,
-        k,
-        v,
-        layout_q=case["layout_q"],
-        layout_k=case["layout_k"],
-        mode=case["mode"],
-        group=group,
-        return_lse=True,
-        **case["options"],
-    )
-    assert isinstance(result, tuple)
-    return result
 
 
 def run_case(case: dict[str, Any], group: dist.ProcessGroup) -> dict[str, Tensor] | str:
@@ -86,7 +51,17 @@ def local_tensors(case: dict[str, Any], rank: int) -> dict[str, Tensor]:
 def step(
     case: dict[str, Any], local: dict[str, Tensor], group: dist.ProcessGroup
 ) -> dict[str, Tensor]:
-    o, lse = attend(case, local, group)
+    result = context_parallel_attention(
+        *(local[name] for name in "qkv"),
+        layout_q=case["layout_q"],
+        layout_k=case["layout_k"],
+        mode=case["mode"],
+        group=group,
+        return_lse=True,
+        **case["options"],
+    )
+    assert isinstance(result, tuple)
+    o, lse = result
     # A query without keys has log-sum-exp -inf, which no loss may read.
     loss = (o * local["do"]).sum() + (lse.nan_to_num(neginf=0.0) * local["dlse"]).sum()
     dq, dk, dv = torch.autograd.grad(loss, [local[name] for name in "qkv"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtake.kernels.block_sparse import BlockIndex, BlockLayout
+from longtake.kernels.block_sparse import BlockLayout
 
 Case = dict[str, Any]
 MODES = ("ulysses", "ring")
@@ -21,15 +21,6 @@ UNEVEN = {  # of 12 blocks; some ranks own no queries, others no keys
 }
 KEPT = torch.rand((12, 18, 18), generator=torch.Generator().manual_seed(5)) < 0.1
 ORDINARY = [f"{kind}-{ranks}" for kind in ("ragged", "cross") for ranks in (2, 3, 4)]
-
-
-def sparse_index() -> BlockIndex:
-    """Lists with all keys on one rank, far away, and rows without any key."""
-    mask = torch.rand((1, 12, 18, 18), generator=torch.Generator().manual_seed(6)) < 0.15
-    mask[:, :, ::3] = False
-    mask[:, 1, :, 4:] = False
-    mask[:, 2] = False
-    return BlockIndex.from_dense_mask(mask).expand(2, 12)
 
 
 def all_cases(make: Callable[..., Case]) -> list[Case]:
@@ -62,12 +53,8 @@ def all_cases(make: Callable[..., Case]) -> list[Case]:
         cases.append(make(f"bf16-{mode}", mode=mode, ranks=4, **bf16))
         odd = {"layout_q": SHORT, "heads": (10, 5), "topk": 3, "batch": 1}
         cases.append(make(f"odd-{mode}", mode=mode, ranks=4, **odd))
-    by_hand = {"layout_q": RAGGED, "index": sparse_index()}
-    cases.append(make("by-hand-ring", mode="ring", ranks=4, **by_hand))
     no_rule = {"layout_q": SHORT, "blocks_q": [12, 0], "blocks_k": [6, 6]}
     cases.append(make("no-rule-ring", mode="ring", ranks=2, **no_rule))
-    unlike = make("unlike-ring", mode="ring", ranks=2, layout_q=SHORT, topk=1)
-    cases.append(unlike | {"q": unlike["q"][..., :4]})
     return cases
 
 
@@ -94,20 +81,11 @@ def test_ulysses_is_bitwise_one_rank(name: str, results: Results, alone: Alone) 
         assert torch.equal(found[key], value), key
 
 
-@pytest.mark.parametrize("name", [*ORDINARY, "kept", "odd", "by-hand"])
+@pytest.mark.parametrize("name", [*ORDINARY, "kept", "odd"])
 def test_the_merged_ring_equals_one_rank(name: str, results: Results, alone: Alone) -> None:
     case, found = results[f"{name}-ring"]
     for key, value in alone(case).items():
         torch.testing.assert_close(found[key], value, rtol=0, atol=1e-12, msg=key)
-
-
-def test_queries_without_keys_get_nothing(results: Results) -> None:
-    case, found = results["by-hand-ring"]
-    tokens = case["layout_q"].offsets().diff().long()
-    empty = (case["index"].counts == 0).repeat_interleave(tokens, dim=-1)
-    assert empty.any() and not empty.all()
-    assert (found["lse"][empty] == -torch.inf).all() and (found["lse"][~empty] > -torch.inf).all()
-    assert not found["o"][empty].any() and not found["dq"][empty].any()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -130,10 +108,7 @@ def test_ulysses_refuses_heads_that_the_ranks_do_not_divide(results: Results) ->
         assert 'mode="ring"' in error
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("unlike", "do not fit together"), ("no-rule", "no rule for the block")]
-)
-def test_wrong_input_is_refused_on_every_rank(name: str, message: str, results: Results) -> None:
-    _, errors = results[f"{name}-ring"]  # rank 1 of "no-rule" owns no queries
+def test_a_wrong_rule_is_refused_on_every_rank(results: Results) -> None:
+    _, errors = results["no-rule-ring"]  # rank 1 owns no queries
     assert len(errors) == 2
-    assert all(message in error for error in errors)
+    assert all("no rule for the block" in error for error in errors)
