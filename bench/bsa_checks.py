@@ -109,23 +109,16 @@ def check_accuracy(device: torch.device, backend: str) -> Iterator[Finding]:
 
 def check_shapes(device: torch.device, backend: str) -> Iterator[Finding]:
     """Ragged grids, other blocks and head sizes, grouped heads, token order, other types."""
-    half, single = torch.float16, torch.float32
+    bf16, half, single = torch.bfloat16, torch.float16, torch.float32
     block = (4, 4, 4)
     for name, dtype, grids, blocks, heads, dim in (
-        ("ragged grids", torch.bfloat16, ((5, 6, 9), (7, 6, 5)), block, (2, 2), 128),
-        ("grouped heads", torch.bfloat16, ((4, 8, 8), (8, 8, 8)), block, (6, 2), 128),
+        ("ragged grids", bf16, ((5, 6, 9), (7, 6, 5)), block, (2, 2), 128),
+        ("grouped heads", bf16, ((4, 8, 8), (8, 8, 8)), block, (6, 2), 128),
         ("ragged, grouped, 64", half, ((4, 9, 8), (6, 9, 8)), block, (4, 1), 64),
-        (
-            "short blocks before whole ones",
-            torch.bfloat16,
-            ((8, 5, 9), (8, 6, 9)),
-            block,
-            (2, 1),
-            64,
-        ),
-        ("heads of 64", torch.bfloat16, ((4, 8, 8), (4, 8, 8)), block, (2, 2), 64),
-        ("blocks of 128", torch.bfloat16, ((4, 8, 20), (4, 8, 16)), (4, 4, 8), (2, 2), 128),
-        ("blocks of 16", torch.bfloat16, ((2, 6, 8), (4, 5, 8)), (2, 2, 4), (2, 2), 64),
+        ("short blocks before whole ones", bf16, ((8, 5, 9), (8, 6, 9)), block, (2, 1), 64),
+        ("heads of 64", bf16, ((4, 8, 8), (4, 8, 8)), block, (2, 2), 64),
+        ("blocks of 128", bf16, ((4, 8, 20), (4, 8, 16)), (4, 4, 8), (2, 2), 128),
+        ("blocks of 16", bf16, ((2, 6, 8), (4, 5, 8)), (2, 2, 4), (2, 2), 64),
         ("float32", single, ((4, 7, 8), (4, 8, 8)), block, (2, 1), 128),
     ):
         if backend == "gluon" and (dtype == single or blocks == (2, 2, 4)):
