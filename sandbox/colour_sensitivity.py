@@ -18,9 +18,8 @@ from longtake.core.video import to_uint8
 from longtake.rewards.contract import Reward, VideoBatch
 from longtake.runtime.errors import UserError
 from longtake.runtime.statistics import paired_bootstrap
+from longtake.sandbox.corruptions import LUMA
 
-# BT.601 weights of red, green and blue.
-LUMA = (0.299, 0.587, 0.114)
 # Rotations of the chroma plane, degrees.
 HUES = (-90.0, -45.0, 45.0, 90.0)
 # Factors on the chroma.

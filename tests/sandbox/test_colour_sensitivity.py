@@ -9,7 +9,8 @@ import torch
 
 from longtake.rewards.contract import VideoBatch, scores_of
 from longtake.runtime.errors import UserError
-from longtake.sandbox.colour_sensitivity import LUMA, colour_sensitivity, recolour
+from longtake.sandbox.colour_sensitivity import colour_sensitivity, recolour
+from longtake.sandbox.corruptions import LUMA
 
 
 def clips(seed: int, count: int = 6, low: float = 0.35, high: float = 0.65) -> torch.Tensor:
