@@ -8,14 +8,22 @@ import typer
 from longtake.commands.evaluate_judge import judge
 from longtake.commands.evaluate_report import compare_command, report_command
 from longtake.commands.evaluate_vbench import vbench
-from longtake.commands.options import Confidence, Device, Overrides, Seed, group
+from longtake.commands.options import (
+    AsJson,
+    Device,
+    Overrides,
+    Seed,
+    file_option,
+    folder_option,
+    group,
+    names_option,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from longtake.evaluation.annotation.study_pages import PagesReport
     from longtake.evaluation.benchmark import ReferenceImage
-    from longtake.evaluation.checks import CheckSettings
     from longtake.evaluation.mos import MosSettings
 
 evaluate = group("Evaluate video models.")
@@ -24,7 +32,6 @@ gsb = group("Good-same-bad: plan blind pairs, collect answers, aggregate.")
 bench = group("Prompts and reference images of the internal benchmark.")
 
 # Names of evaluation/, repeated so that --help need not import it.
-Contradictions = Literal["last", "mean", "refuse"]
 TextSet = Literal["t2v_human", "t2v_auto"]
 Resolution = Literal["listed", "720p", "1080p", "2K"]
 
@@ -33,8 +40,7 @@ Task = Annotated[
     typer.Option(help="Dimensions of text-to-video, or those of image-to-video."),
 ]
 Dimensions = Annotated[
-    list[str] | None,
-    typer.Option("--dimension", metavar="NAME", help="Your own dimensions; repeatable."),
+    list[str] | None, names_option("--dimension", "Your own dimensions; repeatable.")
 ]
 Samples = Annotated[
     Path,
@@ -45,21 +51,10 @@ Samples = Annotated[
         "image.",
     ),
 ]
-Sheet = Annotated[
-    Path, typer.Option(metavar="FILE", help="A filled sheet, or a file saved from a page.")
-]
+Sheet = Annotated[Path, file_option("A filled sheet, or a file saved from a page.")]
 SheetRater = Annotated[str, typer.Option(help="Who filled in rows without a rater.")]
-OutputDir = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Write JSON, CSV and the figure.")
-]
-Excluded = Annotated[
-    list[str] | None,
-    typer.Option("--exclude-rater", metavar="NAME", help="Set a rater's ratings aside."),
-]
-Policy = Annotated[
-    Contradictions,
-    typer.Option(help="Two scores of one rater for one video: the later, their mean, or stop."),
-]
+OutputDir = Annotated[Path | None, folder_option("Write JSON, CSV and the figure.")]
+Plan = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the plan.")]
 Page = Annotated[
     bool, typer.Option("--page/--no-page", help="Write pages to answer on in a browser.")
 ]
@@ -67,7 +62,6 @@ EmbedMegabytes = Annotated[
     float,
     typer.Option(min=0, help="Videos that take less are put into the page; else it links them."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, no tables.")]
 BenchFolder = Annotated[
     Path | None,
     typer.Option("--dir", metavar="DIR", help="Folder of the suite. Default: the shipped one."),
@@ -85,22 +79,6 @@ def _mos_settings(
     return merge_config(default, None, overrides or ())
 
 
-def _checks(
-    dimensions: tuple[str, ...],
-    contradictions: Contradictions,
-    exclude: list[str] | None,
-    models: list[str] | None = None,
-) -> "CheckSettings":
-    from longtake.evaluation.checks import CheckSettings
-
-    return CheckSettings(
-        dimensions=dimensions,
-        models=tuple(models or ()),
-        contradictions=contradictions,
-        exclude_raters=tuple(exclude or ()),
-    )
-
-
 def _echo_pages(report: "PagesReport") -> None:
     for path in report.pages:
         more = "send it with the folders beside it" if path in report.linking else "videos inside"
@@ -110,14 +88,12 @@ def _echo_pages(report: "PagesReport") -> None:
 @mos.command("assign")
 def mos_assign(
     samples: Samples,
-    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="For the sheets and videos.")],
+    output_dir: Annotated[Path, folder_option("For the sheets and videos.")],
     rater: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Who can rate; repeatable. Default: rater1, rater2, ..."),
+        names_option("--rater", "Who can rate; repeatable. Default: rater1, rater2, ..."),
     ] = None,
-    ratings: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Ratings so far; repeatable.")
-    ] = None,
+    ratings: Annotated[list[Path] | None, file_option("Ratings so far; repeatable.")] = None,
     task: Task = "t2v",
     dimension: Dimensions = None,
     page: Page = True,
@@ -161,7 +137,7 @@ def mos_assign(
 @mos.command("score")
 def mos_score(
     sheet: Sheet,
-    ratings: Annotated[Path, typer.Option(metavar="FILE", help="The log, .jsonl; continued.")],
+    ratings: Annotated[Path, file_option("The log, .jsonl; continued.")],
     rater: SheetRater = "",
     task: Task = "t2v",
     dimension: Dimensions = None,
@@ -181,50 +157,31 @@ def mos_score(
 
 @mos.command("report")
 def mos_report(
-    ratings: Annotated[
-        list[Path], typer.Option(metavar="FILE", help="Log or sheet of ratings; repeatable.")
-    ],
+    ratings: Annotated[list[Path], file_option("Log or sheet of ratings; repeatable.")],
     samples: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="Folder of videos or list of samples; without it ratings name model and prompt.",
-        ),
+        file_option("Folder or list of samples; without it ratings name model and prompt."),
     ] = None,
     automatic: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Scores of a calibrated judge, merged in."),
+        Path | None, file_option("Scores of a calibrated judge, merged in.")
     ] = None,
     output_dir: OutputDir = None,
-    title: Annotated[str, typer.Option(help="Heading of the figure.")] = "MOS",
     task: Task = "t2v",
     dimension: Dimensions = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", metavar="NAME", help="The models that exist; repeatable."),
-    ] = None,
-    contradictions: Policy = "last",
-    exclude_rater: Excluded = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Aggregate ratings: means with intervals, which models differ, raters, agreement, progress.
 
     Example: python cli.py eval mos report --ratings ratings.jsonl --samples videos
-    --output-dir report --set comparison.confidence=0.9 --set weights.human=1
+    --output-dir report --set comparison.confidence=0.9 --set rules.exclude_raters=[ann]
     """
     from longtake.evaluation.figures import write_mos_figure
     from longtake.evaluation.mos import mos_from_files, mos_tables
     from longtake.evaluation.tables import present
 
     settings = _mos_settings(task, dimension, overrides)
-    result = mos_from_files(
-        ratings,
-        settings,
-        _checks(settings.dimensions, contradictions, exclude_rater, model),
-        samples=samples,
-        automatic=automatic,
-    )
+    result = mos_from_files(ratings, settings, samples=samples, automatic=automatic)
     present(
         "mos",
         result.as_record(),
@@ -232,7 +189,7 @@ def mos_report(
         result.findings,
         inputs=[path for path in (*ratings, samples, automatic) if path is not None],
         folder=output_dir,
-        draw=lambda path: write_mos_figure(result, path, title),
+        draw=lambda path: write_mos_figure(result, path),
         as_json=as_json,
         shown=("overview", "comparisons", "merged_overview", "agreement", "protocol"),
     )
@@ -240,7 +197,7 @@ def mos_report(
 
 @mos.command("simulate")
 def mos_simulate(
-    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="For the study.")],
+    output_dir: Annotated[Path, folder_option("For the study.")],
     model: Annotated[
         list[str] | None,
         typer.Option("--model", metavar="NAME=QUALITY", help="True mean, 1-5; repeatable."),
@@ -255,34 +212,30 @@ def mos_simulate(
     Example: python cli.py eval mos simulate --output-dir study --model A=3.6 --model B=3.3
     """
     from longtake.evaluation.dimensions import dimension_names
-    from longtake.sandbox.raters import (
-        SimulatedStudy,
-        parse_qualities,
-        rater_pool,
-        write_study,
-    )
+    from longtake.sandbox import raters as simulated
 
-    truth = parse_qualities(model or ["A=3.7", "B=3.4", "C=3.4"], dimension_names(task))
-    study = SimulatedStudy(quality=truth, raters=rater_pool(raters, seed), num_prompts=prompts)
-    for path in write_study(study, output_dir, seed=seed):
+    truth = simulated.parse_qualities(model or ["A=3.7", "B=3.4", "C=3.4"], dimension_names(task))
+    study = simulated.SimulatedStudy(
+        quality=truth, raters=simulated.rater_pool(raters, seed), num_prompts=prompts
+    )
+    for path in simulated.write_study(study, output_dir, seed=seed):
         typer.echo(path)
 
 
 @gsb.command("plan")
 def gsb_plan(
     samples: Samples,
-    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the plan.")],
+    output_dir: Annotated[Path, folder_option("Folder of the plan.")],
     reference: Annotated[
         str | None, typer.Option(help="Model whose wins are G. Default: every two models.")
     ] = None,
     rival: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Models to compare with; repeatable.")
+        list[str] | None, names_option("--rival", "Models to compare with; repeatable.")
     ] = None,
     task: Task = "t2v",
     dimension: Dimensions = None,
     rater: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A page for each; default: one that asks who rates."),
+        list[str] | None, names_option("--rater", "A page for each; default: one that asks.")
     ] = None,
     page: Page = True,
     embed_mb: EmbedMegabytes = 20.0,
@@ -314,7 +267,7 @@ def gsb_plan(
 
 @gsb.command("score")
 def gsb_score(
-    plan: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the plan.")],
+    plan: Plan,
     answers: Sheet,
     rater: SheetRater = "",
     task: Task = "t2v",
@@ -340,17 +293,13 @@ def gsb_score(
 
 @gsb.command("report")
 def gsb_report(
-    plan: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the plan.")],
+    plan: Plan,
     answers: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Logs or sheets. Default: the plan's log."),
+        list[Path] | None, file_option("Logs or sheets. Default: the plan's log.")
     ] = None,
     output_dir: OutputDir = None,
-    title: Annotated[str, typer.Option(help="Heading of the figure.")] = "GSB",
     task: Task = "t2v",
     dimension: Dimensions = None,
-    contradictions: Policy = "last",
-    exclude_rater: Excluded = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -358,21 +307,16 @@ def gsb_report(
 
     Example: python cli.py eval gsb report plan --output-dir report --set confidence=0.9
     """
-    from longtake.evaluation.comparison import ComparisonSettings
     from longtake.evaluation.dimensions import dimension_names
     from longtake.evaluation.figures import write_gsb_figure
-    from longtake.evaluation.gsb import ANSWER_LOG, gsb_from_files, gsb_tables
+    from longtake.evaluation.gsb import ANSWER_LOG, GsbSettings, gsb_from_files, gsb_tables
     from longtake.evaluation.gsb_plan import KEY_FILE
     from longtake.evaluation.tables import present
     from longtake.runtime.config import merge_config
 
     files = answers or [plan / ANSWER_LOG]
-    result = gsb_from_files(
-        plan,
-        files,
-        _checks(dimension_names(task, dimension or ()), contradictions, exclude_rater),
-        merge_config(ComparisonSettings(), None, overrides or ()),
-    )
+    settings = merge_config(GsbSettings(), None, overrides or ())
+    result = gsb_from_files(plan, files, dimension_names(task, dimension or ()), settings)
     present(
         "gsb",
         result.as_record(),
@@ -380,7 +324,7 @@ def gsb_report(
         result.findings,
         inputs=[plan / KEY_FILE, *files],
         folder=output_dir,
-        draw=lambda path: write_gsb_figure(result, path, title),
+        draw=lambda path: write_gsb_figure(result, path),
         as_json=as_json,
         shown=("overview", "tests", "ranking", "position", "agreement"),
     )
@@ -399,33 +343,25 @@ def bench_list(
     """
     from rich.console import Console
 
-    from longtake.evaluation.benchmark import (
-        I2V_FILE,
-        INTERNAL_SUITE,
-        TAXONOMY_FILE,
-        ImagePrompt,
-        of_category,
-        read_records,
-        read_taxonomy,
-        read_text_set,
-    )
+    from longtake.evaluation import benchmark
     from longtake.runtime.progress import result_table
 
-    folder = directory or INTERNAL_SUITE
-    human, auto = read_text_set("t2v_human", folder), read_text_set("t2v_auto", folder)
+    folder = directory or benchmark.INTERNAL_SUITE
+    sets = {name: benchmark.read_text_set(name, folder) for name in ("t2v_human", "t2v_auto")}
     if category is not None:
-        for prompt in of_category([*human, *auto], category):
+        prompts = [prompt for part in sets.values() for prompt in part]
+        for prompt in benchmark.of_category(prompts, category):
             typer.echo(f"{prompt.id}\t{prompt.prompt}")
         return
-    images = read_records(folder / I2V_FILE, ImagePrompt)
-    sizes = [("t2v_human", len(human)), ("t2v_auto", len(auto)), ("i2v", len(images))]
+    images = benchmark.read_records(folder / benchmark.I2V_FILE, benchmark.ImagePrompt)
+    sizes = [*((name, len(part)) for name, part in sets.items()), ("i2v", len(images))]
     rows = [
-        (entry.name, *(sum(entry.name in p.categories for p in part) for part in (human, auto)))
-        for entry in read_taxonomy(folder / TAXONOMY_FILE)
+        (entry.name, *(sum(entry.name in p.categories for p in part) for part in sets.values()))
+        for entry in benchmark.read_taxonomy(folder / benchmark.TAXONOMY_FILE)
     ]
     console = Console()
     console.print(result_table("sets", ["set", "samples"], sizes))
-    console.print(result_table("categories", ["category", "t2v_human", "t2v_auto"], rows))
+    console.print(result_table("categories", ["category", *sets], rows))
 
 
 @bench.command("sample")
@@ -444,24 +380,19 @@ def bench_sample(
     import json
     from dataclasses import asdict
 
-    from longtake.evaluation.benchmark import (
-        INTERNAL_SUITE,
-        of_category,
-        read_text_set,
-        sample_prompts,
-    )
+    from longtake.evaluation import benchmark
 
-    prompts = read_text_set(name, directory or INTERNAL_SUITE)
+    prompts = benchmark.read_text_set(name, directory or benchmark.INTERNAL_SUITE)
     if category is not None:
-        prompts = of_category(prompts, category)
-    for prompt in sample_prompts(prompts, count, seed):
+        prompts = benchmark.of_category(prompts, category)
+    for prompt in benchmark.sample_prompts(prompts, count, seed):
         line = json.dumps(asdict(prompt), ensure_ascii=False) if as_json else prompt.prompt
         typer.echo(line)
 
 
 @bench.command("render-images")
 def bench_render_images(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where images and manifest go.")],
+    out: Annotated[Path, folder_option("Where images and manifest go.")],
     resolution: Annotated[
         Resolution, typer.Option(help="All at this one, or each as listed.")
     ] = "listed",
@@ -473,22 +404,17 @@ def bench_render_images(
 
     Example: python cli.py eval bench render-images --out runs/i2v_images
     """
-    from longtake.evaluation.benchmark import (
-        IMAGES_FILE,
-        INTERNAL_SUITE,
-        ReferenceImage,
-        read_records,
-        write_images,
-    )
+    from longtake.evaluation import benchmark
 
-    listed = read_records((directory or INTERNAL_SUITE) / IMAGES_FILE, ReferenceImage)
-    written = write_images(listed, _draw, out, None if resolution == "listed" else resolution)
+    manifest = (directory or benchmark.INTERNAL_SUITE) / benchmark.IMAGES_FILE
+    listed = benchmark.read_records(manifest, benchmark.ReferenceImage)
+    size = None if resolution == "listed" else resolution
+    written = benchmark.write_images(listed, _draw, out, size)
     typer.echo(f"{len(written)} images: {out}")
-    if resolution == "listed":
+    if size is None:
         same = sum(a.sha256 == b.sha256 for a, b in zip(listed, written, strict=True))
         typer.echo(f"{same} of {len(listed)} have the listed digest")
-        if same < len(listed):
-            raise typer.Exit(1)
+        raise typer.Exit(1 if same < len(listed) else 0)
 
 
 def _draw(image: "ReferenceImage") -> "Image.Image":
@@ -507,9 +433,7 @@ def _draw(image: "ReferenceImage") -> "Image.Image":
 @evaluate.command("rescore")
 def rescore_command(
     samples: Samples,
-    output: Annotated[
-        Path, typer.Option(metavar="FILE", help="Log of scores, .jsonl; continued if it exists.")
-    ],
+    output: Annotated[Path, file_option("Log of scores, .jsonl; continued if it exists.")],
     reward: Annotated[
         list[str],
         typer.Option(metavar="NAME[=SOURCE]", help="A reward, as in `rewards score`; repeatable."),
@@ -543,29 +467,22 @@ def power_command(
     kind: Annotated[
         Literal["mos", "gsb", "correlation"], typer.Argument(help="Which kind of study.")
     ],
-    n: Annotated[
-        int | None, typer.Option("-n", help="Prompts (mos), pairs (gsb), pairs (correlation).")
-    ] = None,
+    n: Annotated[int | None, typer.Option("-n", help="Prompts (mos) or pairs.")] = None,
     effect: Annotated[
         float | None,
         typer.Option(help="Difference in points (mos), win share (gsb), correlation."),
     ] = None,
-    sd: Annotated[float, typer.Option(help="SD of paired differences, points (mos).")] = 0.8,
-    tie_rate: Annotated[float, typer.Option(help="Share of `same` (gsb), in [0, 1).")] = 0.0,
-    power: Annotated[float, typer.Option(help="Chance to find the effect.")] = 0.8,
-    confidence: Confidence = 0.95,
+    overrides: Overrides = None,
 ) -> None:
     """How large a study must be (--effect), or what one of size -n can see.
 
-    Example: python cli.py eval power mos --effect 0.1 --sd 0.8
+    Example: python cli.py eval power mos --effect 0.1 --set sd=0.8 --set power=0.9
     """
-    from longtake.evaluation.power import power_statement
+    from longtake.evaluation.power import USUAL, power_statement
+    from longtake.runtime.config import merge_config
 
-    typer.echo(
-        power_statement(
-            kind, n=n, effect=effect, sd=sd, tie_rate=tie_rate, power=power, confidence=confidence
-        )
-    )
+    settings = merge_config(USUAL, None, overrides or ())
+    typer.echo(power_statement(kind, n=n, effect=effect, settings=settings))
 
 
 for name, commands in (

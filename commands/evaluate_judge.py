@@ -1,46 +1,41 @@
 """`eval judge`: train, calibrate, score with and report on the automatic judge."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from longtake.commands.options import (
-    Confidence,
+    AsJson,
     Device,
     DryRun,
     Overrides,
-    Resamples,
     Resume,
-    Seed,
+    file_option,
+    folder_option,
     group,
+    names_option,
 )
 
 judge = group("The automatic judge: train on ratings, calibrate, score videos, report card.")
 
 
-def _file(text: str) -> Any:
-    return typer.Option(metavar="FILE", help=text)
-
-
-def _folder(text: str) -> Any:
-    return typer.Option(metavar="DIR", help=text)
-
-
 JudgeDir = Annotated[Path, typer.Argument(metavar="DIR", help="Judge directory.")]
 Ratings = Annotated[
     list[Path],
-    _file(
+    file_option(
         "Log or sheet of ratings, repeatable; without --samples one CSV: path, prompt, dimension, "
         "rating."
     ),
 ]
-Samples = Annotated[Path | None, _file("List of samples: sample, model, prompt, caption, video.")]
+Samples = Annotated[
+    Path | None, file_option("List of samples: sample, model, prompt, caption, video.")
+]
 
 
 @judge.command("train")
 def judge_train(
-    output_dir: Annotated[Path, _folder("Run directory.")],
+    output_dir: Annotated[Path, folder_option("Run directory.")],
     kind: Annotated[
         Literal["regression", "generative"],
         typer.Option(
@@ -48,13 +43,13 @@ def judge_train(
             "Qwen2-VL, 2.5-VL or 3-VL that answers in text."
         ),
     ] = "regression",
-    base: Annotated[Path | None, _folder("Reward directory; generative: checkpoint.")] = None,
-    ratings: Annotated[list[Path] | None, _file("Ratings to learn; repeatable.")] = None,
+    base: Annotated[Path | None, folder_option("Reward directory; generative: checkpoint.")] = None,
+    ratings: Annotated[list[Path] | None, file_option("Ratings to learn; repeatable.")] = None,
     samples: Samples = None,
     held_out_model: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only tested; repeatable.")
+        list[str] | None, names_option("--held-out-model", "Only tested; repeatable.")
     ] = None,
-    config: Annotated[Path | None, _file("YAML of settings.")] = None,
+    config: Annotated[Path | None, file_option("YAML of settings.")] = None,
     overrides: Overrides = None,
     resume: Resume = False,
     dry_run: DryRun = False,
@@ -92,54 +87,50 @@ def judge_train(
 def judge_calibrate(
     directory: JudgeDir,
     ratings: Ratings,
-    output_dir: Annotated[Path, _folder("For the raw scores; resumed.")],
+    output_dir: Annotated[Path, folder_option("For the raw scores; resumed.")],
     samples: Samples = None,
-    method: Annotated[str, typer.Option(help="auto, isotonic or logistic.")] = "auto",
-    min_points: Annotated[int, typer.Option(help="Rated videos needed, >= 10.")] = 50,
+    overrides: Overrides = None,
     device: Device = "auto",
 ) -> None:
     """Map the judge to the raters' scale on rated videos that the report card does not use.
 
     Example: python cli.py eval judge calibrate runs/judge/judge --ratings ratings.jsonl
-    --samples runs/judge/calibration.csv --output-dir runs/raw
+    --samples runs/judge/calibration.csv --output-dir runs/raw --set min_points=100
     """
     from rich.console import Console
 
-    from longtake.evaluation.judge.calibration import (
-        Calibration,
-        CalibrationSettings,
-        fit_curves,
-    )
+    from longtake.evaluation.judge.calibration import Calibration, CalibrationSettings, fit_curves
     from longtake.evaluation.judge.data import read_rated_clips
     from longtake.evaluation.judge.directory import read_judge, set_calibration
     from longtake.evaluation.judge.score import raw_scores
     from longtake.evaluation.tables import print_findings
+    from longtake.runtime.config import merge_config
     from longtake.runtime.device import pick_device
     from longtake.runtime.progress import progress_bar, result_table
 
-    found = read_judge(directory)
-    settings = CalibrationSettings(method=method, min_points=min_points)
-    clips = read_rated_clips(ratings, samples, found.dimensions)
+    own = read_judge(directory)
+    settings = merge_config(CalibrationSettings(), None, overrides or ())
+    clips = read_rated_clips(ratings, samples, own.dimensions)
     with progress_bar("raw scores", len(clips.samples.samples)) as bar:
         scores = raw_scores(
-            found, clips, output_dir, device=pick_device(device), on_progress=bar.update
+            own, clips, output_dir, device=pick_device(device), on_progress=bar.update
         )
     curves = fit_curves(clips, scores, settings)
-    set_calibration(found, Calibration(judge=found.digest, curves=curves))
+    set_calibration(own, Calibration(judge=own.digest, curves=curves))
     columns = ["dimension", "curve", "n", "prompts", "RMSE isotonic", "RMSE logistic"]
     rows = [
         [name, c.method, c.n, c.n_prompts, c.errors["isotonic"], c.errors["logistic"]]
         for name, c in curves.items()
     ]
-    Console().print(result_table(f"Calibration of {found.name}", columns, rows))
+    Console().print(result_table(f"Calibration of {own.name}", columns, rows))
     print_findings(clips.findings)
 
 
 @judge.command("score")
 def judge_score(
     directory: JudgeDir,
-    samples: Annotated[Path, _file("List of samples with caption and video.")],
-    output_dir: Annotated[Path, _folder("For the logs; resumed.")],
+    samples: Annotated[Path, file_option("List of samples with caption and video.")],
+    output_dir: Annotated[Path, folder_option("For the logs; resumed.")],
     control: Annotated[
         list[str] | None,
         typer.Option(help="shuffled_prompt, blank, frozen, reversed, repeat, or all; repeatable."),
@@ -185,24 +176,19 @@ def judge_score(
 @judge.command("report")
 def judge_report(
     ratings: Ratings,
-    scores: Annotated[Path, _file("scores.jsonl of the judge.")],
+    scores: Annotated[Path, file_option("scores.jsonl of the judge.")],
     samples: Samples = None,
-    controls: Annotated[Path | None, _file("controls.jsonl of the judge.")] = None,
+    controls: Annotated[Path | None, file_option("controls.jsonl of the judge.")] = None,
     directory: Annotated[
         Path | None, typer.Option("--judge", metavar="DIR", help="For the leakage check.")
     ] = None,
     judge_name: Annotated[str, typer.Option(help="Which judge of the log.")] = "",
     dimension: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Repeatable. Default: a judge's.")
+        list[str] | None, names_option("--dimension", "Repeatable. Default: a judge's.")
     ] = None,
-    output_dir: Annotated[Path | None, _folder("Write JSON and CSV tables.")] = None,
-    tie_margin: Annotated[
-        float, typer.Option(help="Mean ratings of two videos this near are equal, points.")
-    ] = 0.25,
-    confidence: Confidence = 0.95,
-    resamples: Resamples = 1000,
-    seed: Seed = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no tables.")] = False,
+    output_dir: Annotated[Path | None, folder_option("Write JSON and CSV tables.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Report card: agreement at three levels, human ceiling, controls, failures, leakage.
 
@@ -213,12 +199,8 @@ def judge_report(
     from longtake.evaluation.judge.card import report_card_from_files, report_tables
     from longtake.evaluation.judge.data import JUDGED
     from longtake.evaluation.judge.levels import LevelSettings
-    from longtake.evaluation.tables import (
-        print_json,
-        print_result,
-        with_provenance,
-        write_result,
-    )
+    from longtake.evaluation.tables import present
+    from longtake.runtime.config import merge_config
 
     card = report_card_from_files(
         ratings,
@@ -228,15 +210,15 @@ def judge_report(
         judge=directory,
         judge_name=judge_name,
         dimensions=dimension or JUDGED,
-        settings=LevelSettings(
-            tie_margin=tie_margin, confidence=confidence, resamples=resamples, seed=seed
-        ),
+        settings=merge_config(LevelSettings(), None, overrides or ()),
     )
-    inputs = [path for path in (*ratings, samples, scores, controls) if path is not None]
-    record, tables = with_provenance(card.as_record(), inputs), report_tables(card)
-    if output_dir is not None:
-        write_result(output_dir, "judge_report", record, tables)
-    if as_json:
-        print_json(record)
-        return
-    print_result(tables, card.findings, shown=("agreement", "coverage", "controls"))
+    present(
+        "judge_report",
+        card.as_record(),
+        report_tables(card),
+        card.findings,
+        inputs=[path for path in (*ratings, samples, scores, controls) if path is not None],
+        folder=output_dir,
+        as_json=as_json,
+        shown=("agreement", "coverage", "controls"),
+    )

@@ -18,9 +18,26 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. auto prefe
 Confidence = Annotated[float, typer.Option(help="Coverage of the intervals, in (0, 1).")]
 Resamples = Annotated[int, typer.Option(help="Bootstrap resamples and sign patterns, >= 100.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, no tables.")]
+
+
+def file_option(text: str) -> Any:
+    """An option that takes a file."""
+    return typer.Option(metavar="FILE", help=text)
+
+
+def folder_option(text: str) -> Any:
+    """An option that takes a folder."""
+    return typer.Option(metavar="DIR", help=text)
+
+
+def names_option(flag: str, text: str) -> Any:
+    """A repeatable option that takes a name; its flag is singular."""
+    return typer.Option(flag, metavar="NAME", help=text)
+
+
 Checkpoint = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Model directory in the public layout. Default: tiny."),
+    Path | None, folder_option("Model directory in the public layout. Default: tiny.")
 ]
 
 

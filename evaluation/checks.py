@@ -7,9 +7,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from longtake.evaluation.ratings import Finding, Findings, Rating, SampleList
+from longtake.runtime.config import Config
 from longtake.runtime.errors import UserError
-
-Contradictions = Literal["last", "mean", "refuse"]
 
 CONSTANT_AFTER = 10
 """A rater with one and the same answer in this many ratings of a dimension is reported."""
@@ -17,6 +16,20 @@ CONSTANT_AFTER = 10
 _COLUMNS = ("sample", "model", "prompt", "cluster", "dimension", "rater", "score", "reason")
 _KEY = ["sample", "dimension", "rater"]
 _SET_ASIDE = "set aside"
+
+
+class RaterRules(Config):
+    """What the owner of a study decides about its raters and models."""
+
+    models: tuple[str, ...] = ()
+    """The models that exist; empty: those of the list of samples, else any."""
+    contradictions: Literal["last", "mean", "refuse"] = "last"
+    """Two scores of one rater for one sample and dimension: the later one, their mean, or stop."""
+    exclude_raters: tuple[str, ...] = ()
+    """Raters whose ratings are set aside."""
+
+
+NO_RULES = RaterRules()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,12 +42,7 @@ class CheckSettings:
     """Lowest and highest score."""
     whole: bool = True
     """Whether scores are whole numbers."""
-    models: tuple[str, ...] = ()
-    """The models that exist; empty: those of the list of samples, else any."""
-    contradictions: Contradictions = "last"
-    """Two scores of one rater for one sample and dimension: the later one, their mean, or stop."""
-    exclude_raters: tuple[str, ...] = ()
-    """Raters whose ratings are set aside by the user's decision."""
+    rules: RaterRules = NO_RULES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +111,9 @@ def check_ratings(
         names = samples.real_names
         rows["sample"] = [names.get(name, name) for name in rows["sample"]]
     sieve = _Sieve(rows, findings)
-    absent = set(settings.exclude_raters) - set(rows["rater"])
+    absent = set(settings.rules.exclude_raters) - set(rows["rater"])
     findings.add("excluded rater without a rating", "nothing to exclude", sorted(absent))
-    excluded = rows["rater"].isin(settings.exclude_raters)
+    excluded = rows["rater"].isin(settings.rules.exclude_raters)
     sieve.remove(excluded, "rating of an excluded rater", "set aside as you asked")
     _check_scores(sieve, settings)
     if samples is None:
@@ -114,13 +122,13 @@ def check_ratings(
         missing = samples.missing_videos()
         findings.add("missing video", "its ratings, if any, are used", missing.values())
         _look_up(sieve, samples)
-    models = settings.models or (samples.models if samples is not None else ())
+    models = settings.rules.models or (samples.models if samples is not None else ())
     if models:
         other = ~sieve.rows["model"].isin(models)
         sieve.remove(other, "unknown model", _SET_ASIDE, lambda r: f"{_case(r)} (by {r.model})")
     _one_cluster(sieve)
     # Last: repeats of ratings that do not count must not displace those that do.
-    _check_repeats(sieve, settings.contradictions)
+    _check_repeats(sieve, settings.rules.contradictions)
     if sieve.rows.empty:
         raise UserError(
             "no rating is left to aggregate",
@@ -216,7 +224,7 @@ def _one_cluster(sieve: _Sieve) -> None:
     sieve.rows = rows.assign(cluster=first)
 
 
-def _check_repeats(sieve: _Sieve, policy: Contradictions) -> None:
+def _check_repeats(sieve: _Sieve, policy: str) -> None:
     same = sieve.rows.groupby(_KEY, sort=False)["score"].transform("nunique") == 1
     again = same & sieve.rows.duplicated(_KEY)
     sieve.remove(again, "duplicate rating", "counted once")
@@ -233,7 +241,7 @@ def _check_repeats(sieve: _Sieve, policy: Contradictions) -> None:
             f"{len(cases)} contradictory ratings",
             received="; ".join(cases[:3]),
             expected="one score of a rater for a sample and dimension",
-            remedy="correct the file, or choose --contradictions last or mean",
+            remedy="correct the file, or --set rules.contradictions=last (or mean)",
         )
     effects = {"last": "the last one is used", "mean": "their mean is used"}
     sieve.findings.add("contradictory ratings", effects[policy], cases)

@@ -5,7 +5,6 @@ which the rival is, S the rest. Two formulas are in use and both are given:
 net (G - B) / (G + S + B) and ratio (G + S) / (B + S).
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,13 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from longtake.evaluation.agreement import Agreement, krippendorff_alpha
-from longtake.evaluation.checks import CheckSettings, RatingTable, check_ratings
+from longtake.evaluation.checks import (
+    NO_RULES,
+    CheckSettings,
+    RaterRules,
+    RatingTable,
+    check_ratings,
+)
 from longtake.evaluation.comparison import ComparisonSettings
 from longtake.evaluation.gsb_plan import Pair, plan_study, read_key
 from longtake.evaluation.ranking import PairwiseRanking, rank_models
@@ -64,6 +69,13 @@ def read_answer(value: object) -> tuple[float | None, str]:
     return ANSWERS[word], ""
 
 
+class GsbSettings(ComparisonSettings):
+    """How answers become counts."""
+
+    rules: RaterRules = RaterRules()
+    """Its models are those of the plan."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GsbResult:
     """Everything a report of a GSB study needs; NaN stands for missing."""
@@ -106,45 +118,38 @@ class GsbResult:
 
 
 def gsb_from_files(
-    plan: Path,
-    answers: Sequence[Path],
-    checks: CheckSettings,
-    settings: ComparisonSettings,
+    plan: Path, answers: Sequence[Path], dimensions: tuple[str, ...], settings: GsbSettings
 ) -> GsbResult:
-    """Read, check and aggregate the answers (logs or sheets) to the plan in a folder.
-
-    Of ``checks`` the scale and the models are the plan's.
-    """
+    """Read, check and aggregate the answers (logs or sheets) to the plan in a folder."""
     pairs = read_key(plan)
-    given, irregular = read_ratings(answers, checks.dimensions, read_answer)
+    given, irregular = read_ratings(answers, dimensions, read_answer)
     findings = Findings(irregular)
     # Ids of pairs count from 1 in every plan; only the digest tells whose answers these are.
     given = of_study(given, plan_study(pairs), findings)
-    table = check_answers(given, pairs, checks, findings.all())
-    return aggregate_gsb(table, pairs, checks.dimensions, settings)
+    table = check_answers(given, pairs, dimensions, settings.rules, findings.all())
+    return aggregate_gsb(table, pairs, dimensions, settings)
 
 
 def check_answers(
     answers: Sequence[Rating],
     pairs: Sequence[Pair],
-    checks: CheckSettings,
+    dimensions: tuple[str, ...],
+    rules: RaterRules = NO_RULES,
     earlier: Sequence[Finding] = (),
 ) -> RatingTable:
     """Check answers like ratings: a pair is a sample, and the score goes from -1 to 1."""
-    listed = SampleList(
-        samples=tuple(
-            Sample(
-                sample=pair.pair,
-                model=f"{pair.reference} vs {pair.rival}",
-                prompt=pair.prompt,
-                cluster=pair.cluster,
-            )
-            for pair in pairs
-        ),
-        folder=Path(),
-    )
-    checks = dataclasses.replace(checks, scale=(-1.0, 1.0), models=())
-    return check_ratings(answers, checks, listed, earlier)
+    listed = [
+        Sample(
+            sample=pair.pair,
+            model=f"{pair.reference} vs {pair.rival}",
+            prompt=pair.prompt,
+            cluster=pair.cluster,
+        )
+        for pair in pairs
+    ]
+    rules = rules.replace(models=())
+    checks = CheckSettings(dimensions=dimensions, scale=(-1.0, 1.0), rules=rules)
+    return check_ratings(answers, checks, SampleList(samples=tuple(listed)), earlier)
 
 
 def net_gsb(good: float, same: float, bad: float) -> float:

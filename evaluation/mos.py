@@ -20,7 +20,7 @@ from longtake.evaluation.agreement import (
     krippendorff_alpha,
     rest_correlations,
 )
-from longtake.evaluation.checks import CheckSettings, RatingTable, check_ratings
+from longtake.evaluation.checks import CheckSettings, RaterRules, RatingTable, check_ratings
 from longtake.evaluation.comparison import ComparisonSettings, compare_models
 from longtake.evaluation.dimensions import title_of
 from longtake.evaluation.mos_merge import (
@@ -66,6 +66,7 @@ class MosSettings(Config):
     protocol: ProtocolConfig = ProtocolConfig()
     comparison: ComparisonSettings = ComparisonSettings()
     weights: MergeWeights = MergeWeights()
+    rules: RaterRules = RaterRules()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,6 @@ class MosResult:
 def mos_from_files(
     ratings: Sequence[Path],
     settings: MosSettings,
-    checks: CheckSettings | None = None,
     *,
     samples: Path | None = None,
     automatic: Path | None = None,
@@ -138,7 +138,7 @@ def mos_from_files(
         )
     if listed is not None:
         irregular = (*listed.findings, *irregular)
-    checks = checks or CheckSettings(dimensions=settings.dimensions)
+    checks = CheckSettings(dimensions=settings.dimensions, rules=settings.rules)
     table = check_ratings(people, checks, listed, irregular)
     judge = None
     if automatic is not None:

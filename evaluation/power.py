@@ -6,9 +6,11 @@ models and dimensions needs more.
 
 import math
 
+from pydantic import Field
 from scipy.optimize import brentq
 from scipy.stats import norm, t
 
+from longtake.runtime.config import Config
 from longtake.runtime.errors import UserError
 
 
@@ -64,72 +66,70 @@ def correlation_interval(r: float, n: int, *, confidence: float = 0.95) -> tuple
     return math.tanh(math.atanh(r) - reach), math.tanh(math.atanh(r) + reach)
 
 
+class PowerSettings(Config):
+    """What a study assumes and asks for."""
+
+    sd: float = Field(default=0.8, gt=0)
+    """Standard deviation of paired differences, points (mos)."""
+    tie_rate: float = Field(default=0.0, ge=0, lt=1)
+    """Share of pairs called the same (gsb)."""
+    power: float = Field(default=0.8, gt=0.5, lt=1)
+    """Chance to find the effect."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """1 - error rate of the test."""
+
+
+USUAL = PowerSettings()
+
+
 def power_statement(
     kind: str,
     *,
     n: int | None = None,
     effect: float | None = None,
-    sd: float = 0.8,
-    tie_rate: float = 0.0,
-    power: float = 0.8,
-    confidence: float = 0.95,
+    settings: PowerSettings = USUAL,
 ) -> str:
     """The answer in one sentence, for exactly one of ``n`` and ``effect`` (correlation: both).
 
-    Args:
-        kind: ``mos``, ``gsb`` or ``correlation``.
-        n: prompts (mos) or pairs (gsb, correlation).
-        effect: difference in points (mos), win share (gsb), correlation.
-        sd: standard deviation of paired differences (mos).
-        tie_rate: share of pairs called the same (gsb).
-        power: chance to find the effect.
-        confidence: 1 - error rate of the test.
+    ``n`` counts prompts (mos) or pairs; ``effect`` is a difference in points (mos), a win share
+    (gsb) or a correlation.
     """
+    # The formulas divide by these margins: from four pairs on Fisher's interval exists, and ten
+    # pairs are the fewest that can show a preference at all.
     fewest = {"mos": 2, "gsb": 10, "correlation": 4}[kind]
     low, high = {"mos": (0.0, math.inf), "gsb": (0.5, 1.0), "correlation": (-1.0, 1.0)}[kind]
-    both = kind == "correlation"
-    if (n is None) + (effect is None) != (0 if both else 1):
+    given = (n is not None) + (effect is not None)
+    asked = {"correlation": 2}.get(kind, 1)
+    fits = (n is None or n >= fewest) and (effect is None or low < effect < high)
+    if given != asked or not fits:
         raise UserError(
-            f"{kind}: {'both' if both else 'one'} of size and effect must be given",
+            f"{kind}: {'both' if asked == 2 else 'one'} of size and effect must be given",
             received=f"n {n}, effect {effect}",
-            expected="mos or gsb with -n or --effect, or correlation with both",
+            expected=f"n >= {fewest}, effect in ({low:g}, {high:g})",
         )
-    for name, value, fits, expected in (
-        ("-n", n, n is None or n >= fewest, f">= {fewest}"),
-        ("--effect", effect, effect is None or low < effect < high, f"in ({low:g}, {high:g})"),
-        ("--sd", sd, 0 < sd < math.inf, "> 0"),
-        ("--tie-rate", tie_rate, 0 <= tie_rate < 1, "in [0, 1)"),
-        ("--power", power, 0.5 < power < 1, "in (0.5, 1)"),
-        ("--confidence", confidence, 0 < confidence < 1, "in (0, 1)"),
-    ):
-        if not fits:
-            raise UserError(f"{name} cannot be used", received=value, expected=expected)
-    # Questions are checked above, once, so that the formulas need no checks of their own.
-    level = {"power": power, "confidence": confidence}
-    chance = f"with {power:.0%} power at {confidence:.0%} confidence"
-    if kind == "correlation":
-        assert n is not None and effect is not None
-        low, high = correlation_interval(effect, n, confidence=confidence)
-        return f"r = {effect:g} from {n} pairs: {confidence:.0%} interval [{low:.3f}, {high:.3f}]"
+    sd, ties = settings.sd, settings.tie_rate
+    level = {"power": settings.power, "confidence": settings.confidence}
+    chance = f"with {settings.power:.0%} power at {settings.confidence:.0%} confidence"
+    if n is not None and effect is not None:
+        low, high = correlation_interval(effect, n, confidence=settings.confidence)
+        interval = f"{settings.confidence:.0%} interval [{low:.3f}, {high:.3f}]"
+        return f"r = {effect:g} from {n} pairs: {interval}"
     if kind == "mos" and effect is not None:
         size = prompts_for_difference(effect, sd, **level)
         return f"{size} prompts find a difference of {effect:g} points (SD {sd:g}) {chance}"
-    if kind == "mos":
-        assert n is not None
-        return (
-            f"{n} prompts find a difference of {detectable_difference(n, sd, **level):.3f} points "
-            f"(SD {sd:g}) {chance}; the interval is "
-            f"+-{half_width(n, sd, confidence=confidence):.3f}"
-        )
     if effect is not None:
         pairs = pairs_for_win_share(effect, **level)
-        total = math.ceil(pairs / (1 - tie_rate))
+        total = math.ceil(pairs / (1 - ties))
         return (
-            f"{pairs} pairs with a preference ({total} in all at {tie_rate:.0%} ties) tell a win "
+            f"{pairs} pairs with a preference ({total} in all at {ties:.0%} ties) tell a win "
             f"share of {effect:.1%} from one half {chance}"
         )
     assert n is not None
-    share = detectable_win_share(int(n * (1 - tie_rate)), **level)
-    return (
-        f"{n} pairs at {tie_rate:.0%} ties tell a win share of {share:.1%} from one half {chance}"
-    )
+    if kind == "mos":
+        width = half_width(n, sd, confidence=settings.confidence)
+        return (
+            f"{n} prompts find a difference of {detectable_difference(n, sd, **level):.3f} points "
+            f"(SD {sd:g}) {chance}; the interval is +-{width:.3f}"
+        )
+    share = detectable_win_share(int(n * (1 - ties)), **level)
+    return f"{n} pairs at {ties:.0%} ties tell a win share of {share:.1%} from one half {chance}"

@@ -98,7 +98,7 @@ class SampleList:
     """The samples of a study."""
 
     samples: tuple[Sample, ...]
-    folder: Path
+    folder: Path = Path()
     """Where relative paths start."""
     findings: tuple[Finding, ...] = ()
     """What was wrong with the list."""

@@ -12,11 +12,10 @@ from pathlib import Path
 import pandas as pd
 
 from longtake import __version__
-from longtake.evaluation.checks import CheckSettings
 from longtake.evaluation.comparison import ComparisonSettings
 from longtake.evaluation.dimensions import DIMENSIONS
 from longtake.evaluation.figures import write_gsb_figure, write_mos_figure
-from longtake.evaluation.gsb import gsb_from_files, gsb_tables, read_answer
+from longtake.evaluation.gsb import GsbSettings, gsb_from_files, gsb_tables, read_answer
 from longtake.evaluation.mos import MosSettings, mos_from_files, mos_tables
 from longtake.evaluation.ratings import Finding, read_ratings
 from longtake.evaluation.tables import Table, interval_text
@@ -109,8 +108,8 @@ def _study(ratings: Sequence[Path], samples: Path | None, settings: ComparisonSe
 def _pairs(folder: Path, settings: ComparisonSettings) -> Section:
     log = folder / "answers.jsonl"
     given = read_ratings([log], (), read_answer)[0]
-    checks = CheckSettings(dimensions=tuple(dict.fromkeys(answer.dimension for answer in given)))
-    result = gsb_from_files(folder, [log], checks, settings)
+    dimensions = tuple(dict.fromkeys(answer.dimension for answer in given))
+    result = gsb_from_files(folder, [log], dimensions, GsbSettings(**settings.model_dump()))
     return Section(
         title=f"Good - same - bad: {folder.name}",
         note=f"{result.n_answers} answers used, {result.set_aside} set aside.",

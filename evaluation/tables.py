@@ -119,36 +119,14 @@ def write_result(
     return written
 
 
-def print_result(
-    tables: Sequence[Table], findings: Sequence[Finding], *, shown: Sequence[str]
-) -> None:
-    """Print the tables named in ``shown`` and one line for each finding to standard output."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console()
-    for table in tables:
-        if table.name in shown and not table.frame.empty:
-            console.print(table.as_rich())
-            if table.note:
-                console.print(Text(table.note, style="dim"))
-            console.print()
-    print_findings(findings)
-
-
 def print_findings(findings: Sequence[Finding]) -> None:
     """Print one line for each finding to standard output."""
     from rich.console import Console
     from rich.text import Text
 
-    console = Console()
     for finding in findings:
-        console.print(Text(f"! {finding}", style="yellow"), soft_wrap=True)
-
-
-def print_json(record: Mapping[str, object]) -> None:
-    """Print a record as JSON; a missing number is null."""
-    sys.stdout.write(json.dumps(to_plain(record), indent=2, allow_nan=False) + "\n")
+        # As plain text: names of files may hold what rich would take for markup.
+        Console().print(Text(f"! {finding}", style="yellow"), soft_wrap=True)
 
 
 def present(
@@ -159,18 +137,30 @@ def present(
     *,
     inputs: Sequence[Path],
     folder: Path | None,
-    draw: Callable[[Path], object],
     as_json: bool,
     shown: Sequence[str],
+    draw: Callable[[Path], object] | None = None,
 ) -> None:
-    """Write ``NAME.json``, ``NAME_TABLE.csv`` and ``NAME.png`` if there is a folder, and print."""
-    complete = with_provenance(record, inputs)
+    """Write a result to ``folder``, if any, and print it: as JSON or the tables named in ``shown``.
+
+    ``draw`` makes the figure ``NAME.png``.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    complete, console = with_provenance(record, inputs), Console()
+    written: list[object] = []
     if folder is not None:
-        written = write_result(folder, name, complete, tables)
-        draw(folder / f"{name}.png")
-    if as_json:
-        print_json(complete)
+        written += write_result(folder, name, complete, tables)
+        if draw is not None:
+            written.append(draw(folder / f"{name}.png"))
+    if as_json:  # standard output is the record alone: scripts parse it
+        sys.stdout.write(json.dumps(to_plain(complete), indent=2, allow_nan=False) + "\n")
         return
-    print_result(tables, findings, shown=shown)
+    for table in tables:
+        if table.name in shown and not table.frame.empty:
+            console.print(table.as_rich())
+            console.print(Text(f"{table.note}\n" if table.note else "", style="dim"))
+    print_findings(findings)
     if folder is not None:
-        sys.stdout.write(f"{len(written) + 1} files in {folder}\n")
+        sys.stdout.write(f"{len(written)} files in {folder}\n")

@@ -38,7 +38,6 @@ from longtake.runtime.errors import UserError
 from longtake.runtime.statistics import (
     FloatArray,
     IntArray,
-    check_resampling,
     percentile_interval,
     resampled,
 )
@@ -158,6 +157,7 @@ class ReportCard:
     def as_record(self) -> dict[str, Any]:
         """JSON-ready but for NaN."""
         record = dataclasses.asdict(self)
+        record["settings"] = self.settings.model_dump()
         record["leakage"]["verdict"] = self.leakage.verdict
         record["findings"] = [finding.as_record() for finding in self.findings]
         return record
@@ -220,7 +220,6 @@ def make_report_card(
         earlier: findings of reading the logs.
     """
     settings = settings or LevelSettings()
-    check_resampling(settings.confidence, settings.resamples)
     name = find_judge(scores, judge)
     answers = latest_records(scores, name)
     findings = Findings([*clips.findings, *earlier])

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from longtake.evaluation.benchmark import trigrams
-from longtake.evaluation.checks import CheckSettings, check_ratings
+from longtake.evaluation.checks import CheckSettings, RaterRules, check_ratings
 from longtake.evaluation.dimensions import DIMENSIONS
 from longtake.evaluation.ratings import (
     Finding,
@@ -144,10 +144,9 @@ def read_rated_clips(
         # People rate dimensions that no judge scores, and a list is often a part of a study.
         ids, others = listed.by_id, set(DIMENSIONS) - set(dimensions)
         given = [r for r in given if r.sample in ids and r.dimension not in others]
-    settings = CheckSettings(
-        dimensions=tuple(dimensions), whole=False, exclude_raters=tuple(exclude_raters)
-    )
     # Imported ratings may be means of several people, so scores need not be whole.
+    rules = RaterRules(exclude_raters=tuple(exclude_raters))
+    settings = CheckSettings(dimensions=tuple(dimensions), whole=False, rules=rules)
     checked = check_ratings(given, settings, listed, [*listed.findings, *irregular])
     rated = set(checked.table["sample"])
     items = [item for item in listed.samples if item.sample in rated]

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import Field
 from scipy import stats
 
+from longtake.runtime.config import Config
 from longtake.runtime.statistics import (
     FloatArray,
     IntArray,
@@ -31,8 +33,7 @@ pair accuracy without and with calibrated ties."""
 _VALUES_AT_ONCE = 2_000_000  # signs or weights of pairs held in memory
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LevelSettings:
+class LevelSettings(Config):
     """How pairs are made and intervals are drawn."""
 
     tie_margin: float = 0.25
@@ -42,8 +43,8 @@ class LevelSettings:
     """The same for the means of two models, points."""
     max_pairs: int = 10_000
     """Pairs of videos at sample level; more are drawn at random."""
-    confidence: float = 0.95
-    resamples: int = 1000
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    resamples: int = Field(default=1000, ge=100)
     seed: int = 0
     """Of the resampling and of the pairs."""
 

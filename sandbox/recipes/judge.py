@@ -44,7 +44,6 @@ from longtake.runtime.errors import ConfigError
 from longtake.runtime.files import to_plain
 from longtake.runtime.progress import progress_bar
 from longtake.runtime.run_directory import RunDirectory
-from longtake.runtime.statistics import check_resampling
 from longtake.sandbox.facts import Split
 from longtake.sandbox.preferences import preference_prompts
 from longtake.sandbox.raters import SimulatedRater
@@ -166,7 +165,7 @@ def train_tiny_judge(
     """
     config = merge_config(TinyJudgeConfig(), config_file, overrides)
     _settings(config, "base", Path("data"))
-    check_resampling(LevelSettings().confidence, config.resamples)
+    LevelSettings(resamples=config.resamples)
     if config.base is not None:
         read_reward_directory(config.base)
     if config.data is not None and not (Path(config.data) / SAMPLES).is_file():

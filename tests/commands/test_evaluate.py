@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from longtake.commands import evaluate as commands
 from longtake.commands.options import Commands
 from longtake.core.video import write_mp4
-from longtake.evaluation import benchmark, checks
+from longtake.evaluation import benchmark
 from longtake.evaluation.dimensions import TASKS
 from longtake.evaluation.gsb_plan import read_key
 from longtake.evaluation.ratings import (
@@ -62,7 +62,7 @@ def report(study, *more, code=0):
 
 
 def test_mos_report_prints_and_writes(study, tmp_path):
-    shown = report(study, "--output-dir", tmp_path / "out", "--title", "Study")
+    shown = report(study, "--output-dir", tmp_path / "out")
     for text in ("Mean opinion scores", "Differences", "Agreement", "Protocol", "Text-Alignment"):
         assert text in shown
     files = {path.name for path in (tmp_path / "out").iterdir()}
@@ -224,7 +224,6 @@ def test_repeated_names_match_their_owners():
         return set(typing.get_args(kind))
 
     assert names(typing.get_args(commands.Task)[0]) == set(TASKS)
-    assert names(commands.Contradictions) == names(checks.Contradictions)
     assert names(commands.TextSet) == names(benchmark.TextSet)
     assert names(commands.Resolution) == {"listed", *names(benchmark.Resolution)}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from longtake.evaluation.checks import CheckSettings, check_ratings
+from longtake.evaluation.checks import CheckSettings, RaterRules, check_ratings
 from longtake.evaluation.ratings import Rating, Sample, SampleList
 from longtake.runtime.errors import UserError
 
@@ -70,7 +70,7 @@ def test_duplicates_count_once():
 
 @pytest.mark.parametrize(("policy", "score"), [("last", 2.0), ("mean", 4.0)])
 def test_contradictions_follow_the_policy_and_are_reported(policy, score):
-    settings = dataclasses.replace(SETTINGS, contradictions=policy)
+    settings = dataclasses.replace(SETTINGS, rules=RaterRules(contradictions=policy))
     ratings = [rating(score=5.0), rating(score=5.0), rating(rater="b"), rating(score=2.0)]
     if policy == "mean":
         ratings[3] = rating(score=2.0)
@@ -88,7 +88,7 @@ def test_going_back_to_an_earlier_score_is_no_duplicate():
 
 
 def test_contradictions_can_be_refused():
-    settings = dataclasses.replace(SETTINGS, contradictions="refuse")
+    settings = dataclasses.replace(SETTINGS, rules=RaterRules(contradictions="refuse"))
     with pytest.raises(UserError, match="1 contradictory ratings"):
         check_ratings([rating(score=5.0), rating(score=2.0)], settings)
     assert check_ratings([rating(), rating()], settings).set_aside == 1
@@ -105,7 +105,7 @@ def test_of_a_score_and_no_score_the_later_counts():
 
 
 def test_unknown_dimensions_and_excluded_raters():
-    settings = dataclasses.replace(SETTINGS, exclude_raters=("bob", "zoe"))
+    settings = dataclasses.replace(SETTINGS, rules=RaterRules(exclude_raters=("bob", "zoe")))
     ratings = [rating(), rating(rater="bob"), rating(dimension="colour")]
     table = check_ratings(ratings, settings)
     assert used(table) == [("s1", "ann", 3.0)]
@@ -142,7 +142,7 @@ def test_missing_videos_are_reported_and_their_ratings_used():
 
 
 def test_unknown_models_are_set_aside():
-    settings = dataclasses.replace(SETTINGS, models=("A", "B"))
+    settings = dataclasses.replace(SETTINGS, rules=RaterRules(models=("A", "B")))
     ratings = [rating(), rating(sample="s3", model="Z")]
     table = check_ratings(ratings, settings)
     assert used(table) == [("s1", "ann", 3.0)]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from longtake.evaluation.checks import CheckSettings
 from longtake.evaluation.comparison import ComparisonSettings
 from longtake.evaluation.gsb import (
     aggregate_gsb,
@@ -21,7 +20,6 @@ from longtake.evaluation.ratings import Rating
 from longtake.runtime.files import to_plain
 
 SETTINGS = ComparisonSettings(resamples=2000)
-CHECK = CheckSettings(dimensions=("overall",))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +64,7 @@ def answer(index, rater, score):
 
 
 def result_of(pairs, answers, **options):
-    table = check_answers(answers, pairs, CHECK)
+    table = check_answers(answers, pairs, ("overall",))
     return aggregate_gsb(table, pairs, ("overall",), SETTINGS, **options)
 
 
@@ -87,7 +85,7 @@ def test_counts_are_for_the_reference_whatever_the_side():
 )  # fmt: skip
 def test_more_than_half_of_the_raters_or_same(votes, label):
     answers = [answer(0, f"r{i}", v) for i, v in enumerate(votes)]
-    table = check_answers(answers, [pair(0)], CHECK)
+    table = check_answers(answers, [pair(0)], ("overall",))
     assert pair_labels(table.table, [pair(0)])["label"].tolist() == [label]
     assert pair_labels(table.table, [pair(0, swapped=True)])["label"].tolist() == [-label]
 
@@ -145,7 +143,7 @@ def test_three_raters_of_a_pair_are_one_draw_of_sides():
         answers = [
             answer(i, f"r{r}", s) for i, s in enumerate(rng.choice([-1, 1], 24)) for r in range(5)
         ]
-        table = check_answers(answers, pairs, CHECK)
+        table = check_answers(answers, pairs, ("overall",))
         (position,) = aggregate_gsb(
             table, pairs, ("overall",), ComparisonSettings(resamples=200), ranking_resamples=0
         ).position.itertuples()

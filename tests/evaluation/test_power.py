@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from longtake.evaluation.power import (
+    PowerSettings,
     correlation_interval,
     detectable_difference,
     detectable_win_share,
@@ -14,6 +15,8 @@ from longtake.evaluation.power import (
     prompts_for_difference,
 )
 from longtake.runtime.errors import UserError
+
+TIES = PowerSettings(tie_rate=0.2)
 
 
 @pytest.mark.parametrize(("share", "pairs"), [(0.55, 783), (0.56, 543), (0.57, 399), (0.60, 194)])
@@ -80,13 +83,15 @@ def test_the_promised_power_is_kept_in_simulation():
     ],
 )
 def test_questions_without_an_answer_are_refused(kind, question):
+    question = dict(question)
     with pytest.raises(UserError):
-        power_statement(kind, **question)
+        size = {name: question.pop(name, None) for name in ("n", "effect")}
+        power_statement(kind, **size, settings=PowerSettings(**question))
 
 
 def test_statements():
     assert power_statement("gsb", effect=0.56).startswith("543 pairs with a preference (543 in all")
-    assert "(679 in all at 20% ties)" in power_statement("gsb", effect=0.56, tie_rate=0.2)
+    assert "(679 in all at 20% ties)" in power_statement("gsb", effect=0.56, settings=TIES)
     assert "win share of 56.2%" in power_statement("gsb", n=500)
     assert power_statement("mos", n=500).startswith("500 prompts find a difference of 0.100 points")
     assert "503 prompts" in power_statement("mos", effect=0.1)

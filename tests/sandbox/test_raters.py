@@ -136,7 +136,7 @@ def chain(quality, seed):
     listed = SampleList(samples=tuple(simulated_samples(study)), folder=Path())
     pairs, _ = plan_pairs(listed, seed=seed)
     answers = simulate_answers(study, pairs, raters_per_pair=3, seed=seed)
-    answers = check_answers(answers, pairs, checks)
+    answers = check_answers(answers, pairs, DIMENSIONS)
     return mos, aggregate_gsb(answers, pairs, DIMENSIONS, settings, ranking_resamples=0)
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from longtake.evaluation.checks import CheckSettings
 from longtake.evaluation.comparison import ComparisonSettings
-from longtake.evaluation.gsb import gsb_from_files, read_answer
+from longtake.evaluation.gsb import GsbSettings, gsb_from_files, read_answer
 from longtake.evaluation.gsb_plan import plan_pairs, plan_study, write_plan
 from longtake.evaluation.mos import MosSettings, mos_from_files
 from longtake.evaluation.ratings import Finding, SampleList, import_ratings, read_ratings
@@ -17,7 +16,6 @@ from longtake.runtime.errors import UserError
 DATA = Path(__file__).parents[2] / "data"
 MOS, GSB = DATA / "saved_mos.jsonl", DATA / "saved_gsb.jsonl"
 DIMENSIONS = ("text_alignment", "overall")
-CHECKS = CheckSettings(dimensions=DIMENSIONS)
 SETTINGS = MosSettings(dimensions=DIMENSIONS, comparison=ComparisonSettings(resamples=100))
 
 
@@ -134,7 +132,7 @@ def plan(make_list: Callable[..., SampleList], tmp_path: Path) -> Path:
 
 
 def test_answers_to_pairs_come_in(plan: Path, tmp_path: Path) -> None:
-    result = gsb_from_files(plan, [GSB], CHECKS, ComparisonSettings(resamples=100))
+    result = gsb_from_files(plan, [GSB], DIMENSIONS, GsbSettings(resamples=100))
     assert result.n_answers == 3 and "rating without a score" in kinds(result.findings)
     position = result.position.set_index("dimension")[["left", "same", "right"]]
     assert position.loc["text_alignment"].tolist() == [1, 1, 0]
@@ -152,6 +150,6 @@ def test_answers_to_another_plan_are_left_out(
     other = tmp_path / "other"
     write_plan(other, pairs, make_list(), DIMENSIONS)
     with pytest.raises(UserError, match="page of another study"):
-        gsb_from_files(other, [GSB], CHECKS, ComparisonSettings(resamples=100))
+        gsb_from_files(other, [GSB], DIMENSIONS, GsbSettings(resamples=100))
     own, _ = plan_pairs(make_list(), reference="wan", seed=0)
     assert import_ratings(GSB, log, DIMENSIONS, study=plan_study(own)).added == 4

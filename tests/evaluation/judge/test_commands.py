@@ -45,7 +45,7 @@ def test_train_calibrate_score_report(study, tmp_path):
     assert not (out / "judge" / CALIBRATION_FILE).exists()  # too few clips for the default limits
 
     raw = ["--ratings", study.ratings, "--samples", study.samples, "--output-dir", tmp_path / "raw"]
-    text = run("calibrate", out / "judge", *raw, "--min-points", 20, "--device", "cpu")
+    text = run("calibrate", out / "judge", *raw, "--set", "min_points=20", "--device", "cpu")
     assert "Calibration of judge@" in text
     assert read_judge(out / "judge").calibration is not None
 
@@ -57,7 +57,7 @@ def test_train_calibrate_score_report(study, tmp_path):
         "report",
         *("--ratings", study.ratings, "--samples", out / "test.csv"),
         *("--scores", scores / "scores.jsonl", "--controls", scores / "controls.jsonl"),
-        *("--judge", out / "judge", "--resamples", 100),
+        *("--judge", out / "judge", "--set", "resamples=100"),
     )
     assert "none of" in text and "shuffled_prompt" in text and "within prompts" in text
 
@@ -113,7 +113,7 @@ def test_the_report_needs_no_torch_and_help_nothing_heavy(files):
 
 def test_report_prints_and_writes(files):
     given = ["--ratings", files / "ratings.csv", "--scores", files / "scores.jsonl"]
-    text = run("report", *given, "--resamples", 100, "--output-dir", files / "card")
+    text = run("report", *given, "--set", "resamples=100", "--output-dir", files / "card")
     assert "Agreement of judge@0" in text and "not checked" in text
     names = {path.name for path in (files / "card").iterdir()}
     assert {"judge_report.json", "judge_report_measurements.csv"} <= names
