@@ -20,16 +20,14 @@ class Agreement:
     """Krippendorff's alpha: 1 = full agreement, 0 = as good as chance."""
 
     alpha: float
-    """NaN where undefined."""
+    """NaN where undefined; ``reason`` says why."""
     ci_low: float
     """NaN with fewer than two prompts."""
     ci_high: float
     n_samples: int
-    """Samples with at least two ratings."""
+    """Samples with at least two ratings; ``n_ratings`` are theirs."""
     n_ratings: int
-    """Their ratings."""
     reason: str = ""
-    """Why alpha is undefined; empty otherwise."""
 
 
 def krippendorff_alpha(
@@ -49,13 +47,8 @@ def krippendorff_alpha(
     evalica has the same alpha, but its interval draws single pairs of ratings: that weighs samples
     with many ratings too high, and the protocol gives more ratings just where raters disagree.
 
-    Args:
-        scores: [n], finite.
-        samples: [n], number of the sample of each rating.
-        clusters: [n], number of the cluster of each rating, one for each sample; None: the sample.
-        confidence: of the interval.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+    ``scores`` (finite), and the numbers of the sample and the cluster of each rating, are [n]; a
+    sample lies in one cluster, without ``clusters`` in its own.
     """
     counts = np.bincount(samples)
     paired = counts[samples] > 1
@@ -165,11 +158,8 @@ def alternating_projection(
 
         u_ij = psi_j + Delta_i + nu_i X,   X ~ N(0, 1),   mean of Delta over the raters = 0.
 
-    Args:
-        scores: [n], one for each rating.
-        raters: [n], numbers 0 .. I-1, each occurring.
-        samples: [n], numbers 0 .. J-1, each occurring.
-        max_iterations: rounds after which to stop.
+    ``scores``, ``raters`` (0 .. I-1, each occurring) and ``samples`` (0 .. J-1, too) are [n], one
+    entry for each rating.
     """
     # Sums over sparse (rater, sample) pairs: the protocol gives each video other raters, so a full
     # table of raters and videos would be mostly empty.
@@ -196,9 +186,5 @@ def alternating_projection(
         if converged:
             break
     mean = rater_mean(deviation)
-    return SubjectBias(
-        quality=quality,
-        bias=mean - mean.mean(),
-        inconsistency=inconsistency,
-        converged=converged,
-    )
+    bias = mean - mean.mean()
+    return SubjectBias(quality=quality, bias=bias, inconsistency=inconsistency, converged=converged)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 TextSet = Literal["t2v_human", "t2v_auto"]
-PromptType = Literal["detailed", "concise", "contradictory", "empty"]
-Aspect = Literal["1:1", "16:9", "9:16"]
 Resolution = Literal["720p", "1080p", "2K"]
 # Section 5.1 lists these styles and contents "e.g."; "abstract" is ours, for sandbox renders.
 Style = Literal[
@@ -48,11 +46,10 @@ class Category:
     """One of the 48 categories of the text-to-video prompts."""
 
     name: str
-    """snake_case; what ``categories`` of a prompt holds."""
     definition: str
     """One sentence: when a prompt carries this category."""
     source: Literal["report", "ours"]
-    """Whether section 5.1 names the category."""
+    """Whether section 5.1 names it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
@@ -63,13 +60,11 @@ class TextPrompt:
     """Unique in the suite: ``t2v-h-001`` (human set), ``t2v-a-001`` (automatic set)."""
     prompt: str
     categories: tuple[str, ...]
-    """What the prompt tests, one or more names of the taxonomy; the first weighs most."""
+    """What the prompt tests, names of the taxonomy; the first weighs most."""
     words: int
     """By whitespace split; the report does not say how it counts."""
     language: str
-    """ISO 639-1 code."""
     source: str
-    """``longtake`` for prompts of this repository."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
@@ -77,9 +72,8 @@ class ImagePrompt:
     """One image-to-video sample: a reference image with one of its four prompts."""
 
     id: str
-    """The image's id and the prompt type: ``i2v-001-detailed``."""
     image: str
-    prompt_type: PromptType
+    prompt_type: Literal["detailed", "concise", "contradictory", "empty"]
     prompt: str
     """The empty string exactly for type ``empty``."""
     words: int
@@ -92,18 +86,15 @@ class ReferenceImage:
     """One first frame, as the manifest describes it."""
 
     id: str
-    """``i2v-001``."""
     file: str
     """Path relative to the folder of the images."""
     sha256: str
     """:func:`pixel_digest`; empty while there is no image."""
     caption: str
-    """What the image shows, in one sentence."""
     style: Style
     content: tuple[Content, ...]
     quality: Literal["high", "standard"]
-    aspect: Aspect
-    """Width to height."""
+    aspect: Literal["1:1", "16:9", "9:16"]
     resolution: Resolution
     """By the short side: 720, 1080 or 1440 px."""
     origin: str
@@ -122,29 +113,25 @@ Record = TypeVar("Record", TextPrompt, ImagePrompt, ReferenceImage, Category)
 
 def read_records(path: Path, kind: type[Record]) -> list[Record]:
     """One record per line of a JSON-lines file."""
-    return _parsed([json.dumps(line) for line in read_jsonl(path)], kind, path)
+    return _parsed(read_jsonl(path), kind, path)
 
 
 def read_taxonomy(path: Path = INTERNAL_SUITE / TAXONOMY_FILE) -> list[Category]:
     """Read ``{"categories": [{name, definition, source}, ...]}``."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return _parsed([json.dumps(entry) for entry in content["categories"]], Category, path)
+    return _parsed(json.loads(path.read_text(encoding="utf-8"))["categories"], Category, path)
 
 
-def _parsed(lines: Sequence[str], kind: type[Record], path: Path) -> list[Record]:
-    # From JSON, not from Python: strict validation takes a list for a tuple only there.
-    parser = TypeAdapter(kind)
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(parser.validate_json(line))
-        except ValidationError as error:
-            raise UserError(
-                f"{path} holds what is no {kind.__name__}",
-                received=f"record {number}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}",
-                expected=f"the fields of {kind.__name__} in evaluation/benchmark.py, no others",
-            ) from error
-    return records
+def _parsed(records: Sequence[Any], kind: type[Record], path: Path) -> list[Record]:
+    try:
+        # From JSON, not from Python: strict validation takes a list for a tuple only there.
+        return TypeAdapter(list[kind]).validate_json(json.dumps(records))  # type: ignore[valid-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{path} holds what is no {kind.__name__}",
+            received=f"record {int(first['loc'][0]) + 1}: {first['loc'][1:]}: {first['msg']}",
+            expected=f"the fields of {kind.__name__} in evaluation/benchmark.py, no others",
+        ) from error
 
 
 def read_text_set(name: str, folder: Path = INTERNAL_SUITE) -> list[TextPrompt]:
@@ -178,9 +165,7 @@ def pixel_digest(picture: "Image.Image") -> str:
     your own are best kept as PNG too; decoders of JPEG differ in the last bit.
     """
     rgb = picture.convert("RGB")
-    digest = hashlib.sha256(f"{rgb.width}x{rgb.height}\n".encode())
-    digest.update(rgb.tobytes())
-    return digest.hexdigest()
+    return hashlib.sha256(f"{rgb.width}x{rgb.height}\n".encode() + rgb.tobytes()).hexdigest()
 
 
 def scene_name(image: ReferenceImage) -> tuple[int, int]:
@@ -191,7 +176,6 @@ def scene_name(image: ReferenceImage) -> tuple[int, int]:
             f"image {image.id} cannot be drawn",
             received=f"origin {image.origin}",
             expected="sandbox:SEED:INDEX",
-            remedy="put your own files into the folder yourself",
         )
     return int(scene[1]), int(scene[2])
 

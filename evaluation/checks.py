@@ -88,15 +88,9 @@ def check_ratings(
 ) -> RatingTable:
     """Check ratings against the scale, the dimensions and the list of samples.
 
-    Args:
-        ratings: in the order in which they were made.
-        settings: what is accepted.
-        samples: knows model, prompt and cluster of each sample, which ratings may name by its id or
-            its opaque name; without it the ratings must name their model and prompt.
-        earlier: findings of reading, put first.
-
-    Raises:
-        UserError: nothing is left, or a contradiction where these are refused.
+    Ratings come in the order in which they were made and name a sample of the list by its id or
+    opaque name; without a list they must name their model and prompt. ``earlier`` findings are put
+    first. Refused is a study of which nothing is left.
     """
     findings = Findings(earlier)
     # Texts as Python objects: the string type of pandas is slow to iterate over.
@@ -132,8 +126,7 @@ def check_ratings(
     if sieve.rows.empty:
         raise UserError(
             "no rating is left to aggregate",
-            received=f"{len(ratings)} ratings; "
-            + ("; ".join(str(finding) for finding in findings.all()) or "none at all"),
+            received=f"{len(ratings)} ratings; {'; '.join(map(str, findings)) or 'none at all'}",
             expected=f"scores of {', '.join(settings.dimensions)}",
             remedy="give --samples where ratings name only a sample, --dimension for others",
         )
@@ -150,7 +143,7 @@ def check_ratings(
             if (item.sample, dimension) not in rated
         ]
         findings.add("sample without a rating", "unscored", unrated)
-    return RatingTable(table=rows, received=len(ratings), findings=findings.all())
+    return RatingTable(table=rows, received=len(ratings), findings=tuple(findings))
 
 
 def _check_scores(sieve: _Sieve, settings: CheckSettings) -> None:

@@ -107,7 +107,9 @@ def read_score_log(paths: Sequence[Path]) -> ScoreLog:
     unscored = table["score"].isna()
     cases = (table["model"] + ", " + table["dimension"])[unscored].value_counts(sort=False)
     findings.add("unscored", "left out", [f"{count} of {name}" for name, count in cases.items()])
-    return ScoreLog(table=table[~unscored], captions=captions, clips=clips, findings=findings.all())
+    return ScoreLog(
+        table=table[~unscored], captions=captions, clips=clips, findings=tuple(findings)
+    )
 
 
 def two_logs(
@@ -215,7 +217,7 @@ def _rated(paths: Sequence[Path], listed: SampleList | None) -> tuple[pd.DataFra
             tables.append(video_scores(checked.table))
             findings += [f for f in checked.findings if f.kind != "sample without a rating"]
     table = pd.concat(tables, ignore_index=True)
-    return table[list(_LOG)], findings
+    return table[list(_LOG)], tuple(findings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +298,7 @@ def compare_logs(
                 different=found["different"],
             )
         )
-    return rows, findings.all()
+    return rows, tuple(findings)
 
 
 def write_comparison(
@@ -325,7 +327,7 @@ def write_comparison(
         num_dimensions=len(rows),
         edge=edge if math.isfinite(edge) else 1.0,
         clips=clips,
-        findings=findings,
+        findings=tuple(findings),
         fewest=FEWEST_PROMPTS,
     )
     with explained("write the page", page), replacing(page) as temporary:

@@ -35,7 +35,6 @@ class ComparisonSettings(Config):
     resamples: int = Field(default=10_000, ge=100)
     """Bootstrap resamples and random sign patterns."""
     seed: int = 0
-    """Of the resampling; the same seed gives the same numbers."""
 
 
 def compare_models(
@@ -43,18 +42,14 @@ def compare_models(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Means of all models and paired differences of every two, in each dimension.
 
-    Args:
-        scores: one row for each video and dimension: columns ``model``, ``dimension``, ``prompt``,
-            ``cluster`` (one for each prompt) and ``score`` (finite).
-        dimensions: in the order of the result.
-        settings: of intervals and tests.
+    ``scores`` has one row for each video and dimension: columns ``model``, ``dimension``,
+    ``prompt``, ``cluster`` (one for each prompt) and ``score`` (finite).
 
-    Returns:
-        Means: dimension, model, mean, ci_low, ci_high, sd (over videos, ddof 1), n_samples,
-        n_prompts, n_clusters. Differences, the better model (on the shared prompts) first:
-        dimension, better, worse, diff, ci_low, ci_high, n_prompts, n_clusters, p (sign flips of
-        clusters), p_holm, different (p_holm below 1 - confidence). NaN where there is nothing to
-        average, and for intervals and p where there are fewer than two clusters.
+    Means: dimension, model, mean, ci_low, ci_high, sd (over videos, ddof 1), n_samples, n_prompts,
+    n_clusters. Differences, the better model (on the shared prompts) first: dimension, better,
+    worse, diff, ci_low, ci_high, n_prompts, n_clusters, p (sign flips of clusters), p_holm,
+    different (p_holm below 1 - confidence). NaN where there is nothing to average, and for
+    intervals and p where there are fewer than two clusters.
     """
     models = list(dict.fromkeys(scores["model"]))
     columns = [(dimension, model) for dimension in dimensions for model in models]
@@ -126,12 +121,10 @@ class _Cells:
 
     def by(self, group: IntArray, size: int) -> tuple[FloatArray, FloatArray]:
         """Sums and counts [size, K] of the scores of each group and column."""
-        cell = group * self.num_columns + self.column
-        shape = (size, self.num_columns)
-        cells = shape[0] * shape[1]
+        cell, cells = group * self.num_columns + self.column, size * self.num_columns
         sums = np.bincount(cell, weights=self.score, minlength=cells).astype(np.float64)
         counts = np.bincount(cell, minlength=cells).astype(np.float64)
-        return sums.reshape(shape), counts.reshape(shape)
+        return sums.reshape(size, -1), counts.reshape(size, -1)
 
 
 def _paired(

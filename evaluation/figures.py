@@ -4,6 +4,7 @@ Figures are objects with their own canvas, so a notebook that imports this keeps
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.patches import Patch
 
 from longtake.evaluation.dimensions import SCALE, title_of
@@ -57,6 +59,14 @@ def save_png(figure: Figure, path: Path) -> Path:
     return path
 
 
+def _legend(
+    figure: Figure, colours: Sequence[str], names: Sequence[str], loc: str, ncols: int
+) -> Legend:
+    style: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "labelcolor": INK}
+    patches = [Patch(color=colour) for colour in colours]
+    return figure.legend(patches, names, loc=loc, ncols=ncols, alignment="left", **style)
+
+
 def write_mos_figure(result: MosResult, path: Path, title: str = "MOS") -> Path:
     """One panel for each dimension, one bar for each model, with intervals.
 
@@ -99,18 +109,9 @@ def write_mos_figure(result: MosResult, path: Path, title: str = "MOS") -> Path:
             axes.plot([x, x], [cell.ci_low, cell.ci_high], color=INK, linewidth=1.3)
             top = np.nanmax([cell.mean, cell.ci_high])
             axes.text(x, top + 0.06, f"{cell.mean:.2f}", **text)
-    patches = [Patch(color=SERIES[i % len(SERIES)]) for i in range(len(result.models))]
-    figure.legend(
-        patches,
-        result.models,
-        loc="outside lower left",
-        ncols=entries,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=INK,
-        title=note,
-        title_fontproperties={"size": 7.5},
-        alignment="left",
+    colours = [SERIES[i % len(SERIES)] for i in range(len(result.models))]
+    _legend(figure, colours, result.models, "outside lower left", entries).set_title(
+        note, prop={"size": 7.5}
     )
     return save_png(figure, path)
 
@@ -127,20 +128,10 @@ def write_gsb_figure(result: GsbResult, path: Path, title: str = "GSB") -> Path:
     figure = new_figure(8.6, height, title, note)
     grid = figure.subplots(len(blocks), 1, squeeze=False, height_ratios=lines)
     for axes, ((reference, rival), block) in zip(grid.flat, blocks, strict=True):
-        axes.set_title(
-            f"{reference}  vs  {rival}", fontsize=9.5, fontweight="bold", color=INK, loc="left"
-        )
+        axes.set_title(f"{reference}  vs  {rival}", fontsize=9.5, fontweight="bold", loc="left")
         _gsb_bars(axes, block)
     names = ("G: reference better", "S: same", "B: rival better")
-    figure.legend(
-        [Patch(color=colour) for colour in (_GOOD, _SAME, _BAD)],
-        names,
-        loc="outside upper right",
-        ncols=3,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=INK,
-    )
+    _legend(figure, (_GOOD, _SAME, _BAD), names, "outside upper right", 3)
     return save_png(figure, path)
 
 
@@ -154,29 +145,18 @@ def _gsb_bars(axes: Axes, block: pd.DataFrame) -> None:
     for y, item in enumerate(rows_of(block)):
         total = item.good + item.same + item.bad
         start = 0.0
-        for count, colour, ink in (
-            (item.good, _GOOD, "white"),
-            (item.same, _SAME, INK),
-            (item.bad, _BAD, "white"),
-        ):
+        text: dict[str, Any] = {"va": "center", "fontsize": 8}
+        parts = ((item.good, _GOOD, "white"), (item.same, _SAME, INK), (item.bad, _BAD, "white"))
+        for count, colour, ink in parts:
             share = count / total
             axes.barh(y, share, left=start, height=0.72, color=colour)
-            if share > 0.05:
-                middle = start + share / 2
-                axes.text(middle, y, str(count), ha="center", va="center", fontsize=8, color=ink)
+            if share > 0.05:  # in a narrower part the number would touch its neighbours
+                axes.text(start + share / 2, y, str(count), ha="center", color=ink, **text)
             start += share
-        colour = FAINT
-        if item.different:
-            colour = _GOOD if item.net > 0 else _BAD
+        colour = (_GOOD if item.net > 0 else _BAD) if item.different else FAINT
         interval = "no interval"
         if not math.isnan(item.net_low):
             interval = f"[{item.net_low:+.1%}, {item.net_high:+.1%}]"
-        axes.text(
-            1.02,
-            y,
-            f"{item.net:+.1%}  {interval}  n={total}",
-            transform=axes.get_yaxis_transform(),
-            va="center",
-            fontsize=8,
-            color=colour,
-        )
+        words = f"{item.net:+.1%}  {interval}  n={total}"
+        beside = axes.get_yaxis_transform()
+        axes.text(1.02, y, words, transform=beside, color=colour, **text)

@@ -7,7 +7,7 @@ net (G - B) / (G + S + B) and ratio (G + S) / (B + S).
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ from longtake.evaluation.tables import (
     agreement_table,
     findings_table,
     interval_text,
-    records_of,
+    record_of,
     rows_of,
     table_of_rows,
 )
@@ -103,18 +103,7 @@ class GsbResult:
 
     def as_record(self) -> dict[str, object]:
         """JSON-ready but for NaN."""
-        return {
-            "kind": "gsb",
-            "dimensions": self.dimensions,
-            "n_answers": self.n_answers,
-            "set_aside": self.set_aside,
-            "counts": records_of(self.counts),
-            "rankings": {n: asdict(r) for n, r in self.rankings.items()},
-            "position": records_of(self.position),
-            "agreement": {n: asdict(a) for n, a in self.agreement.items()},
-            "settings": self.settings.model_dump(),
-            "findings": [finding.as_record() for finding in self.findings],
-        }
+        return {"kind": "gsb", **record_of(self)}
 
 
 def gsb_from_files(
@@ -126,7 +115,7 @@ def gsb_from_files(
     findings = Findings(irregular)
     # Ids of pairs count from 1 in every plan; only the digest tells whose answers these are.
     given = of_study(given, plan_study(pairs), findings)
-    table = check_answers(given, pairs, dimensions, settings.rules, findings.all())
+    table = check_answers(given, pairs, dimensions, settings.rules, findings)
     return aggregate_gsb(table, pairs, dimensions, settings)
 
 
@@ -315,74 +304,67 @@ def _position(raw: pd.DataFrame, settings: ComparisonSettings) -> dict[str, obje
 
 def gsb_tables(result: GsbResult) -> tuple[Table, ...]:
     """Every table of the study; the first one is the overview."""
-    return (
-        _overview(result.counts),
-        _tests(result.counts),
-        Table(name="counts", title="Counts", frame=result.counts),
-        _rankings(result.rankings),
-        Table(
-            name="position",
-            title="Position bias",
-            frame=result.position,
-            note="Answers for the left video. Sides are balanced, so models do not explain a bias.",
-        ),
-        agreement_table(result.agreement, ("n_pairs", "n_answers"), "ordinal (left, same, right)"),
-        findings_table(result.findings),
-    )
-
-
-def _overview(counts: pd.DataFrame) -> Table:
-    rows = [
-        (
-            f"{c.reference} vs {c.rival}",
-            c.dimension,
-            f"{c.good} / {c.same} / {c.bad}",
-            interval_text(100 * c.net, 100 * c.net_low, 100 * c.net_high, 1),
-            "-" if math.isnan(c.ratio) else f"{c.ratio:.2f}",
-            ("better" if c.net > 0 else "worse") if c.different else "not told apart",
-        )
-        for c in rows_of(counts)
-    ]
-    return table_of_rows(
+    rows = list(rows_of(result.counts))
+    overview = table_of_rows(
         "overview",
         "Good - same - bad",
         ("comparison", "dimension", "G / S / B", "net %", "(G+S)/(B+S)", "verdict"),
-        rows,
+        [
+            (
+                f"{c.reference} vs {c.rival}",
+                c.dimension,
+                f"{c.good} / {c.same} / {c.bad}",
+                interval_text(100 * c.net, 100 * c.net_low, 100 * c.net_high, 1),
+                "-" if math.isnan(c.ratio) else f"{c.ratio:.2f}",
+                ("better" if c.net > 0 else "worse") if c.different else "not told apart",
+            )
+            for c in rows
+        ],
         note="G: pairs in which the first-named model is better. net = (G-B)/(G+S+B), interval by "
         "bootstrap of prompts. Per pair the majority of its raters counts, no majority is S.",
     )
-
-
-def _tests(counts: pd.DataFrame) -> Table:
-    rows = [
-        (
-            f"{c.reference} vs {c.rival}",
-            c.dimension,
-            interval_text(100 * c.win_share, 100 * c.share_low, 100 * c.share_high, 1),
-            c.p,
-            c.test,
-            c.p_holm,
-        )
-        for c in rows_of(counts)
-    ]
-    columns = ("comparison", "dimension", "win share %", "p", "test", "p Holm")
-    note = "win share = G/(G+B), Wilson interval; p Holm: corrected for all rows."
-    return table_of_rows("tests", "Is it more than chance?", columns, rows, note)
-
-
-def _rankings(rankings: Mapping[str, PairwiseRanking]) -> Table:
-    rows: list[tuple[object, ...]] = []
-    for dimension, ranking in rankings.items():
-        rows += [
-            (dimension, s.model, s.log_strength, s.ci_low, s.ci_high, s.n_pairs, ranking.reason)
-            for s in ranking.strengths
-        ]
-        if not ranking.strengths:
-            rows.append((dimension, "-", None, None, None, ranking.n_pairs, ranking.reason))
-    return table_of_rows(
+    tests = table_of_rows(
+        "tests",
+        "Is it more than chance?",
+        ("comparison", "dimension", "win share %", "p", "test", "p Holm"),
+        [
+            (
+                f"{c.reference} vs {c.rival}",
+                c.dimension,
+                interval_text(100 * c.win_share, 100 * c.share_low, 100 * c.share_high, 1),
+                c.p,
+                c.test,
+                c.p_holm,
+            )
+            for c in rows
+        ],
+        note="win share = G/(G+B), Wilson interval; p Holm: corrected for all rows.",
+    )
+    strengths: list[tuple[object, ...]] = []
+    for dimension, fit in result.rankings.items():
+        strengths += [
+            (dimension, s.model, s.log_strength, s.ci_low, s.ci_high, s.n_pairs, fit.reason)
+            for s in fit.strengths
+        ] or [(dimension, "-", None, None, None, fit.n_pairs, fit.reason)]
+    ranking = table_of_rows(
         "ranking",
         "Bradley-Terry with ties",
         ("dimension", "model", "log_strength", "ci_low", "ci_high", "n_pairs", "remark"),
-        rows,
+        strengths,
         note="Mean 0 over the models; a difference d means odds of exp(d) : 1 among non-ties.",
+    )
+    position = Table(
+        name="position",
+        title="Position bias",
+        frame=result.position,
+        note="Answers for the left video. Sides are balanced, so models do not explain a bias.",
+    )
+    return (
+        overview,
+        tests,
+        Table(name="counts", title="Counts", frame=result.counts),
+        ranking,
+        position,
+        agreement_table(result.agreement, ("n_pairs", "n_answers"), "ordinal (left, same, right)"),
+        findings_table(result.findings),
     )

@@ -38,11 +38,9 @@ class Pair:
     """Sample on the left."""
     right: str
     left_model: str
-    """Its model; hidden from raters."""
     right_model: str
     prompt: str
     cluster: str
-    """Unit of the bootstrap."""
     reference: str
     """The model whose wins are G; the other's wins are B."""
 
@@ -59,21 +57,15 @@ def plan_pairs(
     rivals: Sequence[str] = (),
     seed: int = 0,
 ) -> tuple[tuple[Pair, ...], tuple[Finding, ...]]:
-    """Pair the videos of every prompt, choose sides, shuffle.
+    """Pair the videos of every prompt, choose sides, shuffle; what has no partner is a finding.
 
-    Args:
-        samples: the videos. Several of one model and prompt are paired in their order.
-        reference: its wins are G, against each rival (as report Figure 15). None: every two models.
-        rivals: the models to compare with; empty: all others.
-        seed: of sides and order; the same seed gives the same plan.
-
-    Returns:
-        The pairs in the order of showing, and prompts or videos that cannot be paired.
+    Wins of the ``reference`` are G, against each of ``rivals`` (report Figure 15; empty: all
+    others); without one every two models are paired. The same seed gives the same plan.
     """
     models = samples.models
-    for name in (*((reference,) if reference else ()), *rivals):
-        if name not in models:
-            raise UserError("unknown model", received=name, expected=f"one of: {', '.join(models)}")
+    if unknown := {*rivals, reference or models[0]} - set(models):
+        received, expected = ", ".join(unknown), f"some of: {', '.join(models)}"
+        raise UserError("unknown model", received=received, expected=expected)
     couples = list(combinations(rivals or models, 2))
     if reference is not None:
         couples = [(reference, other) for other in rivals or models if other != reference]
@@ -112,17 +104,17 @@ def plan_pairs(
         )
     rng.shuffle(pairs)  # before the ids are given, which would show the models by their order
     numbered = (dataclasses.replace(p, pair=f"p{i:05d}") for i, p in enumerate(pairs, start=1))
-    return tuple(numbered), findings.all()
+    return tuple(numbered), tuple(findings)
 
 
 def _matched(
     samples: SampleList, first: str, second: str, missing: Mapping[str, str]
 ) -> tuple[list[tuple[Sample, Sample]], list[str]]:
+    """Videos of two models by prompt, and in words those without a partner."""
     by_prompt: dict[str, tuple[list[Sample], list[Sample]]] = {}
     for item in samples.samples:
         if item.model in (first, second) and item.sample not in missing:
-            sides = by_prompt.setdefault(item.prompt, ([], []))
-            sides[item.model == second].append(item)
+            by_prompt.setdefault(item.prompt, ([], []))[item.model == second].append(item)
     pairs, left_over = [], []
     for a, b in by_prompt.values():
         # Several videos of a prompt are paired in their order: each is shown once.
@@ -135,11 +127,10 @@ def _matched(
 def write_plan(
     folder: Path, pairs: Sequence[Pair], samples: SampleList, dimensions: Sequence[str]
 ) -> Path:
-    """Write a plan: the sheet and the videos for the raters, the key for the owner of the study.
+    """Write the sheet and the videos for the raters, the key for the owner of the study.
 
     ``sheet.csv`` has one row for each pair and a column for each dimension, to be filled with
-    left, same or right. Videos get opaque names in ``videos/``: hard links where the file system
-    allows, else copies. Give raters the sheet and the videos, and keep ``key.jsonl``.
+    left, same or right; videos get opaque names in ``videos/``.
     """
     key, key_path = _key_text(pairs), folder / KEY_FILE
     if key_path.exists() and key_path.read_text(encoding="utf-8") != key:
@@ -154,13 +145,10 @@ def write_plan(
     rows = []
     for pair in pairs:
         row = {"sample": pair.pair, "rater": "", "caption": by_id[pair.left].caption}
-        ids = (pair.left, pair.right)
-        for side, sample, name in zip(
-            ("left", "right"), ids, blind_videos(pair, by_id), strict=True
-        ):
+        left, right = blind_videos(pair, by_id)
+        for side, sample, name in (("left", pair.left, left), ("right", pair.right, right)):
             row[side] = name or opaque_name(sample)  # ids of lists often name the model
-            source = samples.video_path(by_id[sample])
-            if source is not None:
+            if (source := samples.video_path(by_id[sample])) is not None:
                 place_file(source, folder / name)
         rows.append(row | dict.fromkeys(dimensions, ""))
     sheet = folder / SHEET_FILE

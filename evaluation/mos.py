@@ -5,7 +5,6 @@ model's score the mean over its videos. With the scores of a judge, the final sc
 the weighted (2:1) average of both.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ import pandas as pd
 
 from longtake.evaluation.agreement import (
     Agreement,
-    SubjectBias,
     alternating_projection,
     krippendorff_alpha,
     rest_correlations,
@@ -49,13 +47,12 @@ from longtake.evaluation.tables import (
     agreement_table,
     findings_table,
     interval_text,
-    records_of,
+    record_of,
     rows_of,
     table_of_rows,
 )
 from longtake.runtime.config import Config
 from longtake.runtime.errors import UserError
-from longtake.runtime.statistics import FloatArray
 
 
 class MosSettings(Config):
@@ -91,26 +88,12 @@ class MosResult:
     models: tuple[str, ...]
     """In the order of the list of samples; without one by name."""
     n_ratings: int
-    """Ratings used."""
     set_aside: int
     """Ratings received and not used; the findings say why."""
 
     def as_record(self) -> dict[str, object]:
         """JSON-ready but for NaN."""
-        return {
-            "kind": "mos",
-            "models": self.models,
-            "n_ratings": self.n_ratings,
-            "set_aside": self.set_aside,
-            "means": records_of(self.means),
-            "differences": records_of(self.differences),
-            "merged": records_of(self.merged),
-            "agreement": {n: dataclasses.asdict(a) for n, a in self.agreement.items()},
-            "raters": records_of(self.raters),
-            "protocol": dataclasses.asdict(self.protocol),
-            "settings": self.settings.model_dump(),
-            "findings": [finding.as_record() for finding in self.findings],
-        }
+        return {"kind": "mos", **record_of(self)}
 
 
 def mos_from_files(
@@ -205,8 +188,12 @@ def aggregate_mos(
         fit = alternating_projection(score, rater, sample)
         if not fit.converged:
             findings.add("rater biases that did not settle", "shown as they are", [dimension])
+        # In the order of their first rating, as factorize numbers the raters of the fit.
+        own = part.groupby("rater", sort=False)["score"].agg(n_ratings="size", mean="mean")
+        own.insert(0, "dimension", dimension)
         rest = rest_correlations(score, rater, sample)
-        profiles.append(_profiles(dimension, part, fit, rest))
+        noise = {"bias": fit.bias, "inconsistency": fit.inconsistency, "rest_correlation": rest}
+        profiles.append(own.assign(**noise).reset_index())
         model_of = part.drop_duplicates("sample")["model"].to_numpy()
         for model, quality in pd.Series(fit.quality).groupby(model_of).mean().items():
             bias_free[dimension, model] = quality
@@ -223,7 +210,7 @@ def aggregate_mos(
             settings.weights,
             settings.comparison,
         )
-        findings = Findings((*findings.all(), *automatic.findings, *remarks))
+        findings = Findings((*findings, *automatic.findings, *remarks))
     units = units_of(table, settings.dimensions, settings.protocol, samples)
     _report_protocol(units, settings.protocol, findings)
     return MosResult(
@@ -233,7 +220,7 @@ def aggregate_mos(
         raters=pd.concat(profiles, ignore_index=True),
         protocol=protocol_status(units, settings.protocol),
         merged=merged,
-        findings=findings.all(),
+        findings=tuple(findings),
         settings=settings,
         models=models,
         n_ratings=len(table),
@@ -241,56 +228,32 @@ def aggregate_mos(
     )
 
 
-def _profiles(
-    dimension: str, part: pd.DataFrame, fit: SubjectBias, rest: FloatArray
-) -> pd.DataFrame:
-    """A row for each rater of one dimension, in the order of their first rating."""
-    own = part.groupby("rater", sort=False)["score"].agg(["size", "mean"])
-    return pd.DataFrame(
-        {
-            "rater": own.index,
-            "dimension": dimension,
-            "n_ratings": own["size"].to_numpy(),
-            "mean": own["mean"].to_numpy(),
-            "bias": fit.bias,
-            "inconsistency": fit.inconsistency,
-            "rest_correlation": rest,
-        }
-    )
-
-
 def _report_protocol(units: Sequence[Unit], config: ProtocolConfig, findings: Findings) -> None:
-    def name(unit: Unit) -> str:
-        return unit.sample if config.scope == "video" else f"{unit.sample}, {unit.dimensions[0]}"
-
+    few, many = [], []
+    for unit in units:
+        name = unit.sample if config.scope == "video" else f"{unit.sample}, {unit.dimensions[0]}"
+        done, begun = len(unit.complete), len(unit.partial)
+        if unit.needed and done + begun:
+            few.append(f"{name}: {done} complete, {begun} partial, {unit.needed} to come")
+        if unit.surplus:
+            many.append(f"{name}: {unit.surplus} more")
     findings.add(
-        "video with fewer raters than the protocol asks",
-        "the ratings it has are used",
-        [
-            f"{name(u)}: {len(u.complete)} complete, {len(u.partial)} partial, {u.needed} to come"
-            for u in units
-            if u.needed and (u.complete or u.partial)
-        ],
+        "video with fewer raters than the protocol asks", "the ratings it has are used", few
     )
-    findings.add(
-        "video with more raters than the protocol asks",
-        "all ratings are used",
-        [f"{name(unit)}: {unit.surplus} more" for unit in units if unit.surplus],
-    )
+    findings.add("video with more raters than the protocol asks", "all ratings are used", many)
 
 
 def mos_tables(result: MosResult) -> tuple[Table, ...]:
     """Every table of the study; the first one is the overview."""
+    agreement = agreement_table(
+        result.agreement, ("n_videos", "n_ratings"), "ordinal; interval by bootstrap of prompts"
+    )
     tables = [
         _overview(result),
         Table(name="means", title="Means", frame=result.means),
         _comparisons(result.differences),
         Table(name="differences", title="Differences", frame=result.differences),
-        agreement_table(
-            result.agreement,
-            ("n_videos", "n_ratings"),
-            "ordinal; interval by bootstrap of prompts",
-        ),
+        agreement,
         Table(name="raters", title="Raters", frame=result.raters),
         _protocol(result),
     ]
@@ -304,21 +267,18 @@ def mos_tables(result: MosResult) -> tuple[Table, ...]:
 
 def _overview(result: MosResult) -> Table:
     """Models by dimensions: mean, interval, and the number of videos."""
-    cells = {(c.model, c.dimension): c for c in rows_of(result.means)}
-    rows = []
-    for model in result.models:
-        own = [cells[model, dimension] for dimension in result.settings.dimensions]
-        sizes = sorted({c.n_samples for c in own})
-        shown = "-".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
-        texts = [interval_text(c.mean, c.ci_low, c.ci_high) for c in own]
-        rows.append((model, *texts, shown))
-    return table_of_rows(
-        "overview",
-        "Mean opinion scores",
-        ("model", *map(title_of, result.settings.dimensions), "n"),
-        rows,
-        note=f"Mean and {100 * result.settings.comparison.confidence:g} % interval (bootstrap, "
-        "prompts drawn); n videos.",
+    names, means = result.settings.dimensions, result.means
+    texts = [interval_text(c.mean, c.ci_low, c.ci_high) for c in rows_of(means)]
+    frame = means.assign(text=texts).pivot(index="model", columns="dimension", values="text")
+    frame = frame.loc[list(result.models), list(names)].rename(columns=title_of).reset_index()
+    sizes = means.groupby("model")["n_samples"].agg(["min", "max"]).loc[list(result.models)]
+    frame["n"] = ["-".join(map(str, dict.fromkeys(ends))) for ends in sizes.itertuples(index=False)]
+    confidence = f"{100 * result.settings.comparison.confidence:g} %"
+    return Table(
+        name="overview",
+        title="Mean opinion scores",
+        frame=frame,
+        note=f"Mean and {confidence} interval (bootstrap, prompts drawn); n videos.",
     )
 
 
@@ -342,16 +302,14 @@ def _comparisons(differences: pd.DataFrame) -> Table:
 
 def _protocol(result: MosResult) -> Table:
     status, rule = result.protocol, result.settings.protocol
-    return table_of_rows(
-        "protocol",
-        "Protocol",
-        ("state", "count"),
-        (
-            *status.states.items(),
-            ("called for more raters", f"{status.escalated} of {status.decided}"),
-            ("complete ratings still to come", status.still_needed),
-            ("ratings over those of the first round", status.budget_factor),
-        ),
-        note=f"{rule.first_raters} raters, {rule.extra_raters} more when the range is >= "
-        f"{rule.threshold:g}; counted by {rule.scope}.",
+    rows = (
+        *status.states.items(),
+        ("called for more raters", f"{status.escalated} of {status.decided}"),
+        ("complete ratings still to come", status.still_needed),
+        ("ratings over those of the first round", status.budget_factor),
     )
+    note = (
+        f"{rule.first_raters} raters, {rule.extra_raters} more when the range is >= "
+        f"{rule.threshold:g}; counted by {rule.scope}."
+    )
+    return table_of_rows("protocol", "Protocol", ("state", "count"), rows, note)

@@ -8,7 +8,6 @@ merged score: falling back to the human score alone would change its weight sile
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,26 +36,17 @@ class MergeWeights(Config):
 
 def check_judge(ratings: Sequence[Rating]) -> None:
     """Refuse automatic ratings that do not come from one judge calibrated to the raters' scale."""
-    people = sorted({rating.rater for rating in ratings if rating.kind != "automatic"})
-    if people:
+    raters = ", ".join(sorted({rating.rater for rating in ratings})[:5]) or "no record"
+    if {rating.kind for rating in ratings} != {"automatic"} or "," in raters:
         raise UserError(
-            "the automatic scores hold human ratings",
-            received=f"raters {', '.join(people[:3])}",
-            expected="records of kind `automatic`",
+            "the automatic scores are not those of one judge",
+            received=raters,
+            expected="records of kind `automatic` of one judge in one version",
         )
-    judges = sorted({rating.rater for rating in ratings})
-    if len(judges) != 1:
-        raise UserError(
-            "the automatic scores do not come from one judge",
-            received=", ".join(judges[:5]) or "no record",
-            expected="the records of one judge in one version",
-            remedy="give one file for each judge and choose one",
-        )
-    bare = sum(1 for rating in ratings if not rating.provenance.get("calibration"))
-    if bare:
+    if not all(rating.provenance.get("calibration") for rating in ratings):
         raise UserError(
             "the judge is not calibrated to the raters' scale",
-            received=f"{bare} of {len(ratings)} records of {judges[0]} name no calibration",
+            received=f"records of {raters} that name no calibration",
             expected="`calibration` in the provenance of every record",
             remedy="calibrate the judge on rated videos first, then score again",
         )
@@ -75,7 +65,7 @@ def merge_scores(
     Both tables are of :func:`longtake.evaluation.mos.video_scores`, on one scale. The interval
     draws the prompts of raters and judge separately.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[object, ...]] = []
     total = weights.human + weights.automatic
     for dimension in dimensions:
         people = human[human["dimension"] == dimension]
@@ -93,27 +83,15 @@ def merge_scores(
             if own_h.empty:
                 refused = "no human ratings"
             elif own_a.empty:
-                refused = "the judge has not scored this model"
-                if judge.empty:
-                    refused = "no judge for this dimension"
+                silent = "no judge for this dimension" if judge.empty else ""
+                refused = silent or "the judge has not scored this model"
             mean_h, mean_a = own_h["score"].mean(), own_a["score"].mean()  # NaN when empty
             merged = (weights.human * mean_h + weights.automatic * mean_a) / total
             # One prompt on either side has no spread, and the sum would seem surer than it is.
             spread = min(own_h["cluster"].nunique(), own_a["cluster"].nunique()) >= 2
-            rows.append(
-                {
-                    "dimension": dimension,
-                    "model": model,
-                    "human": float(mean_h),
-                    "automatic": float(mean_a),
-                    "merged": math.nan if refused else float(merged),
-                    "ci_low": low[m] if spread else math.nan,
-                    "ci_high": high[m] if spread else math.nan,
-                    "n_human": len(own_h),
-                    "n_automatic": len(own_a),
-                    "refused": refused,
-                }
-            )
+            ends = (low[m], high[m]) if spread else (math.nan, math.nan)
+            scores = (float(mean_h), float(mean_a), math.nan if refused else float(merged))
+            rows.append((dimension, model, *scores, *ends, len(own_h), len(own_a), refused))
     findings = Findings()
     findings.add(
         "model that only the judge scored",
@@ -125,7 +103,7 @@ def merge_scores(
         "the interval of the merged score takes the two sets for independent",
         sorted(set(human["prompt"]) & set(automatic["prompt"])),
     )
-    return pd.DataFrame(rows, columns=list(MERGED_COLUMNS)), findings.all()
+    return pd.DataFrame(rows, columns=list(MERGED_COLUMNS)), tuple(findings)
 
 
 def merged_table(merged: pd.DataFrame, weights: MergeWeights) -> Table:

@@ -56,14 +56,10 @@ def evaluate_pairs(
     output: Path | None = None,
     device: str = "auto",
 ) -> list[PairAgreement]:
-    """Score the clips of a CSV of pairs, each once, and compare with its labels.
+    """Score the clips of a CSV of pairs (VideoAlign's columns), each once, and compare with labels.
 
-    Args:
-        pairs: CSV in VideoAlign's columns.
-        reward_names: ``NAME`` or ``NAME=SOURCE`` (:mod:`longtake.rewards.registry`).
-        root: folder that its paths are relative to; None is the folder of the file.
-        output: scores by clip, written as they come and resumed from; None keeps nothing.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    Paths are relative to ``root``, by default the folder of the file. ``output`` is the table of
+    scores by clip, resumed from.
     """
     table = read_pairs(pairs)
     folder = pairs.parent if root is None else root
@@ -94,8 +90,8 @@ def _agreement(
 ) -> PairAgreement:
     scored = margins.isfinite()
     unscored = int((is_labelled(labels) & ~scored).sum())
-    labels = labels.where(scored, torch.tensor(UNLABELLED))
-    margins = margins.where(scored, 0.0)
+    # A pair with an unscored clip says nothing about the reward, unlike a tie.
+    labels, margins = labels.where(scored, torch.tensor(UNLABELLED)), margins.where(scored, 0.0)
     plain, ties = accuracy_without_ties(margins, labels), accuracy_with_ties(margins, labels)
     decided = is_decided(labels)
     clusters = [prompt for prompt, used in zip(prompts, decided.tolist(), strict=True) if used]

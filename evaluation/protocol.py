@@ -54,7 +54,6 @@ class ProtocolConfig(Config):
     """The rule; the numbers of raters are those of report section 5.1."""
 
     first_raters: int = Field(default=3, ge=2)
-    """Raters of every video."""
     extra_raters: int = Field(default=2, ge=0)
     """Raters added after a discrepancy."""
     threshold: float = Field(default=2.0, gt=0)
@@ -67,11 +66,10 @@ class ProtocolConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unit:
-    """One video, or one dimension of it, in the protocol."""
+    """One video, or one dimension of it, in the protocol; dimensions are rated at once."""
 
     sample: str
     dimensions: tuple[str, ...]
-    """What a rater rates at once."""
     state: State
     complete: tuple[str, ...]
     """Raters with all dimensions, in the order in which they finished."""
@@ -95,10 +93,9 @@ def assess(
     config: ProtocolConfig,
     samples: Iterable[str] = (),
 ) -> tuple[Unit, ...]:
-    """Run the machine over ratings.
+    """Run the machine over (sample, rater, dimension, score), without repeats, in their order.
 
-    Ratings are (sample, rater, dimension, score) in the order in which they were made, without
-    repeats. ``samples`` are to be rated, also those without ratings.
+    ``samples`` are to be rated, also those without ratings.
     """
     given: dict[str, dict[str, _Given]] = {sample: {} for sample in samples}
     # The order of the log is all that says who was first; times are missing in sheets.
@@ -160,14 +157,12 @@ def units_of(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProtocolStatus:
-    """How far a study is."""
+    """How far a study is: units by state, and how many called for more raters."""
 
     states: Mapping[str, int]
-    """Units by state."""
     decided: int
     """Units whose first raters are complete."""
     escalated: int
-    """Units that called for more raters."""
     still_needed: int
     """Complete ratings of a unit that are missing."""
     budget_factor: float | None
@@ -192,7 +187,7 @@ def protocol_status(units: Sequence[Unit], config: ProtocolConfig) -> ProtocolSt
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assignment:
-    """One thing for one rater to do."""
+    """One video for one rater."""
 
     sample: str
     rater: str
@@ -239,13 +234,10 @@ class AssignReport:
     status: ProtocolStatus
     """Progress before the new sheets."""
     sheets: tuple[Path, ...]
-    """One for each rater with something to do."""
     assignments: tuple[Assignment, ...]
-    """What they ask, rater by rater."""
     files: Mapping[str, str]
     """Blind name of the video of each assigned sample, relative to the folder."""
     findings: tuple[Finding, ...]
-    """What is irregular, and where raters are lacking."""
 
 
 def write_assignments(
@@ -274,7 +266,7 @@ def write_assignments(
     lost, by_id = samples.missing_videos(), samples.by_id
     if given:
         settings = CheckSettings(dimensions=dimensions)
-        checked = check_ratings(given, settings, samples, findings.all())
+        checked = check_ratings(given, settings, samples, findings)
         # Before the end of a study most samples are without a rating.
         findings = Findings(f for f in checked.findings if f.kind != "sample without a rating")
         units = units_of(checked.table, dimensions, config, samples)
@@ -290,53 +282,40 @@ def write_assignments(
         if source is not None:
             files[sample] = f"{VIDEO_FOLDER}/{opaque_name(sample)}{source.suffix}"
             place_file(source, folder / files[sample])
-    sheets = [
-        _write_sheet(folder, rater, assignments, samples, files, dimensions, config)
-        for rater in dict.fromkeys(item.rater for item in assignments)
-    ]
+    sheets = []
+    for rater in dict.fromkeys(item.rater for item in assignments):
+        sheets.append(sheet := folder / f"sheet-{rater.replace('/', '_')}.csv")
+        if sheet.exists():
+            raise UserError(
+                "the sheet exists already and may be filled in",
+                received=str(sheet),
+                remedy="bring it in with `eval mos score`, then assign into another --output-dir",
+            )
+        rows = [
+            {
+                # Ids of lists often name the model; the checks know the opaque name too.
+                "sample": opaque_name(item.sample),
+                "rater": rater,
+                "caption": by_id[item.sample].caption,
+                "video": files.get(item.sample, ""),
+                **cells,
+            }
+            for item in assignments
+            if item.rater == rater
+            for cells in _to_fill(item, config.scope, dimensions)
+        ]
+        write_csv(sheet, pd.DataFrame(rows))
     return AssignReport(
         status=protocol_status(units, config),
         sheets=tuple(sheets),
         assignments=assignments,
         files=files,
-        findings=findings.all(),
+        findings=tuple(findings),
     )
 
 
-def _write_sheet(
-    folder: Path,
-    rater: str,
-    assignments: Sequence[Assignment],
-    samples: SampleList,
-    files: Mapping[str, str],
-    dimensions: Sequence[str],
-    config: ProtocolConfig,
-) -> Path:
-    """A row is a video with a column for each dimension, or by scope a video and dimension."""
-    path = folder / f"sheet-{rater.replace('/', '_')}.csv"
-    if path.exists():
-        raise UserError(
-            "the sheet exists already and may be filled in",
-            received=str(path),
-            remedy="bring it in with `eval mos score`, then assign into another --output-dir",
-        )
-    captions = {item.sample: item.caption for item in samples.samples}
-    own = [item for item in assignments if item.rater == rater]
-    if config.scope == "dimension":
-        cells = [
-            (item, {"dimension": name, "score": ""}) for item in own for name in item.dimensions
-        ]
-    else:
-        cells = [(item, dict.fromkeys(dimensions, "")) for item in own]
-    rows = [
-        {
-            # Ids of lists often name the model; the checks know the opaque name too.
-            "sample": opaque_name(item.sample),
-            "rater": rater,
-            "caption": captions[item.sample],
-            "video": files.get(item.sample, ""),
-            **to_fill,
-        }
-        for item, to_fill in cells
-    ]
-    return write_csv(path, pd.DataFrame(rows))
+def _to_fill(item: Assignment, scope: Scope, dimensions: Sequence[str]) -> list[dict[str, str]]:
+    """Empty cells: a row with a column for each dimension, or by scope a row for each dimension."""
+    if scope == "dimension":
+        return [{"dimension": name, "score": ""} for name in item.dimensions]
+    return [dict.fromkeys(dimensions, "")]

@@ -41,7 +41,6 @@ class Strength:
     """From the bootstrap standard error, clustered by prompt; NaN where there is none."""
     ci_high: float
     n_pairs: int
-    """Pairs with this model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +53,7 @@ class PairwiseRanking:
     n_pairs: int
     n_clusters: int
     reason: str = ""
-    """Why there is no fit, or no interval; empty otherwise."""
+    """Why there is no fit, or no interval."""
 
 
 def load_evalica() -> ModuleType:
@@ -62,10 +61,8 @@ def load_evalica() -> ModuleType:
     try:
         return importlib.import_module("evalica")
     except ImportError as error:
-        raise UserError(
-            f"rankings of pairs need the package evalica: {error}",
-            remedy="pip install 'longtake[eval]'",
-        ) from error
+        what = f"rankings of pairs need the package evalica: {error}"
+        raise UserError(what, remedy="pip install 'longtake[eval]'") from error
 
 
 def rank_models(
@@ -78,16 +75,10 @@ def rank_models(
     resamples: int = 200,
     seed: int = 0,
 ) -> PairwiseRanking:
-    """Fit Bradley-Terry with ties to n pairs.
+    """Fit Bradley-Terry with ties to n pairs of two different models each.
 
-    Args:
-        first: n models.
-        second: n models, each another one than in ``first``.
-        outcome: n values: 1 ``first`` is better, -1 ``second``, 0 the same.
-        clusters: n labels; the bootstrap draws whole clusters.
-        confidence: coverage of the intervals.
-        resamples: of which the standard error is taken (some milliseconds each); 0: no intervals.
-        seed: of the resampling.
+    ``outcome`` is 1 where ``first`` is better, -1 for ``second``, 0 for the same. The bootstrap
+    draws whole ``clusters``; 0 ``resamples`` (some milliseconds each) give no intervals.
     """
     flat, names = pd.factorize(np.array([*first, *second], dtype=object))
     codes = flat.reshape(2, -1).T

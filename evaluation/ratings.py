@@ -36,14 +36,13 @@ _SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One kind of irregularity in an input: what it is, what is done about it, and every case."""
+    """One kind of irregularity in an input, such as ``duplicate rating``, with every case."""
 
     kind: str
-    """Such as ``duplicate rating``."""
     effect: str
-    """Such as ``counted once``."""
+    """What is done about it, such as ``counted once``."""
     items: tuple[str, ...]
-    """Every case, in words; never empty."""
+    """The cases, in words; never empty."""
 
     def __str__(self) -> str:
         shown = "; ".join(self.items[:_SHOWN])
@@ -51,26 +50,17 @@ class Finding:
         return f"{self.kind} ({len(self.items)}, {self.effect}): {shown}{more}"
 
     def as_record(self) -> dict[str, object]:
-        """JSON-ready: kind, effect, count and all items."""
-        count = {"count": len(self.items), "items": list(self.items)}
-        return {"kind": self.kind, "effect": self.effect, **count}
+        """JSON-ready, with the count."""
+        return {**asdict(self), "count": len(self.items)}
 
 
-class Findings:
+class Findings(list[Finding]):
     """Collects findings; kinds without a case leave no trace."""
-
-    def __init__(self, earlier: Iterable[Finding] = ()) -> None:
-        self._findings = list(earlier)
 
     def add(self, kind: str, effect: str, items: Iterable[str]) -> None:
         """Record one kind with all of its cases."""
-        cases = tuple(items)
-        if cases:
-            self._findings.append(Finding(kind=kind, effect=effect, items=cases))
-
-    def all(self) -> tuple[Finding, ...]:
-        """Everything recorded, in order."""
-        return tuple(self._findings)
+        if cases := tuple(items):
+            self.append(Finding(kind=kind, effect=effect, items=cases))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,17 +70,15 @@ class Sample:
     sample: str
     """Id, unique in the list."""
     model: str
-    """Generator of the video."""
     prompt: str
-    """Id of the prompt."""
+    """Id of the prompt; ``caption`` is its text."""
     cluster: str = ""
     """Unit that the bootstrap resamples; empty = the prompt. Image-to-video: the image."""
     caption: str = ""
-    """Text of the prompt."""
     video: str = ""
-    """Path of the file, relative to the list; empty when the list names none."""
+    """Path relative to the list; empty when the list names none. So ``image``."""
     image: str = ""
-    """Path of the reference image (image-to-video), relative to the list."""
+    """Reference image of image-to-video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +89,6 @@ class SampleList:
     folder: Path = Path()
     """Where relative paths start."""
     findings: tuple[Finding, ...] = ()
-    """What was wrong with the list."""
 
     @property
     def by_id(self) -> dict[str, Sample]:
@@ -141,7 +128,7 @@ def read_samples(path: Path) -> SampleList:
     a ``.txt`` of the same stem beside it holds the caption, else the stem is the caption too.
     """
     if path.is_dir():
-        return _samples_of_folder(path)
+        return SampleList(samples=_samples_of_folder(path), folder=path)
     if path.suffix.lower() == ".csv":
         sheet = read_csv(path, ("sample", "model", "prompt"))
         rows = dict(zip(sheet.index.tolist(), sheet.to_dict("records"), strict=True))
@@ -151,8 +138,7 @@ def read_samples(path: Path) -> SampleList:
         raise UserError(
             "the list of samples has an unknown format",
             received=str(path),
-            expected="a .csv or .jsonl file with the fields sample, model, prompt, or a folder of "
-            "videos with a subfolder for each model and the same file names in each",
+            expected="a .csv or .jsonl file (sample, model, prompt), or a folder of videos",
         )
     # A list with a bad row is used: the report names what is missing, while a refusal on the day
     # of the results would cost that day.
@@ -175,10 +161,10 @@ def read_samples(path: Path) -> SampleList:
             received=str(path),
             expected="rows with sample, model and prompt",
         )
-    return SampleList(samples=tuple(listed.values()), folder=path.parent, findings=findings.all())
+    return SampleList(samples=tuple(listed.values()), folder=path.parent, findings=tuple(findings))
 
 
-def _samples_of_folder(folder: Path) -> SampleList:
+def _samples_of_folder(folder: Path) -> tuple[Sample, ...]:
     samples = []
     for video in sorted(folder.rglob("*")):
         name = video.relative_to(folder)
@@ -202,7 +188,7 @@ def _samples_of_folder(folder: Path) -> SampleList:
             received=str(folder),
             expected=f"videos ({', '.join(sorted(VIDEO_ENDINGS))}), in a subfolder for each model",
         )
-    return SampleList(samples=tuple(samples), folder=folder)
+    return tuple(samples)
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> Path:
@@ -228,16 +214,14 @@ class Rating:
     score: float | None
     """None when there is none. May be outside the scale: the checks report it."""
     reason: str = ""
-    """Why there is no score; empty otherwise."""
+    """Why there is no score."""
     kind: Kind = "human"
-    """Whether a person or a model judged."""
     model: str = ""
     """Generator of the video; empty when only the list of samples knows. So ``prompt``."""
     prompt: str = ""
     cluster: str = ""
-    """Unit that the bootstrap resamples (image-to-video: the image); empty = the prompt."""
     time: str = ""
-    """ISO 8601; empty when unknown."""
+    """ISO 8601."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """How the score came about: digest of the video, versions, ``calibration`` of a judge, ..."""
 
@@ -301,13 +285,10 @@ def read_ratings(
 ) -> tuple[list[Rating], tuple[Finding, ...]]:
     """The ratings of files, one after the other in their order, and what in them is no rating.
 
-    Args:
-        paths: logs (``.jsonl``) or sheets (``.csv``). A sheet is long (columns sample, dimension,
-            rater, score: one rating in a row) or wide (columns sample, rater and one for each
-            dimension: one video and rater in a row).
-        dimensions: names that a wide sheet may have as columns.
-        read_cell: reads the scores of sheets.
-        rater: who filled in the rows of a sheet that name no rater.
+    Files are logs (``.jsonl``) or sheets (``.csv``). A sheet is long (columns sample, dimension,
+    rater, score: one rating in a row) or wide (columns sample, rater and one for each of
+    ``dimensions``: one video and rater in a row). ``read_cell`` reads the scores of sheets;
+    ``rater`` filled in the rows that name nobody.
     """
     ratings: list[Rating] = []
     findings = Findings()
@@ -330,7 +311,7 @@ def read_ratings(
             except ValueError as error:
                 unusable.append(f"{where}: {error}")
         findings.add("record that is not a rating", "not used", unusable)
-    return ratings, findings.all()
+    return ratings, tuple(findings)
 
 
 def _sheet_records(
@@ -372,7 +353,6 @@ class ImportReport:
     """What :func:`import_ratings` did."""
 
     added: int
-    """Records appended."""
     present: int
     """Ratings that the log had already."""
     findings: tuple[Finding, ...]
@@ -389,8 +369,8 @@ def import_ratings(
 ) -> ImportReport:
     """Append the ratings of a sheet or log that ``log`` lacks; doing it twice changes nothing.
 
-    A rating that contradicts the log is appended too and reported: the log keeps both, and the
-    later one counts by default. Arguments as in :func:`read_ratings` and :func:`of_study`.
+    A rating that contradicts the log is appended too and reported: both are kept, and the later
+    one counts by default. Arguments as in :func:`read_ratings` and :func:`of_study`.
     """
     ratings, irregular = read_ratings([source], dimensions, read_cell, rater=rater)
     earlier, damage = read_ratings([log]) if log.exists() else ([], ())
@@ -422,7 +402,7 @@ def import_ratings(
     findings.add("rating that contradicts the log", "both are kept, the later counts", changed)
     findings.add("answer corrected since on its page", "not added", older)
     present = len(ratings) - len(added) - len(older)
-    return ImportReport(added=len(added), present=present, findings=findings.all())
+    return ImportReport(added=len(added), present=present, findings=tuple(findings))
 
 
 def of_study(ratings: Sequence[Rating], study: str, findings: Findings) -> list[Rating]:

@@ -5,7 +5,7 @@ same log format as the ratings of people.
 """
 
 import datetime
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -53,10 +53,7 @@ class Scorer(Protocol):
 class RewardScorer:
     """Reward models as a scorer: one dimension for each reward, on the reward's own scale.
 
-    Args:
-        rewards: ``NAME`` or ``NAME=SOURCE`` (:mod:`longtake.rewards.registry`).
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        max_frames: longer clips are unscored instead of filling the memory.
+    Longer clips than ``max_frames`` are unscored instead of filling the memory.
     """
 
     calibration = ""
@@ -100,13 +97,11 @@ class RescoreReport:
     """What :func:`rescore` did."""
 
     scored: int
-    """New scores in the log."""
     unscored: int
     """New records without a score, with a reason."""
     kept: int
     """Scores of this scorer for the same videos that were in the log."""
     findings: tuple[Finding, ...]
-    """What is irregular in the log."""
 
 
 class _Task(NamedTuple):
@@ -131,16 +126,10 @@ def rescore(
     missing or unreadable video becomes records without a score; a later call tries it again.
     ``on_progress`` is called with the number of finished samples.
     """
-    if log.suffix.lower() != ".jsonl":
-        raise UserError(
-            "the log has an unknown format", received=str(log), expected="a .jsonl file"
-        )
+    if log.suffix.lower() != ".jsonl":  # a log of another ending could not be read again
+        raise UserError("unknown format", received=str(log), expected="a .jsonl file")
     earlier, findings = read_ratings([log]) if log.exists() else ([], ())
-    done = {
-        (*rating.key, rating.provenance.get("video"))
-        for rating in earlier
-        if rating.score is not None
-    }
+    done = {(*r.key, r.provenance.get("video")) for r in earlier if r.score is not None}
     scored = unscored = kept = 0
     for start in range(0, len(samples.samples), scorer.batch):
         chunk = samples.samples[start : start + scorer.batch]
@@ -154,8 +143,7 @@ def rescore(
             kept += len(scorer.dimensions) - len(dimensions)
             if dimensions:
                 tasks.append(_Task(sample, path, content, dimensions))
-        pairs = zip(tasks, _score(scorer, tasks), strict=True)
-        ratings = [rating for task, scores in pairs for rating in _records(scorer, task, scores)]
+        ratings = _ratings(scorer, tasks)
         # After each chunk: a stopped run loses one chunk, and the next run goes on from the log.
         append_ratings(log, ratings)
         unscored += sum(rating.score is None for rating in ratings)
@@ -164,45 +152,35 @@ def rescore(
     return RescoreReport(scored=scored, unscored=unscored, kept=kept, findings=findings)
 
 
-def _score(scorer: Scorer, tasks: Sequence[_Task]) -> list[VideoScores]:
-    present = [
-        (task.path, task.sample.caption)
-        for task in tasks
-        if task.path is not None and task.content is not None
-    ]
-    scores = iter(scorer.score(present) if present else [])
-    out: list[VideoScores] = []
-    for task in tasks:
-        if task.content is not None:
-            out.append(next(scores))
-            continue
-        reason = "the list names no video"
-        if task.path is not None:
-            reason = f"video not found: {task.path}"
-        out.append(dict.fromkeys(scorer.dimensions, Score.unscored(reason)))
-    return out
-
-
-def _records(scorer: Scorer, task: _Task, scores: VideoScores) -> Iterable[Rating]:
-    sample = task.sample
-    provenance = {
-        "video": task.content,
-        "longtake": __version__,
-        "calibration": scorer.calibration,
-    }
+def _ratings(scorer: Scorer, tasks: Sequence[_Task]) -> list[Rating]:
+    """A record for each task and dimension that it lacks."""
+    clips = [(t.path, t.sample.caption) for t in tasks if t.path is not None and t.content]
+    results = iter(scorer.score(clips) if clips else [])
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    for dimension in task.dimensions:
-        score = scores[dimension]
-        yield Rating(
-            sample=sample.sample,
-            dimension=dimension,
-            rater=scorer.name,
-            score=score.value,
-            reason=score.reason or "",
-            kind="automatic",
-            model=sample.model,
-            prompt=sample.prompt,
-            cluster=sample.cluster,
-            time=now,
-            provenance=provenance,
-        )
+    ratings = []
+    for task in tasks:
+        reason = f"video not results: {task.path}" if task.path else "the list names no video"
+        scores: VideoScores = dict.fromkeys(scorer.dimensions, Score.unscored(reason))
+        if task.content:
+            scores = next(results)
+        ratings += [
+            Rating(
+                sample=task.sample.sample,
+                dimension=dimension,
+                rater=scorer.name,
+                score=scores[dimension].value,
+                reason=scores[dimension].reason or "",
+                kind="automatic",
+                model=task.sample.model,
+                prompt=task.sample.prompt,
+                cluster=task.sample.cluster,
+                time=now,
+                provenance={
+                    "video": task.content,
+                    "longtake": __version__,
+                    "calibration": scorer.calibration,
+                },
+            )
+            for dimension in task.dimensions
+        ]
+    return ratings

@@ -5,7 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import pandas as pd
 from longtake import __version__
 from longtake.evaluation.agreement import Agreement
 from longtake.evaluation.ratings import Finding
+from longtake.runtime.config import Config
 from longtake.runtime.files import digest, explained, to_plain, write_csv, write_json
 from longtake.runtime.progress import result_table
 
@@ -79,9 +80,19 @@ def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
     yield from frame.itertuples(index=False)
 
 
-def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table as records of a JSON result."""
-    return [dict(zip(frame.columns, row, strict=True)) for row in rows_of(frame)]
+def record_of(value: Any) -> Any:
+    """A result as JSON has it, but for NaN: a table is a list of rows, a dataclass a mapping."""
+    if isinstance(value, pd.DataFrame):
+        return [dict(zip(value.columns, row, strict=True)) for row in rows_of(value)]
+    if isinstance(value, Finding):
+        return value.as_record()
+    if isinstance(value, Config):
+        return value.model_dump()
+    if is_dataclass(value):
+        return {item.name: record_of(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: record_of(item) for key, item in value.items()}
+    return [record_of(item) for item in value] if isinstance(value, tuple) else value
 
 
 def interval_text(value: float, low: float, high: float, digits: int = 2) -> str:

@@ -34,6 +34,8 @@ EMBED_BYTES = 20_000_000
 REASONS = ("The clip does not play.", "I do not understand the text.", "I do not know the subject.")
 """Offered for "cannot judge"; raters may write their own."""
 
+_ASKED = ("question", "aspects", "tiers")
+"""What a page shows of a listed dimension; your own have only the words of the scale."""
 _PARTS = Path(__file__).parent
 _SCRIPTS = ("answers.js", "player.js", "screen.js")
 
@@ -45,13 +47,10 @@ class PageItem:
     id: str
     """Opaque; the ``sample`` of the answers."""
     caption: str
-    """Text of the prompt."""
     dimensions: tuple[str, ...]
-    """What is asked."""
     videos: tuple[Path, ...]
-    """Blind files: one, or left and right."""
+    """Blind files, as is the image: one video, or left and right."""
     image: Path | None = None
-    """Blind file of the reference image."""
 
 
 def write_page(
@@ -79,7 +78,11 @@ def write_page(
         "study": study,
         "rater": rater,
         "tiers": TIER_WORDS,
-        "dimensions": [_dimension(name) for name in names],
+        "dimensions": [
+            {"name": name, "title": title_of(name), "question": "", "aspects": (), "tiers": ()}
+            | {key: getattr(DIMENSIONS[name], key) for key in _ASKED if name in DIMENSIONS}
+            for name in names
+        ],
         "items": [
             {
                 "id": item.id,
@@ -127,15 +130,3 @@ def _addresses(
         return {file: data_uri(file.read_bytes(), file.suffix) for file in files}, True
     links = {file: quote(Path(os.path.relpath(file, folder)).as_posix()) for file in files}
     return links, False
-
-
-def _dimension(name: str) -> dict[str, object]:
-    """A question as the page shows it; your own dimensions have only the words of the scale."""
-    listed = DIMENSIONS.get(name)
-    return {
-        "name": name,
-        "title": title_of(name),
-        "question": listed.question if listed else "",
-        "aspects": listed.aspects if listed else (),
-        "tiers": listed.tiers if listed else (),
-    }

@@ -25,11 +25,9 @@ class PagesReport:
     """What was written."""
 
     pages: tuple[Path, ...]
-    """One for each rater."""
     linking: tuple[Path, ...]
     """Those that need the folders of videos and images beside them; the others hold all."""
     findings: tuple[Finding, ...]
-    """What cannot be shown."""
 
 
 def write_mos_pages(
@@ -134,75 +132,58 @@ def _write_all(
             pages.append(path)
             if not write_page(path, kind, study, rater, items, embed_bytes):
                 linking.append(path)
-    return PagesReport(pages=tuple(pages), linking=tuple(linking), findings=findings.all())
+    return PagesReport(pages=tuple(pages), linking=tuple(linking), findings=tuple(findings))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VideoFacts:
-    """What a file says."""
-
-    problem: str = ""
-    """Why browsers may not play it; empty when they do."""
-    tags: tuple[str, ...] = ()
-    """Texts in the container, such as title, comment and encoder."""
-
-    def names(self, models: Iterable[str]) -> list[str]:
-        """Models that a tag names as a word of its own."""
-        text = "\n".join(self.tags)
-        words = {model: rf"(?<!\w){re.escape(model)}(?!\w)" for model in models}
-        return [model for model, word in words.items() if re.search(word, text, re.IGNORECASE)]
-
-
-def video_facts(path: Path) -> VideoFacts:
-    """Read the head of a video."""
+def video_facts(path: Path) -> tuple[str, str]:
+    """Why browsers may not play a file, and the texts in its container (title, encoder, ...)."""
     try:
         with av.open(str(path)) as container:
-            videos = [stream.codec_context.name for stream in container.streams.video]
+            codecs = [stream.codec_context.name for stream in container.streams.video]
             tables = (container.metadata, *(stream.metadata for stream in container.streams))
-            tags = tuple(str(value) for table in tables for value in table.values())
+            tags = "\n".join(str(value) for table in tables for value in table.values())
     except (av.FFmpegError, OSError, ValueError) as error:
-        return VideoFacts(problem=f"cannot be read: {type(error).__name__}")
-    problem = ""
-    if not videos:
-        problem = "holds no video"
-    elif path.suffix.lower() not in ENDINGS:
-        problem = f"ending {path.suffix or 'missing'}"
-    elif videos[0] not in CODECS:
-        problem = f"codec {videos[0]}"
-    return VideoFacts(problem=problem, tags=tags)
+        return f"cannot be read: {type(error).__name__}", ""
+    if not codecs:
+        return "holds no video", tags
+    if path.suffix.lower() not in ENDINGS:
+        return f"ending {path.suffix or 'missing'}", tags
+    return "" if codecs[0] in CODECS else f"codec {codecs[0]}", tags
+
+
+def names_in(tags: str, models: Iterable[str]) -> list[str]:
+    """Models that a text names as a word of its own."""
+    words = {model: rf"(?<!\w){re.escape(model)}(?!\w)" for model in models}
+    return [model for model, word in words.items() if re.search(word, tags, re.IGNORECASE)]
 
 
 def _look_at(videos: Mapping[str, Path], models: Sequence[str], findings: Findings) -> None:
-    facts = {name: video_facts(path) for name, path in videos.items()}
-    findings.add(
-        "video that browsers may not play",
-        "on the page all the same; try it before you send the page",
-        (f"{name}: {fact.problem}" for name, fact in facts.items() if fact.problem),
-    )
-    named = {name: fact.names(models) for name, fact in facts.items()}
-    findings.add(
-        "video whose file names a model",
-        "on the page all the same; who looks into the file can read it",
-        (f"{name}: {', '.join(own)}" for name, own in named.items() if own),
-    )
+    unplayable, telling = [], []
+    for name, path in videos.items():
+        problem, tags = video_facts(path)
+        if problem:
+            unplayable.append(f"{name}: {problem}")
+        if named := names_in(tags, models):
+            telling.append(f"{name}: {', '.join(named)}")
+    effect = "on the page all the same; try it before you send the page"
+    findings.add("video that browsers may not play", effect, unplayable)
+    effect = "on the page all the same; who looks into the file can read it"
+    findings.add("video whose file names a model", effect, telling)
 
 
 def _place_images(
     folder: Path, samples: SampleList, shown: Mapping[str, str], findings: Findings
 ) -> dict[str, Path]:
     """Reference images under blind names in ``images/``, by item; ``shown`` maps item to sample."""
-    by_id = samples.by_id
     placed: dict[str, Path] = {}
-    missing = []
+    missing, by_id = [], samples.by_id
     for item, sample in shown.items():
         named = by_id[sample].image
         source = samples.folder / named
-        if not named:
-            continue
-        if not source.is_file():
+        if named and not source.is_file():
             missing.append(f"{sample}: {source}")
-            continue
-        target = folder / IMAGE_FOLDER / f"{opaque_name(named)}{source.suffix}"
-        placed[item] = target if target in placed.values() else place_file(source, target)
+        elif named:
+            target = folder / IMAGE_FOLDER / f"{opaque_name(named)}{source.suffix}"
+            placed[item] = target if target in placed.values() else place_file(source, target)
     findings.add("missing reference image", "the item is shown without it", missing)
     return placed

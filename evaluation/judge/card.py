@@ -33,7 +33,14 @@ from longtake.evaluation.judge.levels import (
 )
 from longtake.evaluation.judge.prompt import PARSE_FAILURE
 from longtake.evaluation.ratings import Finding, Findings, Rating, read_ratings
-from longtake.evaluation.tables import Table, findings_table, interval_text, table_of, table_of_rows
+from longtake.evaluation.tables import (
+    Table,
+    findings_table,
+    interval_text,
+    record_of,
+    table_of,
+    table_of_rows,
+)
 from longtake.runtime.errors import UserError
 from longtake.runtime.statistics import (
     FloatArray,
@@ -156,10 +163,8 @@ class ReportCard:
 
     def as_record(self) -> dict[str, Any]:
         """JSON-ready but for NaN."""
-        record = dataclasses.asdict(self)
-        record["settings"] = self.settings.model_dump()
+        record: dict[str, Any] = record_of(self)
         record["leakage"]["verdict"] = self.leakage.verdict
-        record["findings"] = [finding.as_record() for finding in self.findings]
         return record
 
 
@@ -261,7 +266,7 @@ def make_report_card(
         num_prompts=len({item.prompt for item in clips.samples.samples}),
         models=clips.samples.models,
         settings=settings,
-        findings=findings.all(),
+        findings=tuple(findings),
     )
 
 

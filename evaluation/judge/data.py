@@ -176,7 +176,7 @@ def read_rated_clips(
         mean=mean,
         count=np.nan_to_num(count),
         ratings=table,
-        findings=findings.all(),
+        findings=tuple(findings),
     )
 
 
@@ -212,7 +212,7 @@ def _read_clip_csv(path: Path) -> tuple[SampleList, list[Rating], tuple[Finding,
     findings.add("row that is not a rating", "not used", unusable)
     findings.add("clip with another prompt or model than before", "not used", mixed)
     listed = SampleList(samples=tuple(samples.values()), folder=path.parent)
-    return listed, ratings, findings.all()
+    return listed, ratings, tuple(findings)
 
 
 def with_paths_from(samples: SampleList, folder: Path) -> list[Sample]:

@@ -241,7 +241,7 @@ def judged(**fields):
     [
         ([judged(), judged(provenance={})], "not calibrated"),
         ([judged(), judged(rater="judge@2")], "one judge"),
-        ([judged(), judged(kind="human", rater="ann")], "human ratings"),
+        ([judged(), judged(kind="human", rater="ann")], "one judge"),
         ([], "one judge"),
     ],
 )
