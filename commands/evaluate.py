@@ -1,7 +1,7 @@
 """`eval`: evaluations of video models; here the groups around the ratings of people."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from longtake.evaluation.annotation.study_pages import PagesReport
     from longtake.evaluation.benchmark import ReferenceImage
     from longtake.evaluation.mos import MosSettings
+    from longtake.evaluation.ratings import Finding
 
 evaluate = group("Evaluate video models.")
 mos = group("Mean opinion scores: assign videos to raters, collect, aggregate.")
@@ -35,37 +36,24 @@ bench = group("Prompts and reference images of the internal benchmark.")
 TextSet = Literal["t2v_human", "t2v_auto"]
 Resolution = Literal["listed", "720p", "1080p", "2K"]
 
-Task = Annotated[
-    Literal["t2v", "i2v"],
-    typer.Option(help="Dimensions of text-to-video, or those of image-to-video."),
-]
-Dimensions = Annotated[
-    list[str] | None, names_option("--dimension", "Your own dimensions; repeatable.")
-]
+Task = Annotated[Literal["t2v", "i2v"], typer.Option(help="Whose dimensions are rated.")]
+Dimensions = Annotated[list[str] | None, names_option("--dimension", "Your own; repeatable.")]
+Raters = Annotated[list[str] | None, names_option("--rater", "Who rates; repeatable.")]
 Samples = Annotated[
     Path,
-    typer.Option(
-        metavar="PATH",
-        help="A folder of videos with a subfolder for each model and the same file names in each; "
-        "or a list (.csv or .jsonl): sample, model, prompt; optionally cluster, caption, video, "
-        "image.",
+    file_option(
+        "A folder of videos with a subfolder for each model and the same file names in each; or a "
+        "list (.csv, .jsonl): sample, model, prompt; optionally cluster, caption, video, image."
     ),
 ]
 Sheet = Annotated[Path, file_option("A filled sheet, or a file saved from a page.")]
 SheetRater = Annotated[str, typer.Option(help="Who filled in rows without a rater.")]
 OutputDir = Annotated[Path | None, folder_option("Write JSON, CSV and the figure.")]
 Plan = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the plan.")]
-Page = Annotated[
-    bool, typer.Option("--page/--no-page", help="Write pages to answer on in a browser.")
-]
-EmbedMegabytes = Annotated[
-    float,
-    typer.Option(min=0, help="Videos that take less are put into the page; else it links them."),
-]
-BenchFolder = Annotated[
-    Path | None,
-    typer.Option("--dir", metavar="DIR", help="Folder of the suite. Default: the shipped one."),
-]
+Page = Annotated[bool, typer.Option("--page/--no-page", help="Pages to answer on in a browser.")]
+EmbedMegabytes = Annotated[float, typer.Option(min=0, help="Videos that need more are linked.")]
+BenchFolder = Annotated[Path | None, typer.Option("--dir", metavar="DIR", help="Of the suite.")]
+BenchCategory = Annotated[str | None, typer.Option(help="Only the prompts of this category.")]
 
 
 def _mos_settings(
@@ -79,20 +67,27 @@ def _mos_settings(
     return merge_config(default, None, overrides or ())
 
 
-def _echo_pages(report: "PagesReport") -> None:
+def _show_pages(report: "PagesReport") -> "tuple[Finding, ...]":
     for path in report.pages:
         more = "send it with the folders beside it" if path in report.linking else "videos inside"
         typer.echo(f"{path} ({more})")
+    return report.findings
+
+
+def _bring_in(what: str, source: Path, log: Path, dimensions: tuple[str, ...], **how: Any) -> None:
+    from longtake.evaluation.ratings import import_ratings
+    from longtake.evaluation.tables import print_findings
+
+    report = import_ratings(source, log, dimensions, **how)
+    typer.echo(f"{report.added} {what} added to {log}, {report.present} were there already")
+    print_findings(report.findings)
 
 
 @mos.command("assign")
 def mos_assign(
     samples: Samples,
     output_dir: Annotated[Path, folder_option("For the sheets and videos.")],
-    rater: Annotated[
-        list[str] | None,
-        names_option("--rater", "Who can rate; repeatable. Default: rater1, rater2, ..."),
-    ] = None,
+    rater: Raters = None,
     ratings: Annotated[list[Path] | None, file_option("Ratings so far; repeatable.")] = None,
     task: Task = "t2v",
     dimension: Dimensions = None,
@@ -120,17 +115,13 @@ def mos_assign(
     )
     states = ", ".join(f"{count} {state}" for state, count in report.status.states.items())
     typer.echo(f"{'videos' if rule.scope == 'video' else 'videos and dimensions'}: {states}")
-    for sheet in report.sheets:
-        typer.echo(sheet)
-    if not report.sheets:
-        typer.echo("nothing to rate")
+    for line in report.sheets or ["nothing to rate"]:
+        typer.echo(line)
     findings = report.findings
     if page:
-        written = write_mos_pages(
-            output_dir, listed, report.assignments, report.files, round(embed_mb * 1e6)
-        )
-        _echo_pages(written)
-        findings += written.findings
+        embed = round(embed_mb * 1e6)
+        pages = write_mos_pages(output_dir, listed, report.assignments, report.files, embed)
+        findings += _show_pages(pages)
     print_findings(findings)
 
 
@@ -147,24 +138,15 @@ def mos_score(
     Example: python cli.py eval mos score --sheet round1/sheet-ann.csv --ratings ratings.jsonl
     """
     from longtake.evaluation.dimensions import dimension_names
-    from longtake.evaluation.ratings import import_ratings
-    from longtake.evaluation.tables import print_findings
 
-    report = import_ratings(sheet, ratings, dimension_names(task, dimension or ()), rater=rater)
-    typer.echo(f"{report.added} ratings added to {ratings}, {report.present} were there already")
-    print_findings(report.findings)
+    _bring_in("ratings", sheet, ratings, dimension_names(task, dimension or ()), rater=rater)
 
 
 @mos.command("report")
 def mos_report(
     ratings: Annotated[list[Path], file_option("Log or sheet of ratings; repeatable.")],
-    samples: Annotated[
-        Path | None,
-        file_option("Folder or list of samples; without it ratings name model and prompt."),
-    ] = None,
-    automatic: Annotated[
-        Path | None, file_option("Scores of a calibrated judge, merged in.")
-    ] = None,
+    samples: Annotated[Path | None, file_option("Folder of videos or list of samples.")] = None,
+    automatic: Annotated[Path | None, file_option("Scores of a calibrated judge.")] = None,
     output_dir: OutputDir = None,
     task: Task = "t2v",
     dimension: Dimensions = None,
@@ -198,10 +180,7 @@ def mos_report(
 @mos.command("simulate")
 def mos_simulate(
     output_dir: Annotated[Path, folder_option("For the study.")],
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", metavar="NAME=QUALITY", help="True mean, 1-5; repeatable."),
-    ] = None,
+    model: Annotated[list[str] | None, names_option("--model", "NAME=QUALITY, true mean.")] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Prompts, one video of each model.")] = 100,
     raters: Annotated[int, typer.Option(min=5, help="Raters in the pool.")] = 12,
     task: Task = "t2v",
@@ -226,17 +205,11 @@ def mos_simulate(
 def gsb_plan(
     samples: Samples,
     output_dir: Annotated[Path, folder_option("Folder of the plan.")],
-    reference: Annotated[
-        str | None, typer.Option(help="Model whose wins are G. Default: every two models.")
-    ] = None,
-    rival: Annotated[
-        list[str] | None, names_option("--rival", "Models to compare with; repeatable.")
-    ] = None,
+    reference: Annotated[str | None, typer.Option(help="Its wins are G. Default: all.")] = None,
+    rival: Annotated[list[str] | None, names_option("--rival", "Its rivals; repeatable.")] = None,
     task: Task = "t2v",
     dimension: Dimensions = None,
-    rater: Annotated[
-        list[str] | None, names_option("--rater", "A page for each; default: one that asks.")
-    ] = None,
+    rater: Raters = None,
     page: Page = True,
     embed_mb: EmbedMegabytes = 20.0,
     seed: Seed = 0,
@@ -257,11 +230,9 @@ def gsb_plan(
     sheet = write_plan(output_dir, pairs, listed, names)
     typer.echo(f"{len(pairs)} pairs; give raters a page, or {sheet} with the videos; keep the key")
     if page:
-        written = write_gsb_pages(
-            output_dir, listed, pairs, names, rater or (), round(embed_mb * 1e6)
-        )
-        _echo_pages(written)
-        findings += written.findings
+        embed = round(embed_mb * 1e6)
+        pages = write_gsb_pages(output_dir, listed, pairs, names, rater or (), embed)
+        findings += _show_pages(pages)
     print_findings((*listed.findings, *findings))
 
 
@@ -280,23 +251,16 @@ def gsb_score(
     from longtake.evaluation.dimensions import dimension_names
     from longtake.evaluation.gsb import ANSWER_LOG, read_answer
     from longtake.evaluation.gsb_plan import plan_study, read_key
-    from longtake.evaluation.ratings import import_ratings
-    from longtake.evaluation.tables import print_findings
 
     study = plan_study(read_key(plan))  # answers without a key mean nothing
-    names = dimension_names(task, dimension or ())
-    log = plan / ANSWER_LOG
-    report = import_ratings(answers, log, names, rater=rater, read_cell=read_answer, study=study)
-    typer.echo(f"{report.added} answers added to {log}, {report.present} were there already")
-    print_findings(report.findings)
+    names, how = dimension_names(task, dimension or ()), {"read_cell": read_answer, "study": study}
+    _bring_in("answers", answers, plan / ANSWER_LOG, names, rater=rater, **how)
 
 
 @gsb.command("report")
 def gsb_report(
     plan: Plan,
-    answers: Annotated[
-        list[Path] | None, file_option("Logs or sheets. Default: the plan's log.")
-    ] = None,
+    answers: Annotated[list[Path] | None, file_option("Default: the plan's log.")] = None,
     output_dir: OutputDir = None,
     task: Task = "t2v",
     dimension: Dimensions = None,
@@ -331,12 +295,7 @@ def gsb_report(
 
 
 @bench.command("list")
-def bench_list(
-    directory: BenchFolder = None,
-    category: Annotated[
-        str | None, typer.Option(help="Print the prompts of this category instead.")
-    ] = None,
-) -> None:
+def bench_list(directory: BenchFolder = None, category: BenchCategory = None) -> None:
     """List the sets with their sizes, and the categories with the number of their prompts.
 
     Example: python cli.py eval bench list --category inductive_reasoning
@@ -368,8 +327,8 @@ def bench_list(
 def bench_sample(
     count: Annotated[int, typer.Argument(min=1, help="Number of prompts.")] = 8,
     name: Annotated[TextSet, typer.Option("--set", help="The set.")] = "t2v_human",
-    category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Names the subset.")] = 0,
+    category: BenchCategory = None,
+    seed: Seed = 0,
     directory: BenchFolder = None,
     as_json: AsJson = False,
 ) -> None:
@@ -393,9 +352,7 @@ def bench_sample(
 @bench.command("render-images")
 def bench_render_images(
     out: Annotated[Path, folder_option("Where images and manifest go.")],
-    resolution: Annotated[
-        Resolution, typer.Option(help="All at this one, or each as listed.")
-    ] = "listed",
+    resolution: Annotated[Resolution, typer.Option(help="Of all images.")] = "listed",
     directory: BenchFolder = None,
 ) -> None:
     """Draw the default reference images from the sandbox, with a manifest of their digests.
@@ -434,10 +391,7 @@ def _draw(image: "ReferenceImage") -> "Image.Image":
 def rescore_command(
     samples: Samples,
     output: Annotated[Path, file_option("Log of scores, .jsonl; continued if it exists.")],
-    reward: Annotated[
-        list[str],
-        typer.Option(metavar="NAME[=SOURCE]", help="A reward, as in `rewards score`; repeatable."),
-    ],
+    reward: Annotated[list[str], names_option("--reward", "NAME[=SOURCE]; repeatable.")],
     device: Device = "auto",
 ) -> None:
     """Score the videos of a study again with reward models; no video is generated.
@@ -454,24 +408,17 @@ def rescore_command(
     scorer = RewardScorer(reward, device=device)
     with progress_bar("scoring", len(listed.samples)) as bar:
         report = rescore(listed, scorer, output, bar.update)
-    typer.echo(
-        f"{report.scored} scores added to {output}, {report.kept} were there already, "
-        f"{report.unscored} without a score"
-    )
+    already = f"{report.kept} were there already, {report.unscored} without a score"
+    typer.echo(f"{report.scored} scores added to {output}, {already}")
     print_findings((*listed.findings, *report.findings))
     raise typer.Exit(1 if report.unscored else 0)
 
 
 @evaluate.command("power")
 def power_command(
-    kind: Annotated[
-        Literal["mos", "gsb", "correlation"], typer.Argument(help="Which kind of study.")
-    ],
+    kind: Annotated[Literal["mos", "gsb", "correlation"], typer.Argument(help="Of study.")],
     n: Annotated[int | None, typer.Option("-n", help="Prompts (mos) or pairs.")] = None,
-    effect: Annotated[
-        float | None,
-        typer.Option(help="Difference in points (mos), win share (gsb), correlation."),
-    ] = None,
+    effect: Annotated[float | None, typer.Option(help="Points, win share, correlation.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """How large a study must be (--effect), or what one of size -n can see.

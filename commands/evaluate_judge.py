@@ -19,18 +19,10 @@ from longtake.commands.options import (
 
 judge = group("The automatic judge: train on ratings, calibrate, score videos, report card.")
 
-
 JudgeDir = Annotated[Path, typer.Argument(metavar="DIR", help="Judge directory.")]
-Ratings = Annotated[
-    list[Path],
-    file_option(
-        "Log or sheet of ratings, repeatable; without --samples one CSV: path, prompt, dimension, "
-        "rating."
-    ),
-]
-Samples = Annotated[
-    Path | None, file_option("List of samples: sample, model, prompt, caption, video.")
-]
+# Without --samples: one CSV with path, prompt, dimension, rating, as tests and notebooks have it.
+Ratings = Annotated[list[Path], file_option("Log, sheet, or CSV of rated paths; repeatable.")]
+Samples = Annotated[Path | None, file_option("CSV: sample, model, prompt, caption, video.")]
 
 
 @judge.command("train")
@@ -38,10 +30,7 @@ def judge_train(
     output_dir: Annotated[Path, folder_option("Run directory.")],
     kind: Annotated[
         Literal["regression", "generative"],
-        typer.Option(
-            help="A regression head on the rewards' backbone, or fine-tuning (TRL SFT) of a "
-            "Qwen2-VL, 2.5-VL or 3-VL that answers in text."
-        ),
+        typer.Option(help="A head on the rewards' backbone, or a Qwen-VL that answers in text."),
     ] = "regression",
     base: Annotated[Path | None, folder_option("Reward directory; generative: checkpoint.")] = None,
     ratings: Annotated[list[Path] | None, file_option("Ratings to learn; repeatable.")] = None,
@@ -76,10 +65,8 @@ def judge_train(
     )
     from longtake.evaluation.judge.train import train_judge  # with torch: settings are right by now
 
-    trained = train_judge(
-        settings, output_dir=output_dir, resume=resume, dry_run=dry_run, device=device
-    )
-    if trained is not None:
+    run = {"output_dir": output_dir, "resume": resume, "dry_run": dry_run, "device": device}
+    if trained := train_judge(settings, **run):
         typer.echo(trained)
 
 
@@ -111,10 +98,9 @@ def judge_calibrate(
     own = read_judge(directory)
     settings = merge_config(CalibrationSettings(), None, overrides or ())
     clips = read_rated_clips(ratings, samples, own.dimensions)
+    on = pick_device(device)
     with progress_bar("raw scores", len(clips.samples.samples)) as bar:
-        scores = raw_scores(
-            own, clips, output_dir, device=pick_device(device), on_progress=bar.update
-        )
+        scores = raw_scores(own, clips, output_dir, device=on, on_progress=bar.update)
     curves = fit_curves(clips, scores, settings)
     set_calibration(own, Calibration(judge=own.digest, curves=curves))
     columns = ["dimension", "curve", "n", "prompts", "RMSE isotonic", "RMSE logistic"]
@@ -131,10 +117,7 @@ def judge_score(
     directory: JudgeDir,
     samples: Annotated[Path, file_option("List of samples with caption and video.")],
     output_dir: Annotated[Path, folder_option("For the logs; resumed.")],
-    control: Annotated[
-        list[str] | None,
-        typer.Option(help="shuffled_prompt, blank, frozen, reversed, repeat, or all; repeatable."),
-    ] = None,
+    control: Annotated[list[str] | None, typer.Option(help="Which, or all; repeatable.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Without calibration.")] = False,
     device: Device = "auto",
 ) -> None:
@@ -153,8 +136,7 @@ def judge_score(
 
     listed = read_samples(samples)
     names = list(CONTROLS) if control and "all" in control else list(control or ())
-    total = len(listed.samples)
-    order = ["scores", *names]
+    total, order = len(listed.samples), ["scores", *names]
     with progress_bar("scores", total * len(order)) as bar:
         reports = score_samples(
             listed,
@@ -165,11 +147,9 @@ def judge_score(
             controls=names,
             on_progress=lambda name, done: bar.update(total * order.index(name) + done),
         )
-    for name, report in reports.items():
-        typer.echo(
-            f"{name}: {report.scored} scores, {report.unscored} without a score, "
-            f"{report.kept} were there already"
-        )
+    for name, done in reports.items():
+        counts = f"{done.scored} scores, {done.unscored} without a score"
+        typer.echo(f"{name}: {counts}, {done.kept} were there already")
     print_findings(listed.findings)
 
 
@@ -179,13 +159,9 @@ def judge_report(
     scores: Annotated[Path, file_option("scores.jsonl of the judge.")],
     samples: Samples = None,
     controls: Annotated[Path | None, file_option("controls.jsonl of the judge.")] = None,
-    directory: Annotated[
-        Path | None, typer.Option("--judge", metavar="DIR", help="For the leakage check.")
-    ] = None,
+    directory: Annotated[Path | None, typer.Option("--judge", help="Checks leakage.")] = None,
     judge_name: Annotated[str, typer.Option(help="Which judge of the log.")] = "",
-    dimension: Annotated[
-        list[str] | None, names_option("--dimension", "Repeatable. Default: a judge's.")
-    ] = None,
+    dimension: Annotated[list[str] | None, names_option("--dimension", "Repeatable.")] = None,
     output_dir: Annotated[Path | None, folder_option("Write JSON and CSV tables.")] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,

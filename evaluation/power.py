@@ -14,58 +14,6 @@ from longtake.runtime.config import Config
 from longtake.runtime.errors import UserError
 
 
-def _quantiles(power: float, confidence: float) -> tuple[float, float]:
-    return float(norm.ppf(0.5 + confidence / 2)), float(norm.ppf(power))
-
-
-def prompts_for_difference(
-    diff: float, sd: float, *, power: float = 0.8, confidence: float = 0.95
-) -> int:
-    """Prompts for a paired difference of means to be found with the chance ``power``.
-
-    ``sd`` is the standard deviation over prompts of the difference of two videos; both in points.
-    """
-    return math.ceil((sum(_quantiles(power, confidence)) * sd / diff) ** 2)
-
-
-def detectable_difference(
-    prompts: int, sd: float, *, power: float = 0.8, confidence: float = 0.95
-) -> float:
-    """The smallest difference of means that ``prompts`` prompts find with the given power."""
-    return sum(_quantiles(power, confidence)) * sd / math.sqrt(prompts)
-
-
-def pairs_for_win_share(share: float, *, power: float = 0.8, confidence: float = 0.95) -> int:
-    """Non-tied pairs for a win share G / (G + B) in (0.5, 1) to be told from one half."""
-    z, z_power = _quantiles(power, confidence)
-    return math.ceil(((z / 2 + z_power * math.sqrt(share * (1 - share))) / (share - 0.5)) ** 2)
-
-
-def detectable_win_share(pairs: int, *, power: float = 0.8, confidence: float = 0.95) -> float:
-    """The smallest win share above one half that ``pairs`` non-tied pairs find; NaN if none."""
-    z, z_power = _quantiles(power, confidence)
-
-    def excess(share: float) -> float:
-        return math.sqrt(pairs) * (share - 0.5) - z / 2 - z_power * math.sqrt(share * (1 - share))
-
-    return float(brentq(excess, 0.5, 1.0)) if excess(1.0) > 0 else math.nan
-
-
-def half_width(n: int, sd: float, *, confidence: float = 0.95) -> float:
-    """Half of the t-interval of a mean of ``n`` independent values.
-
-    With the three raters of one video and sd 0.7 it is 1.7 points, which is why no single video
-    gets an interval; with 500 prompts and sd 0.8 it is 0.07.
-    """
-    return float(t.ppf(0.5 + confidence / 2, n - 1)) * sd / math.sqrt(n)
-
-
-def correlation_interval(r: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a Pearson correlation of ``n`` independent pairs (Fisher's transformation)."""
-    reach = float(norm.ppf(0.5 + confidence / 2)) / math.sqrt(n - 3)
-    return math.tanh(math.atanh(r) - reach), math.tanh(math.atanh(r) + reach)
-
-
 class PowerSettings(Config):
     """What a study assumes and asks for."""
 
@@ -78,8 +26,54 @@ class PowerSettings(Config):
     confidence: float = Field(default=0.95, gt=0, lt=1)
     """1 - error rate of the test."""
 
+    @property
+    def quantiles(self) -> tuple[float, float]:
+        """Of the standard normal: of the two-sided test, and of its power."""
+        return float(norm.ppf(0.5 + self.confidence / 2)), float(norm.ppf(self.power))
+
 
 USUAL = PowerSettings()
+
+
+def prompts_for_difference(diff: float, settings: PowerSettings = USUAL) -> int:
+    """Prompts for a paired difference of means, in points, to be found."""
+    return math.ceil((sum(settings.quantiles) * settings.sd / diff) ** 2)
+
+
+def detectable_difference(prompts: int, settings: PowerSettings = USUAL) -> float:
+    """The smallest difference of means that ``prompts`` prompts find."""
+    return sum(settings.quantiles) * settings.sd / math.sqrt(prompts)
+
+
+def pairs_for_win_share(share: float, settings: PowerSettings = USUAL) -> int:
+    """Non-tied pairs for a win share G / (G + B) in (0.5, 1) to be told from one half."""
+    z, z_power = settings.quantiles
+    return math.ceil(((z / 2 + z_power * math.sqrt(share * (1 - share))) / (share - 0.5)) ** 2)
+
+
+def detectable_win_share(pairs: int, settings: PowerSettings = USUAL) -> float:
+    """The smallest win share above one half that ``pairs`` non-tied pairs find; NaN if none."""
+    z, z_power = settings.quantiles
+
+    def excess(share: float) -> float:
+        return math.sqrt(pairs) * (share - 0.5) - z / 2 - z_power * math.sqrt(share * (1 - share))
+
+    return float(brentq(excess, 0.5, 1.0)) if excess(1.0) > 0 else math.nan
+
+
+def half_width(n: int, settings: PowerSettings = USUAL) -> float:
+    """Half of the t-interval of a mean of ``n`` independent values.
+
+    With the three raters of one video and sd 0.7 it is 1.7 points, which is why no single video
+    gets an interval; with 500 prompts and sd 0.8 it is 0.07.
+    """
+    return float(t.ppf(0.5 + settings.confidence / 2, n - 1)) * settings.sd / math.sqrt(n)
+
+
+def correlation_interval(r: float, n: int, settings: PowerSettings = USUAL) -> tuple[float, float]:
+    """Interval of a Pearson correlation of ``n`` independent pairs (Fisher's transformation)."""
+    reach = settings.quantiles[0] / math.sqrt(n - 3)
+    return math.tanh(math.atanh(r) - reach), math.tanh(math.atanh(r) + reach)
 
 
 def power_statement(
@@ -108,17 +102,16 @@ def power_statement(
             expected=f"n >= {fewest}, effect in ({low:g}, {high:g})",
         )
     sd, ties = settings.sd, settings.tie_rate
-    level = {"power": settings.power, "confidence": settings.confidence}
     chance = f"with {settings.power:.0%} power at {settings.confidence:.0%} confidence"
     if n is not None and effect is not None:
-        low, high = correlation_interval(effect, n, confidence=settings.confidence)
+        low, high = correlation_interval(effect, n, settings)
         interval = f"{settings.confidence:.0%} interval [{low:.3f}, {high:.3f}]"
         return f"r = {effect:g} from {n} pairs: {interval}"
     if kind == "mos" and effect is not None:
-        size = prompts_for_difference(effect, sd, **level)
+        size = prompts_for_difference(effect, settings)
         return f"{size} prompts find a difference of {effect:g} points (SD {sd:g}) {chance}"
     if effect is not None:
-        pairs = pairs_for_win_share(effect, **level)
+        pairs = pairs_for_win_share(effect, settings)
         total = math.ceil(pairs / (1 - ties))
         return (
             f"{pairs} pairs with a preference ({total} in all at {ties:.0%} ties) tell a win "
@@ -126,10 +119,10 @@ def power_statement(
         )
     assert n is not None
     if kind == "mos":
-        width = half_width(n, sd, confidence=settings.confidence)
+        width = half_width(n, settings)
         return (
-            f"{n} prompts find a difference of {detectable_difference(n, sd, **level):.3f} points "
+            f"{n} prompts find a difference of {detectable_difference(n, settings):.3f} points "
             f"(SD {sd:g}) {chance}; the interval is +-{width:.3f}"
         )
-    share = detectable_win_share(int(n * (1 - ties)), **level)
+    share = detectable_win_share(int(n * (1 - ties)), settings)
     return f"{n} pairs at {ties:.0%} ties tell a win share of {share:.1%} from one half {chance}"

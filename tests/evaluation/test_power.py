@@ -32,16 +32,16 @@ def test_the_win_share_that_pairs_detect(pairs, share):
 
 @pytest.mark.parametrize(("sd", "diff"), [(0.8, "0.10"), (1.0, "0.125")])
 def test_the_difference_that_500_prompts_detect(sd, diff):
-    found = detectable_difference(500, sd)
+    found = detectable_difference(500, PowerSettings(sd=sd))
     assert f"{found:.{len(diff) - 2}f}" == diff
-    assert prompts_for_difference(found, sd) in (500, 501)
+    assert prompts_for_difference(found, PowerSettings(sd=sd)) in (500, 501)
 
 
 @pytest.mark.parametrize(
     ("n", "sd", "width"), [(3, 0.7, "1.7"), (500, 0.8, "0.07"), (100, 0.8, "0.16")]
 )
 def test_widths_of_intervals(n, sd, width):
-    assert f"{half_width(n, sd):.{len(width) - 2}f}" == width
+    assert f"{half_width(n, PowerSettings(sd=sd)):.{len(width) - 2}f}" == width
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_promised_power_is_kept_in_simulation():
     p = np.array([stats.binomtest(int(w), n).pvalue for w in np.unique(wins)])
     hits = np.isin(wins, np.unique(wins)[p < 0.05]).mean()
     assert hits == pytest.approx(0.8, abs=0.04)
-    n = prompts_for_difference(0.2, 0.8)
+    n = prompts_for_difference(0.2)
     diffs = rng.normal(0.2, 0.8, size=(2000, n))
     found = stats.ttest_1samp(diffs, 0.0, axis=1).pvalue < 0.05
     assert found.mean() == pytest.approx(0.8, abs=0.035)
