@@ -97,7 +97,6 @@ class GsbResult:
     settings: ComparisonSettings
     dimensions: tuple[str, ...]
     n_answers: int
-    """Answers used."""
     set_aside: int
     """Answers received and not used; the findings say why."""
 
@@ -285,9 +284,8 @@ def _position(raw: pd.DataFrame, settings: ComparisonSettings) -> dict[str, obje
     pair, _ = pd.factorize(raw["sample"])
     left = np.bincount(pair, weights=scores > 0).astype(np.float64)
     right = np.bincount(pair, weights=scores < 0).astype(np.float64)
-    share, low, high = math.nan, math.nan, math.nan
-    preferences = float((left + right).sum())
-    if preferences:
+    share, (low, high) = math.nan, (math.nan, math.nan)
+    if preferences := float((left + right).sum()):
         share = float(left.sum()) / preferences
         low, high = _interval(left, left + right, settings)
     p = sign_flip_test((left - right)[:, None], flips=settings.resamples, seed=settings.seed)

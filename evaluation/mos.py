@@ -29,11 +29,12 @@ from longtake.evaluation.mos_merge import (
     merged_table,
 )
 from longtake.evaluation.protocol import (
+    ASSESSED,
     ProtocolConfig,
     ProtocolStatus,
     Unit,
+    assess,
     protocol_status,
-    units_of,
 )
 from longtake.evaluation.ratings import (
     Finding,
@@ -211,7 +212,9 @@ def aggregate_mos(
             settings.comparison,
         )
         findings = Findings((*findings, *automatic.findings, *remarks))
-    units = units_of(table, settings.dimensions, settings.protocol, samples)
+    rows = table[ASSESSED].itertuples(index=False, name=None)
+    ids = samples.by_id if samples is not None else ()
+    units = assess(rows, settings.dimensions, settings.protocol, ids)
     _report_protocol(units, settings.protocol, findings)
     return MosResult(
         means=means,

@@ -143,16 +143,8 @@ def _unit(
     )
 
 
-def units_of(
-    ratings: pd.DataFrame,
-    dimensions: Sequence[str],
-    config: ProtocolConfig,
-    samples: SampleList | None = None,
-) -> tuple[Unit, ...]:
-    """The machine over a table of checked ratings."""
-    columns = (ratings[name].tolist() for name in ("sample", "rater", "dimension", "score"))
-    listed = (item.sample for item in samples.samples) if samples is not None else ()
-    return assess(zip(*columns, strict=True), dimensions, config, listed)
+ASSESSED = ["sample", "rater", "dimension", "score"]
+"""Columns of a table of ratings that :func:`assess` takes, in its order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,7 +261,8 @@ def write_assignments(
         checked = check_ratings(given, settings, samples, findings)
         # Before the end of a study most samples are without a rating.
         findings = Findings(f for f in checked.findings if f.kind != "sample without a rating")
-        units = units_of(checked.table, dimensions, config, samples)
+        rated = checked.table[ASSESSED].itertuples(index=False, name=None)
+        units = assess(rated, dimensions, config, by_id)
     else:
         findings.add("missing video", "not assigned", lost.values())
         units = assess([], dimensions, config, by_id)

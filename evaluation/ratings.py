@@ -252,12 +252,12 @@ def read_score(value: object) -> tuple[float | None, str]:
         return None, "no score given"
     if isinstance(value, str) and value.strip().lower() in UNSCORED_WORDS:
         return None, f"rater wrote {value.strip()}"
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"`score` is {value!r}, expected a number or null")
     try:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError
         number = float(value)
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"`score` is {value!r}, expected a number") from error
+        raise ValueError(f"`score` is {value!r}, expected a number or null") from error
     return (number, "") if math.isfinite(number) else (None, f"the score is {number}")
 
 

@@ -159,7 +159,7 @@ def _ratings(scorer: Scorer, tasks: Sequence[_Task]) -> list[Rating]:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     ratings = []
     for task in tasks:
-        reason = f"video not results: {task.path}" if task.path else "the list names no video"
+        reason = f"video not found: {task.path}" if task.path else "the list names no video"
         scores: VideoScores = dict.fromkeys(scorer.dimensions, Score.unscored(reason))
         if task.content:
             scores = next(results)

@@ -48,13 +48,9 @@ def table_of_rows(
 
 def table_of(name: str, title: str, items: Sequence[Any], note: str = "") -> Table:
     """Dataclass instances as rows, their fields as columns."""
-    columns = [field.name for field in fields(items[0])] if items else []
-    rows = [[_plain(getattr(item, column)) for column in columns] for item in items]
-    return table_of_rows(name, title, columns, rows, note)
-
-
-def _plain(cell: object) -> object:
-    return ("yes" if cell else "no") if isinstance(cell, bool) else cell
+    frame = pd.DataFrame(record_of(tuple(items)), dtype="object")
+    words = frame.map(lambda cell: ("no", "yes")[cell] if isinstance(cell, bool) else cell)
+    return Table(name=name, title=title, frame=words, note=note)
 
 
 def agreement_table(agreement: Mapping[str, Agreement], counts: tuple[str, str], how: str) -> Table:
