@@ -1,5 +1,7 @@
 """Data that several tests of the evaluation share."""
 
+from html.parser import HTMLParser
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -51,3 +53,16 @@ def published_mos():
 @pytest.fixture(scope="session")
 def make_exact_scores():
     return exact_scores
+
+
+def tags_of_page(text):
+    """Names and attributes of every tag of a page."""
+    tags, parser = [], HTMLParser()
+    parser.handle_starttag = lambda name, attributes: tags.append((name, dict(attributes)))
+    parser.feed(text)
+    return tags
+
+
+@pytest.fixture(scope="session")
+def tags_of():
+    return tags_of_page

@@ -37,9 +37,8 @@ def test_the_textbook_matrix():
     assert (found.n_samples, found.n_ratings) == (11, 40)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_equals_evalica_with_missing_ratings(seed):
-    rng = np.random.default_rng(seed)
+def test_equals_evalica_with_missing_ratings():
+    rng = np.random.default_rng(0)
     quality = rng.normal(3, 1, size=80)
     matrix = np.clip(np.round(quality + rng.normal(0, 0.8, size=(6, 80))), 1, 5)
     matrix[rng.random(matrix.shape) < 0.5] = np.nan
@@ -73,17 +72,10 @@ def test_interval_is_that_of_explicit_resampling():
     found = krippendorff_alpha(scores, samples, resamples=2000, seed=3)
     drawn = [
         evalica.alpha(pd.DataFrame(matrix[:, rng.integers(0, 60, 60)]), distance="ordinal").alpha
-        for _ in range(400)
+        for _ in range(150)
     ]
-    assert found.ci_low == pytest.approx(np.quantile(drawn, 0.025), abs=0.04)
-    assert found.ci_high == pytest.approx(np.quantile(drawn, 0.975), abs=0.03)
-
-
-def test_the_rater_does_not_matter_only_the_sample():
-    scores, _, samples = long(TEXTBOOK)
-    order = np.random.default_rng(0).permutation(len(scores))
-    again = krippendorff_alpha(scores[order], samples[order])
-    assert again.alpha == pytest.approx(krippendorff_alpha(scores, samples).alpha, abs=1e-12)
+    assert found.ci_low == pytest.approx(np.quantile(drawn, 0.025), abs=0.05)
+    assert found.ci_high == pytest.approx(np.quantile(drawn, 0.975), abs=0.04)
 
 
 @pytest.mark.parametrize(
@@ -99,16 +91,8 @@ def test_undefined_alpha_has_a_reason(scores, samples, reason):
     assert found.reason == reason
 
 
-def test_one_cluster_has_no_interval():
-    found = krippendorff_alpha(
-        np.array([1.0, 2.0, 4.0, 4.0]), np.array([0, 0, 1, 1]), np.zeros(4, int)
-    )
-    assert np.isfinite(found.alpha) and np.isnan(found.ci_low)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_rest_correlations_by_definition(seed):
-    rng = np.random.default_rng(seed)
+def test_rest_correlations_by_definition():
+    rng = np.random.default_rng(0)
     matrix = rng.normal(size=30) + rng.normal(0, 0.8, size=(5, 30))
     matrix[rng.random(matrix.shape) < 0.3] = np.nan
     scores, raters, samples = long(matrix)
@@ -152,18 +136,11 @@ def test_the_worked_example_exactly():
     np.testing.assert_allclose(found.quality, EXAMPLE["quality"], atol=1e-12)
     np.testing.assert_allclose(found.bias, EXAMPLE["bias"], atol=1e-12)
     np.testing.assert_allclose(found.inconsistency, EXAMPLE["inconsistency"], atol=1e-12)
+    assert not alternating_projection(scores, raters, samples, max_iterations=2).converged
 
 
-def test_the_order_of_the_ratings_does_not_matter():
-    _, scores, raters, samples = example()
-    order = np.random.default_rng(0).permutation(len(scores))
-    found = alternating_projection(scores[order], raters[order], samples[order])
-    np.testing.assert_allclose(found.quality, EXAMPLE["quality"], atol=1e-9)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_known_biases_and_inconsistencies_return_with_few_raters_per_video(seed):
-    rng = np.random.default_rng(seed)
+def test_known_biases_and_inconsistencies_return_with_few_raters_per_video():
+    rng = np.random.default_rng(0)
     bias = np.array([-0.6, -0.3, 0.0, 0.0, 0.2, 0.7])
     noise = np.array([0.3, 0.4, 0.5, 0.6, 0.9, 0.3])
     quality = rng.normal(3, 0.8, size=2000)
@@ -188,9 +165,3 @@ def test_a_perfect_rater_and_a_constant_one_are_no_trouble():
     assert found.inconsistency[1] > 10 * found.inconsistency[0]
     assert found.bias[2] - found.bias[0] == pytest.approx(1.0, abs=1e-3)
     assert np.corrcoef(found.quality, quality)[0, 1] > 0.999
-
-
-def test_too_few_rounds_are_admitted():
-    _, scores, raters, samples = example()
-    found = alternating_projection(scores, raters, samples, max_iterations=2)
-    assert not found.converged

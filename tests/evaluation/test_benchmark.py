@@ -98,11 +98,6 @@ def test_prompts_are_different_and_well_formed(name):
         assert max(openings.values()) <= 5, openings.most_common(1)
 
 
-def test_near_duplicates_are_found():
-    assert near_duplicates(["a red cat runs home", "A red cat runs, home!", "one two"]) != []
-    assert trigrams("two words") == {("two", "words")}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

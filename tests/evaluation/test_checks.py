@@ -34,85 +34,99 @@ def used(table):
     return list(zip(rows["sample"], rows["rater"], rows["score"], strict=True))
 
 
-def test_good_ratings_pass_in_order_without_findings():
-    ratings = [rating(rater=r, score=s) for r, s in (("b", 1.0), ("a", 5.0), ("c", 3.0))]
-    table = check_ratings(ratings, SETTINGS)
-    assert used(table) == [("s1", "b", 1.0), ("s1", "a", 5.0), ("s1", "c", 3.0)]
-    assert (table.findings, table.set_aside, table.received) == ((), 0, 3)
-    assert table.table["cluster"].tolist() == ["p1"] * 3
+S1, BOB = ("s1", "ann", 3.0), ("s1", "bob", 3.0)
+OFF_SCALE = "score that is not a whole number from 1 to 5"
+CASES = {
+    "good": ([rating(), rating(rater="bob")], {}, [S1, BOB], {}),
+    "off the scale": (
+        [rating(), *(rating(rater=f"r{s}", score=s) for s in (0.0, 6.0, 2.5, 1e9, math.nan))],
+        {},
+        [S1],
+        {OFF_SCALE: 4, "rating without a score": 1},
+    ),
+    "fractions": (
+        [rating(score=0.25), rating(rater="bob", score=1.25)],
+        {"whole": False, "scale": (0.0, 1.0)},
+        [("s1", "ann", 0.25)],
+        {"score that is not a number from 0 to 1": 1},
+    ),
+    "duplicates": (
+        [rating(), rating(), rating(), rating(rater="bob")],
+        {},
+        [S1, BOB],
+        {"duplicate rating": 2},
+    ),
+    "last": (
+        [rating(score=5.0), rating(score=2.0), rating(score=5.0), rating(score=3.0)],
+        {},
+        [S1],
+        {"contradictory ratings": 1},
+    ),
+    "mean": (
+        [rating(score=5.0), rating(score=5.0), rating(score=2.0)],
+        {"rules": RaterRules(contradictions="mean")},
+        [("s1", "ann", 4.0)],
+        {"contradictory ratings": 1},
+    ),
+    "there and back": (
+        [rating(), rating(score=4.0), rating()],
+        {},
+        [S1],
+        {"contradictory ratings": 1},
+    ),
+    "withdrawn": (
+        [rating(), rating(score=None, reason="broken"), rating(rater="bob")],
+        {},
+        [BOB],
+        {"rating withdrawn later": 1, "rating without a score": 1},
+    ),
+    "given later": (
+        [rating(score=None, reason="late"), rating()],
+        {},
+        [S1],
+        {"record without a score before a later one": 1},
+    ),
+    "dimension and raters": (
+        [rating(), rating(rater="bob"), rating(dimension="colour")],
+        {"rules": RaterRules(exclude_raters=("bob", "zoe"))},
+        [S1],
+        {
+            "excluded rater without a rating": 1,
+            "rating of an excluded rater": 1,
+            "unknown dimension": 1,
+        },
+    ),
+    "unknown model": (
+        [rating(), rating(sample="s3", model="Z")],
+        {"rules": RaterRules(models=("A", "B"))},
+        [S1],
+        {"unknown model": 1, "model without a rating": 1},
+    ),
+    "names": (
+        [rating(), rating(rater="b", model=""), rating(rater="c", model="B")],
+        {},
+        [S1],
+        {
+            "rating that names no model or prompt": 1,
+            "sample with another model or prompt than before": 1,
+        },
+    ),
+}
 
 
-@pytest.mark.parametrize("score", [0.0, 6.0, 2.5, -1.0, 1e9])
-def test_scores_off_the_scale_are_set_aside(score):
-    table = check_ratings([rating(), rating(rater="bob", score=score)], SETTINGS)
-    assert used(table) == [("s1", "ann", 3.0)] and table.set_aside == 1
-    assert found(table) == {"score that is not a whole number from 1 to 5": 1}
-
-
-def test_a_scale_without_whole_numbers():
-    settings = CheckSettings(dimensions=("overall",), whole=False, scale=(0.0, 1.0))
-    table = check_ratings([rating(score=0.25), rating(rater="b", score=1.25)], settings)
-    assert used(table) == [("s1", "ann", 0.25)]
-
-
-def test_missing_scores_are_counted_with_their_reason():
-    table = check_ratings([rating(), rating(rater="bob", score=None, reason="broken")], SETTINGS)
-    (finding,) = table.findings
-    assert (finding.kind, finding.effect) == ("rating without a score", "unscored")
-    assert finding.items == ("bob on overall of s1: broken",)
-
-
-def test_duplicates_count_once():
-    table = check_ratings([rating(), rating(), rating(), rating(rater="bob")], SETTINGS)
-    assert used(table) == [("s1", "ann", 3.0), ("s1", "bob", 3.0)]
-    assert found(table) == {"duplicate rating": 2}
-
-
-@pytest.mark.parametrize(("policy", "score"), [("last", 2.0), ("mean", 4.0)])
-def test_contradictions_follow_the_policy_and_are_reported(policy, score):
-    settings = dataclasses.replace(SETTINGS, rules=RaterRules(contradictions=policy))
-    ratings = [rating(score=5.0), rating(score=5.0), rating(rater="b"), rating(score=2.0)]
-    if policy == "mean":
-        ratings[3] = rating(score=2.0)
-        score = 4.0  # of 5, 5 and 2
-    table = check_ratings(ratings, settings)
-    assert sorted(used(table)) == [("s1", "ann", score), ("s1", "b", 3.0)]
-    (finding,) = table.findings
-    assert finding.items == ("ann on overall of s1: 5, 5, 2",)
-
-
-def test_going_back_to_an_earlier_score_is_no_duplicate():
-    table = check_ratings([rating(score=s) for s in (3.0, 4.0, 3.0)], SETTINGS)
-    assert used(table) == [("s1", "ann", 3.0)]
-    assert found(table) == {"contradictory ratings": 1}
+@pytest.mark.parametrize("case", CASES)
+def test_every_rating_is_used_or_reported(case):
+    ratings, changes, wanted, findings = CASES[case]
+    table = check_ratings(ratings, dataclasses.replace(SETTINGS, **changes))
+    assert used(table) == wanted and found(table) == findings
+    assert table.received == len(ratings) == len(wanted) + table.set_aside
+    assert set(table.table["cluster"]) == {"p1"}
 
 
 def test_contradictions_can_be_refused():
     settings = dataclasses.replace(SETTINGS, rules=RaterRules(contradictions="refuse"))
     with pytest.raises(UserError, match="1 contradictory ratings"):
         check_ratings([rating(score=5.0), rating(score=2.0)], settings)
-    assert check_ratings([rating(), rating()], settings).set_aside == 1
-
-
-def test_of_a_score_and_no_score_the_later_counts():
-    bob = rating(rater="bob")
-    table = check_ratings([rating(), rating(score=None, reason="broken"), bob], SETTINGS)
-    assert used(table) == [("s1", "bob", 3.0)]
-    assert found(table) == {"rating withdrawn later": 1, "rating without a score": 1}
-    table = check_ratings([rating(score=None, reason="late"), rating(score=4.0), bob], SETTINGS)
-    assert used(table) == [("s1", "ann", 4.0), ("s1", "bob", 3.0)]
-    assert found(table) == {"record without a score before a later one": 1}
-
-
-def test_unknown_dimensions_and_excluded_raters():
-    settings = dataclasses.replace(SETTINGS, rules=RaterRules(exclude_raters=("bob", "zoe")))
-    ratings = [rating(), rating(rater="bob"), rating(dimension="colour")]
-    table = check_ratings(ratings, settings)
-    assert used(table) == [("s1", "ann", 3.0)]
-    assert found(table) == {
-        "excluded rater without a rating": 1, "rating of an excluded rater": 1,
-        "unknown dimension": 1,
-    }  # fmt: skip
 
 
 def test_the_list_of_samples_gives_the_names_and_shows_what_is_missing():
@@ -130,34 +144,9 @@ def test_the_list_of_samples_gives_the_names_and_shows_what_is_missing():
         "model without a rating": 1,
         "sample without a rating": 1,
     }
-
-
-def test_missing_videos_are_reported_and_their_ratings_used():
-    listed = dataclasses.replace(
-        LISTED, samples=(Sample(sample="s1", model="A", prompt="p1", video="gone.mp4"),)
-    )
-    table = check_ratings([rating()], SETTINGS, listed)
-    assert used(table) == [("s1", "ann", 3.0)]
-    assert found(table) == {"missing video": 1}
-
-
-def test_unknown_models_are_set_aside():
-    settings = dataclasses.replace(SETTINGS, rules=RaterRules(models=("A", "B")))
-    ratings = [rating(), rating(sample="s3", model="Z")]
-    table = check_ratings(ratings, settings)
-    assert used(table) == [("s1", "ann", 3.0)]
-    assert found(table) == {"unknown model": 1, "model without a rating": 1}
-    assert "by Z" in table.findings[0].items[0]
-
-
-def test_without_a_list_ratings_must_name_model_and_prompt_consistently():
-    ratings = [rating(), rating(rater="b", model=""), rating(rater="c", model="B")]
-    table = check_ratings(ratings, SETTINGS)
-    assert used(table) == [("s1", "ann", 3.0)]
-    assert found(table) == {
-        "rating that names no model or prompt": 1,
-        "sample with another model or prompt than before": 1,
-    }
+    gone = Sample(sample="s1", model="A", prompt="p1", video="gone.mp4")
+    table = check_ratings([rating()], SETTINGS, dataclasses.replace(LISTED, samples=(gone,)))
+    assert used(table) == [S1] and found(table) == {"missing video": 1}
 
 
 def test_a_prompt_has_one_cluster():
@@ -183,31 +172,3 @@ def test_nothing_left_is_an_error_that_says_why():
         check_ratings([], SETTINGS)
     with pytest.raises(UserError, match="no rating is left"):
         check_ratings([rating(score=math.nan)], SETTINGS)
-
-
-def test_used_and_set_aside_add_up_for_a_random_mess():
-    import random
-
-    rng = random.Random(0)
-    ratings = [
-        rating(
-            f"s{rng.randrange(30)}",
-            f"r{rng.randrange(6)}",
-            rng.choice([1.0, 2.0, 3.0, 4.0, 5.0, 5.0, 0.0, 2.5, None, math.nan]),
-            model=rng.choice("AAAB"),
-            dimension=rng.choice(["overall"] * 5 + ["other"]),
-        )
-        for _ in range(600)
-    ]
-    table = check_ratings(ratings, SETTINGS)
-    assert table.set_aside + len(table.table) == 600
-    one_by_one = [
-        len(f.items) for f in table.findings
-        if f.kind not in ("contradictory ratings", "rater with one answer only")
-    ]  # fmt: skip
-    repeats = sum(
-        len(item.split(": ")[1].split(", ")) - 1
-        for f in table.findings if f.kind == "contradictory ratings" for item in f.items
-    )  # fmt: skip
-    assert sum(one_by_one) + repeats == table.set_aside
-    assert not table.table.duplicated(["sample", "dimension", "rater"]).any()

@@ -1,11 +1,6 @@
 """Two score logs on one page: every kind of log, the numbers, and what the page may not hold."""
 
-import csv
 import json
-from collections.abc import Callable, Sequence
-from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +11,6 @@ from typer.testing import CliRunner
 from longtake.commands.evaluate import evaluate
 from longtake.core.video import write_mp4
 from longtake.evaluation.compare import (
-    ScoreLog,
     compare_logs,
     read_score_log,
     sentence,
@@ -26,13 +20,14 @@ from longtake.evaluation.compare import (
 from longtake.evaluation.comparison import ComparisonSettings
 from longtake.evaluation.vbench.results import parse_dimension, write_results
 from longtake.evaluation.vbench.suites import VBENCH2
+from longtake.rewards.score_table import ScoreRow, write_table
 from longtake.runtime.errors import UserError
 
 EVIL = "A <script>alert('x')</script> & \"quoted\" prompt"
 SETTINGS = ComparisonSettings(resamples=400)
 
 
-def grpo_run(folder: Path, quality: float, *, prompts: int = 16, seed: int = 0) -> Path:
+def grpo_run(folder, quality, *, prompts=16, seed=0):
     """The held-out evaluation of a run: two samples of each prompt, clips of the first two."""
     rng = np.random.default_rng(seed)
     ease = np.random.default_rng(99).normal(0, 0.1, prompts)
@@ -58,13 +53,13 @@ def grpo_run(folder: Path, quality: float, *, prompts: int = 16, seed: int = 0) 
     return folder
 
 
-def compared(first: Path, second: Path) -> dict[str, Any]:
+def compared(first, second):
     logs, _ = two_logs(str(first), str(second))
     rows, _ = compare_logs(*logs, SETTINGS)
     return {row.dimension: row for row in rows}
 
 
-def test_two_grpo_runs(tmp_path: Path) -> None:
+def test_two_grpo_runs(tmp_path):
     first, second = (
         grpo_run(tmp_path / name, quality, seed=seed)
         for name, quality, seed in (("tuned", 0.8, 1), ("base", 0.6, 2))
@@ -84,7 +79,7 @@ def test_two_grpo_runs(tmp_path: Path) -> None:
     assert compared(first, first)["motion"].way == "none"
 
 
-def test_few_prompts_are_too_few_to_tell(tmp_path: Path) -> None:
+def test_few_prompts_are_too_few_to_tell(tmp_path):
     runs = [grpo_run(tmp_path / f"{q}", q, prompts=9, seed=1) for q in (0.9, 0.1)]
     rows = compared(*runs)
     assert {row.way for row in rows.values()} == {"few"}
@@ -92,51 +87,22 @@ def test_few_prompts_are_too_few_to_tell(tmp_path: Path) -> None:
     assert words == "Too few to tell: 9 shared prompts, 10 are the least."
 
 
-def test_equal_runs_are_seldom_called_different() -> None:
-    """One family of four dimensions, 100 pairs of runs of 10 prompts: 5 % at most."""
-    import pandas as pd
-
-    def log(seed: int) -> ScoreLog:
-        rng = np.random.default_rng(seed)
-        cells = [
-            (f"d{d}", "m", f"p{p}", f"p{p}", f"s{d}-{p}", rng.normal())
-            for d in range(4)
-            for p in range(10)
-        ]
-        columns = ["dimension", "model", "prompt", "cluster", "sample", "score"]
-        return ScoreLog(table=pd.DataFrame(cells, columns=columns), captions={}, clips={})
-
-    settings = ComparisonSettings(resamples=1024)  # all sign patterns of 10 prompts
-    calls = [compare_logs(log(2 * i), log(2 * i + 1), settings)[0] for i in range(100)]
-    assert sum(any(row.different for row in rows) for rows in calls) <= 11  # 3 sd
-
-
-def reward_table(path: Path, scores: Sequence[float | None]) -> Path:
+def reward_table(path, scores):
     """As `rewards score` writes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    name = "hpsv3_general"
     rows = [
-        {
-            **{"path": f"clip{i}.mp4", "prompt": f"prompt {i}", "fps": 8, "frames": 17},
-            **{"scores": {"hpsv3_general": score}, "unscored": {}, "notes": []},
-            **{"settings": "x", "digest": "y"},
-        }
+        ScoreRow(
+            path=f"clip{i}.mp4", prompt=f"prompt {i}", fps=8.0, frames=17, scores={name: score},
+            unscored={name: "broken"} if score is None else {}, settings="x", digest="y",
+        )
         for i, score in enumerate(scores)
-    ]
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return path
-    with path.open("w", newline="") as file:
-        names = ("path", "prompt", "fps", "frames", "hpsv3_general", "unscored", "notes")
-        table = csv.writer(file)
-        table.writerow((*names, "settings", "digest"))
-        for row, score in zip(rows, scores, strict=True):
-            cells = ("" if score is None else score, "", "", "x", "y")
-            table.writerow((row["path"], row["prompt"], 8, 17, *cells))
+    ]  # fmt: skip
+    write_table(path, [name], rows)
     return path
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
-def test_tables_of_rewards(tmp_path: Path, ending: str) -> None:
+def test_tables_of_rewards(tmp_path, ending):
     values = np.random.default_rng(0).normal(5, 1, 20).tolist()
     first = reward_table(tmp_path / f"a.{ending}", [*values[:-1], None])
     second = reward_table(tmp_path / f"b.{ending}", [value + 1 for value in values])
@@ -146,7 +112,7 @@ def test_tables_of_rewards(tmp_path: Path, ending: str) -> None:
     assert [finding.items for finding in log.findings] == [("1 of a, hpsv3_general",)]
 
 
-def test_vbench_results(tmp_path: Path) -> None:
+def test_vbench_results(tmp_path):
     for name, seed in (("a", 1), ("b", 2)):
         values = np.random.default_rng(seed).random((12, 3))
         entries = [
@@ -161,7 +127,7 @@ def test_vbench_results(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Path:
+def study(tmp_path):
     """Ratings of two models with clips, and the scores of a judge."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "study"
@@ -187,7 +153,7 @@ def study(tmp_path: Path) -> Path:
     return folder
 
 
-def test_ratings_and_a_judge_of_one_study(study: Path, tmp_path: Path) -> None:
+def test_ratings_and_a_judge_of_one_study(study, tmp_path):
     page = tmp_path / "c.html"
     words = ["compare", "A", "B", "--output", str(page)]
     words += ["--inputs", str(study / "ratings.jsonl"), "--inputs", str(study / "samples.csv")]
@@ -202,24 +168,12 @@ def test_ratings_and_a_judge_of_one_study(study: Path, tmp_path: Path) -> None:
     assert rows["motion_quality"].diff == 20 and rows["overall"].n_samples == (12, 12)
 
 
-class Tags(HTMLParser):
-    """Names and attributes of every tag."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-
-def test_the_page_is_one_file_without_foreign_code(tmp_path: Path) -> None:
+def test_the_page_is_one_file_without_foreign_code(tmp_path, tags_of):
     runs = [grpo_run(tmp_path / name, 0.5, seed=i) for i, name in enumerate(("A <b>", "B"))]
     logs, names = two_logs(*map(str, runs))
     write_comparison(*logs, names, tmp_path / "c.html", settings=SETTINGS)
     text = (tmp_path / "c.html").read_text()
-    tags = Tags(text).seen
+    tags = tags_of(text)
     assert {name for name, _ in tags}.isdisjoint({"link", "iframe", "object", "b>"})
     assert [name for name, _ in tags].count("script") == 1  # ours: clips play together
     for _, attributes in tags:
@@ -229,14 +183,14 @@ def test_the_page_is_one_file_without_foreign_code(tmp_path: Path) -> None:
     assert [name for name, _ in tags].count("video") == 4  # two clips of each run
 
 
-def test_what_cannot_be_compared(study: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_compared(study, tmp_path):
     run = grpo_run(tmp_path / "run", 0.5)
     other = grpo_run(tmp_path / "other", 0.5)
     lines = (other / "held_out_after.jsonl").read_text().replace("prompt ", "another ")
     (other / "held_out_after.jsonl").write_text(lines.replace("A <", "B <"))
     table = reward_table(tmp_path / "t.csv", [1.0, 2.0])
     (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
-    reads: list[tuple[Callable[[], object], str]] = [
+    reads = [
         (lambda: two_logs(str(run), "nobody"), "no such model"),
         (lambda: two_logs(str(study), str(run)), "several models"),
         (lambda: two_logs(str(tmp_path / "notes.csv"), str(run)), "no score log"),

@@ -21,9 +21,8 @@ def listed(prompts=21, models="ABC", folder=Path("/nowhere"), **fields):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_sides_are_balanced_for_every_two_models(seed):
-    pairs, findings = plan_pairs(listed(), seed=seed)
+def test_sides_are_balanced_for_every_two_models():
+    pairs, findings = plan_pairs(listed(), seed=0)
     assert len(pairs) == 63 and findings == ()
     left = Counter((pair.reference, pair.rival, pair.left_model) for pair in pairs)
     for a, b in ("AB", "AC", "BC"):
@@ -45,13 +44,6 @@ def test_the_order_hides_the_models_and_the_seed_fixes_it():
     first = [sum(p.left_model == "A" for p in plan_pairs(listed(1, "AB"), seed=s)[0])
              for s in range(30)]  # fmt: skip
     assert 5 < sum(first) < 25
-
-
-def test_a_reference_meets_each_rival_only():
-    pairs, _ = plan_pairs(listed(), reference="B", rivals=["C"])
-    assert {(pair.reference, pair.rival) for pair in pairs} == {("B", "C")}
-    pairs, _ = plan_pairs(listed(), reference="B")
-    assert {(pair.reference, pair.rival) for pair in pairs} == {("B", "A"), ("B", "C")}
 
 
 def test_videos_without_partner_and_missing_files_are_reported(tmp_path):

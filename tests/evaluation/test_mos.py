@@ -1,7 +1,5 @@
 """Aggregation of ratings: plain means, protocol, raters, findings, JSON; the merge with a judge."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,8 +9,7 @@ from longtake.evaluation.comparison import ComparisonSettings
 from longtake.evaluation.mos import MosSettings, aggregate_mos, video_scores
 from longtake.evaluation.mos_merge import MergeWeights, check_judge, merge_scores
 from longtake.evaluation.ratings import Rating, SampleList
-from longtake.runtime.errors import ConfigError, UserError
-from longtake.runtime.files import to_plain
+from longtake.runtime.errors import UserError
 from longtake.sandbox.raters import (
     SimulatedRater,
     SimulatedStudy,
@@ -112,34 +109,6 @@ def test_a_dimension_without_ratings_is_reported():
     assert np.isnan(empty["mean"]) and empty["n_samples"] == 0
 
 
-def test_an_unbalanced_design_is_reported():
-    ratings = [
-        rating("v1", "r", 3.0, prompt="p1"),
-        rating("v2", "r", 3.0, prompt="p2"),
-        rating("v3", "r", 3.0, model="B", prompt="p1"),
-    ]
-    found = {f.kind: f.items for f in aggregate_mos(checked(ratings), settings()).findings}
-    assert found["model without a rated video of a prompt"] == ("B: p2",)
-
-
-def test_the_record_is_json():
-    result = aggregate_mos(checked(simulate_ratings(make_study())), settings())
-    record = json.loads(json.dumps(to_plain(result.as_record()), allow_nan=False))
-    assert {"mean", "ci_low", "n_samples", "bias_free"} <= record["means"][0].keys()
-    assert record["settings"]["protocol"]["threshold"] == 2.0
-    assert record["protocol"]["states"].keys() == {"waiting", "agreed", "escalated", "resolved"}
-
-
-def test_the_same_ratings_in_another_order_give_the_same_means():
-    ratings = simulate_ratings(make_study())
-    again = list(reversed(ratings))
-    first, second = (
-        aggregate_mos(checked(r), settings()).means.set_index(["dimension", "model"])["mean"]
-        for r in (ratings, again)
-    )
-    assert second[first.index].to_numpy() == pytest.approx(first.to_numpy())
-
-
 def video_means(model, dimension, mean, sd, n, prefix, seed=0):
     noise = np.random.default_rng(seed).normal(size=n)
     noise = (noise - noise.mean()) / noise.std()
@@ -175,6 +144,8 @@ def test_formula_and_interval():
     error = np.sqrt((2 / 3) ** 2 * 0.8**2 / 500 + (1 / 3) ** 2 * 0.6**2 / 728)
     assert row.ci_high - row.ci_low == pytest.approx(2 * 1.96 * error, rel=0.06)
     assert (row.n_human, row.n_automatic, row.refused, findings) == (500, 728, "", ())
+    (row,) = merge(human, automatic, weights=MergeWeights(human=1, automatic=3))[0].itertuples()
+    assert row.merged == pytest.approx((3.6 + 9.0) / 4)
 
 
 def test_the_same_size_and_seed_do_not_tie_the_two_sources_together():
@@ -186,18 +157,6 @@ def test_the_same_size_and_seed_do_not_tie_the_two_sources_together():
     (row,) = merge(human, automatic)[0].itertuples()
     error = np.sqrt((2 / 3) ** 2 + (1 / 3) ** 2) * 0.8 / 20
     assert row.ci_high - row.ci_low == pytest.approx(2 * 1.96 * error, rel=0.07)
-
-
-def test_other_weights():
-    human, automatic = (
-        video_means("A", "ta", 4.0, 0.5, 30, "h"),
-        video_means("A", "ta", 2.0, 0.5, 30, "a"),
-    )
-    (row,) = merge(human, automatic, weights=MergeWeights(human=1, automatic=3))[0].itertuples()
-    assert row.merged == pytest.approx(2.5)
-    for wrong in ({"human": 0}, {"automatic": -1}, {"human": float("nan")}):
-        with pytest.raises(ConfigError):
-            MergeWeights(**wrong)
 
 
 def test_refusals_have_reasons_and_no_number():
@@ -220,15 +179,6 @@ def test_refusals_have_reasons_and_no_number():
     for row in cells.itertuples():
         assert np.isnan([row.merged, row.ci_low, row.ci_high]).any() == bool(row.refused)
     assert {f.kind: f.items for f in findings} == {"model that only the judge scored": ("C",)}
-
-
-def test_common_prompts_are_reported():
-    human, automatic = (
-        video_means("A", "ta", 3.6, 0.8, 4, "p"),
-        video_means("A", "ta", 3.0, 0.6, 3, "p"),
-    )
-    _, (finding,) = merge(human, automatic)
-    assert finding.items == ("p0", "p1", "p2")
 
 
 def judged(**fields):

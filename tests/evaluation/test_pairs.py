@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ RATE = {"fps_a": 8.0, "fps_b": 8.0, "num_frames_a": 9, "num_frames_b": 9}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory):
     """Seven clips of noise that grows with the number; a reward ranks them somehow."""
     out = tmp_path_factory.mktemp("pairs")
     draw = torch.Generator().manual_seed(0)
@@ -33,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
     return out
 
 
-def pair(a: int, b: int, label: int | None, prompt: str) -> PreferencePair:
+def pair(a, b, label, prompt):
     labels = {} if label is None else {"VQ": label}
     labels["TA"] = TIE
     return PreferencePair(

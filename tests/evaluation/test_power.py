@@ -9,14 +9,11 @@ from longtake.evaluation.power import (
     correlation_interval,
     detectable_difference,
     detectable_win_share,
-    half_width,
     pairs_for_win_share,
     power_statement,
     prompts_for_difference,
 )
 from longtake.runtime.errors import UserError
-
-TIES = PowerSettings(tie_rate=0.2)
 
 
 @pytest.mark.parametrize(("share", "pairs"), [(0.55, 783), (0.56, 543), (0.57, 399), (0.60, 194)])
@@ -35,13 +32,6 @@ def test_the_difference_that_500_prompts_detect(sd, diff):
     found = detectable_difference(500, PowerSettings(sd=sd))
     assert f"{found:.{len(diff) - 2}f}" == diff
     assert prompts_for_difference(found, PowerSettings(sd=sd)) in (500, 501)
-
-
-@pytest.mark.parametrize(
-    ("n", "sd", "width"), [(3, 0.7, "1.7"), (500, 0.8, "0.07"), (100, 0.8, "0.16")]
-)
-def test_widths_of_intervals(n, sd, width):
-    assert f"{half_width(n, PowerSettings(sd=sd)):.{len(width) - 2}f}" == width
 
 
 @pytest.mark.parametrize(
@@ -72,14 +62,9 @@ def test_the_promised_power_is_kept_in_simulation():
     ("kind", "question"),
     [
         ("mos", {}),
-        ("mos", {"n": 3, "effect": 0.1}),
-        ("correlation", {"n": 30}),
         ("correlation", {"n": 3, "effect": 0.9}),
         ("gsb", {"effect": 0.5}),
-        ("gsb", {"n": 3}),
-        ("gsb", {"n": 100, "tie_rate": 1.0}),
         ("mos", {"effect": 0.1, "sd": -1.0}),
-        ("mos", {"effect": 0.1, "power": 0.4}),
     ],
 )
 def test_questions_without_an_answer_are_refused(kind, question):
@@ -87,12 +72,3 @@ def test_questions_without_an_answer_are_refused(kind, question):
     with pytest.raises(UserError):
         size = {name: question.pop(name, None) for name in ("n", "effect")}
         power_statement(kind, **size, settings=PowerSettings(**question))
-
-
-def test_statements():
-    assert power_statement("gsb", effect=0.56).startswith("543 pairs with a preference (543 in all")
-    assert "(679 in all at 20% ties)" in power_statement("gsb", effect=0.56, settings=TIES)
-    assert "win share of 56.2%" in power_statement("gsb", n=500)
-    assert power_statement("mos", n=500).startswith("500 prompts find a difference of 0.100 points")
-    assert "503 prompts" in power_statement("mos", effect=0.1)
-    assert "[0.905, 0.932]" in power_statement("correlation", n=500, effect=0.92)

@@ -38,7 +38,7 @@ def maximum_likelihood(first, second, outcome):
     return dict(zip(names, found[:-1] - found[:-1].mean(), strict=True)), np.exp(found[-1])
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_equals_the_maximum_of_the_likelihood(seed):
     data = simulate({"A": 0.8, "B": 0.1, "C": -0.2, "D": -0.7}, 0.4, 40, seed)
     found = rank_models(*data, resamples=0)
@@ -47,15 +47,6 @@ def test_equals_the_maximum_of_the_likelihood(seed):
         assert strength.log_strength == pytest.approx(wanted[strength.model], abs=2e-4)
     assert found.tie_parameter == pytest.approx(nu, rel=1e-3)
     assert found.n_pairs == 240 and all(s.n_pairs == 120 for s in found.strengths)
-
-
-def test_without_ties_it_is_plain_bradley_terry():
-    data = simulate({"A": 0.8, "B": 0.1, "C": -0.4}, 0.0, 60, 3)
-    found = rank_models(*data, resamples=0)
-    wanted, _ = maximum_likelihood(*data[:3])
-    assert found.tie_parameter == 0.0
-    for strength in found.strengths:
-        assert strength.log_strength == pytest.approx(wanted[strength.model], abs=2e-3)
 
 
 def test_published_counts_give_their_odds():
@@ -70,26 +61,6 @@ def test_published_counts_give_their_odds():
     error = np.sqrt(1 / 242 + 1 / 246) / 2
     width = by_model["L"].ci_high - by_model["L"].ci_low
     assert width == pytest.approx(2 * 1.96 * error, rel=0.2)
-
-
-def test_ties_do_not_move_equal_models_and_set_nu():
-    outcome = [1, -1] * 30 + [0] * 40
-    found = rank_models(["A"] * 100, ["B"] * 100, outcome, [str(i) for i in range(100)])
-    assert [s.log_strength for s in found.strengths] == pytest.approx([0, 0], abs=1e-6)
-    share = found.tie_parameter / (1 + found.tie_parameter)
-    assert share == pytest.approx(0.4, abs=1e-4)
-
-
-def test_order_of_pairs_and_of_sides_does_not_matter():
-    first, second, outcome, cluster = simulate({"A": 0.5, "B": 0.0, "C": -0.4}, 0.3, 30, 7)
-    order = np.random.default_rng(0).permutation(len(first))
-    flipped = rank_models(
-        [second[i] for i in order], [first[i] for i in order], [-outcome[i] for i in order],
-        [cluster[i] for i in order], resamples=0,
-    )  # fmt: skip
-    straight = rank_models(first, second, outcome, cluster, resamples=0)
-    for a, b in zip(flipped.strengths, straight.strengths, strict=True):
-        assert a.model == b.model and a.log_strength == pytest.approx(b.log_strength, abs=1e-6)
 
 
 def test_clusters_widen_the_interval():

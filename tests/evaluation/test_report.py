@@ -1,8 +1,6 @@
 """The page holds the tables of the aggregations, names what was set aside, and escapes."""
 
 import json
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +28,7 @@ DIMENSIONS = ("text_alignment", "overall")
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> list[Path]:
+def folders(tmp_path):
     """A study, blind pairs and VBench results of models with an evil name."""
     truth = {"A <b>": 3.9, "B": 3.1}
     quality = {name: dict.fromkeys(DIMENSIONS, value) for name, value in truth.items()}
@@ -47,21 +45,7 @@ def folders(tmp_path: Path) -> list[Path]:
     return [tmp_path / "study", tmp_path / "pairs", tmp_path / "vbench"]
 
 
-class Tags(HTMLParser):
-    """Names of all tags, and addresses that a browser would load."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-        self.loaded: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.names.add(tag)
-        self.loaded += [value or "" for name, value in attrs if name in ("src", "href")]
-
-
-def test_one_page_of_everything(folders: list[Path], tmp_path: Path) -> None:
+def test_one_page_of_everything(folders, tmp_path, tags_of):
     study = folders[0]
     with (study / "ratings.jsonl").open("a") as log:
         log.write('{"sample": "nowhere", "dimension": "overall", "rater": "r", "score": 3}\n')
@@ -81,13 +65,15 @@ def test_one_page_of_everything(folders: list[Path], tmp_path: Path) -> None:
         for cell in row[1:]:
             assert str(cell) in text
     assert "sample that is not in the list (1): set aside" in text
-    tags = Tags(text)
-    assert tags.names.isdisjoint({"script", "link", "iframe", "b", "i"}) and "A &lt;b&gt;" in text
-    assert len(tags.loaded) == 2  # the figures
-    assert all(address.startswith("data:image/png") for address in tags.loaded)
+    tags = tags_of(text)
+    names = {name for name, _ in tags}
+    assert names.isdisjoint({"script", "link", "iframe", "b", "i"}) and "A &lt;b&gt;" in text
+    loaded = [str(given[name]) for _, given in tags for name in ("src", "href") if name in given]
+    assert len(loaded) == 2  # the figures
+    assert all(address.startswith("data:image/png") for address in loaded)
 
 
-def test_the_command_takes_files_of_one_study(folders: list[Path], tmp_path: Path) -> None:
+def test_the_command_takes_files_of_one_study(folders, tmp_path):
     words = ["report", "--output", str(tmp_path / "r.html"), "--resamples", "200"]
     for name in ("ratings.jsonl", "samples.csv"):
         words += ["--inputs", str(folders[0] / name)]

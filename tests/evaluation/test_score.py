@@ -10,7 +10,6 @@ from longtake.evaluation.ratings import Sample, read_ratings, read_samples, writ
 from longtake.evaluation.score import RewardScorer, rescore
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.registry import load_suite
-from longtake.runtime.errors import UserError
 
 NAMES = ("general", "motion_quality")
 
@@ -71,16 +70,6 @@ def test_an_interrupted_run_is_continued(tmp_path, study, scorer):
     assert (again.scored, again.kept) == (0, 6)
 
 
-def test_another_video_or_scorer_is_scored_anew(tmp_path, study, scorer):
-    log = tmp_path / "log.jsonl"
-    rescore(read_samples(study), scorer, log)
-    write_mp4(torch.rand(5, 3, 32, 32), tmp_path / "0.mp4", fps=8)
-    assert rescore(read_samples(study), scorer, log).scored == 2
-    other = RewardScorer(["percentile"], device="cpu")
-    assert other.name != scorer.name
-    assert rescore(read_samples(study), other, log).scored == 3
-
-
 def test_missing_and_broken_videos_are_records_without_a_score(tmp_path, study, scorer):
     (tmp_path / "0.mp4").unlink()
     (tmp_path / "1.mp4").write_bytes(b"not a video")
@@ -93,11 +82,3 @@ def test_missing_and_broken_videos_are_records_without_a_score(tmp_path, study, 
     # A later call tries again.
     write_mp4(torch.rand(5, 3, 32, 32), tmp_path / "0.mp4", fps=8)
     assert rescore(read_samples(study), scorer, log).scored == 2
-
-
-def test_a_list_without_videos_and_a_csv_log_are_explained(tmp_path, scorer):
-    path = write_samples(tmp_path / "s.csv", [Sample(sample="s", model="A", prompt="p")])
-    rescore(read_samples(path), scorer, tmp_path / "log.jsonl")
-    assert "names no video" in (tmp_path / "log.jsonl").read_text()
-    with pytest.raises(UserError, match="unknown format"):
-        rescore(read_samples(path), scorer, tmp_path / "log.csv")

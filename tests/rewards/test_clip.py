@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from longtake.core.video import to_uint8
 from longtake.rewards.clip import load_clip
@@ -118,77 +118,49 @@ def test_protocol_and_fingerprint(folder, reward, tmp_path):
     assert {k for k in first if first[k] != other[k]} == {"weights_sha256"}
 
 
-def damaged(folder, target, change):
-    write_model(target)
-    change(target)
-    return target
-
-
-def truncate(folder):
-    path = folder / "open_clip_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def drop_tensor(folder):
-    path = folder / "open_clip_model.safetensors"
-    from safetensors.torch import load_file
-
-    state = load_file(path)
-    del state["text_projection"]
-    save_file(state, path)
-
-
-def remove_weights(folder):
-    (folder / "open_clip_model.safetensors").unlink()
-
-
-def break_json(folder):
-    (folder / "open_clip_config.json").write_text("{")
-
-
-def empty_json(folder):
-    (folder / "open_clip_config.json").write_text("{}")
-
-
 class Evil:
     def __reduce__(self):
         return (open, ("/nonexistent/evil", "w"))
 
 
-def pickled(folder):
-    remove_weights(folder)
-    torch.save({"x": Evil()}, folder / "open_clip_pytorch_model.bin")
+def drop_tensor(weights, config):
+    save_file({k: v for k, v in load_file(weights).items() if k != "text_projection"}, weights)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (truncate, "cannot load"),
-        (drop_tensor, "text_projection"),
-        (remove_weights, "could not be loaded"),
-        (break_json, "cannot read open_clip_config.json"),
-        (empty_json, "no open_clip model configuration"),
-        (pickled, "cannot load"),
-    ],
-    ids=lambda value: getattr(value, "__name__", None),
-)
-def test_damaged_folders_are_named(folder, tmp_path, change, words):
-    with pytest.raises(CheckpointError, match=words):
-        load_clip(damaged(folder, tmp_path / "bad", change))
+def pickled(weights, config):
+    weights.unlink()
+    torch.save({"x": Evil()}, weights.with_name("open_clip_pytorch_model.bin"))
 
 
-def test_nothing_is_downloaded(tmp_path):
-    folder = write_model(tmp_path / "m")
-    record = json.loads((folder / "open_clip_config.json").read_text())
+def downloading(weights, config):
+    record = json.loads(config.read_text())
     record["model_cfg"]["text_cfg"]["hf_model_name"] = "xlm-roberta-base"
-    (folder / "open_clip_config.json").write_text(json.dumps(record))
-    with pytest.raises(CheckpointError, match="hf_model_name=xlm-roberta-base"):
+    config.write_text(json.dumps(record))
+
+
+DAMAGED = {
+    "cut": (lambda weights, _: weights.write_bytes(weights.read_bytes()[:-1000]), "cannot load"),
+    "tensor": (drop_tensor, "text_projection"),
+    "no weights": (lambda weights, _: weights.unlink(), "could not be loaded"),
+    "no json": (lambda _, config: config.write_text("{"), "cannot read open_clip_config.json"),
+    "empty": (lambda _, config: config.write_text("{}"), "no open_clip model configuration"),
+    "code": (pickled, "cannot load"),
+    "download": (downloading, "hf_model_name=xlm-roberta-base"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_folders_are_refused(tmp_path, case):
+    damage, words = DAMAGED[case]
+    folder = write_model(tmp_path / "bad")
+    damage(folder / "open_clip_model.safetensors", folder / "open_clip_config.json")
+    with pytest.raises(CheckpointError, match=words):
         load_clip(folder)
 
 
-@pytest.mark.parametrize("error", [ImportError("No module named 'torchvision'"), RuntimeError(
-    "operator torchvision::nms does not exist")], ids=["absent", "other_build"])  # fmt: skip
-def test_a_missing_library_names_the_extra(folder, monkeypatch, error):
+def test_a_missing_library_names_the_extra(folder, monkeypatch):
+    error = RuntimeError("operator torchvision::nms does not exist")  # as of another build
+
     class Refuse:
         def find_spec(self, name, path=None, target=None):
             if name == "open_clip":

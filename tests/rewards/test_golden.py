@@ -1,18 +1,16 @@
 """Recorded scores of the public reward classes are met, and faults are not."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import Qwen2VLModel
 
-from longtake.core.golden import CHECKS, GoldenResult, check_file
-from longtake.rewards.golden import REWARD_CHECKS, check_reward_model
+from longtake.core.golden import CHECKS, check_file
+from longtake.rewards.golden import REWARD_CHECKS
 from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
 from longtake.runtime.errors import CheckpointError
 
@@ -24,14 +22,12 @@ FILES = {
 }
 
 
-def check(path: Path) -> dict[str, GoldenResult]:
+def check(path):
     results = check_file(path, checks={**CHECKS, **REWARD_CHECKS})
     return {result.name: result for result in results}
 
 
-def edited(
-    name: str, tmp_path: Path, tensors: dict[str, Tensor | None], **metadata: str | None
-) -> Path:
+def edited(name, tmp_path, tensors, **metadata):
     """A copy of a golden file with tensors and metadata replaced, or removed with None."""
     source = DATA / f"{name}.safetensors"
     with safe_open(source, "pt") as file:
@@ -42,7 +38,7 @@ def edited(
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_recorded_scores_are_met(name: str) -> None:
+def test_recorded_scores_are_met(name):
     results = check(DATA / f"{name}.safetensors")
     assert results.keys() == FILES[name]
     for result in results.values():
@@ -54,21 +50,14 @@ def test_recorded_scores_are_met(name: str) -> None:
             assert result.max_abs_error <= 2e-5 and result.magnitude > 1
 
 
-def three_dimensional(monkeypatch: pytest.MonkeyPatch) -> None:
+def three_dimensional(monkeypatch):
     """transformers' own language model at the time, height and width positions of Qwen2-VL.
 
     Text counts on by one; a picture of T x H x W merged patches that begins at position p has
     p + (t, h, w), and text goes on after the largest of these.
     """
 
-    def forward(
-        self: Qwen2VLRewardModel,
-        ids: Tensor,
-        mask: Tensor,
-        pixels: Tensor,
-        grid: Tensor,
-        *_: object,
-    ) -> Tensor:
+    def forward(self, ids, mask, pixels, grid, *_):
         backbone = self.config.backbone
         stock = Qwen2VLModel._from_config(backbone).eval()
         stock.load_state_dict(self.model.state_dict())
@@ -92,10 +81,10 @@ def three_dimensional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Qwen2VLRewardModel, "forward", forward)
 
 
-def unmerged_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def unmerged_tokens(monkeypatch):
     """The vision tokens before the merger, laid out as a masked scatter would take them."""
 
-    def vision_tokens(self: Qwen2VLRewardModel, pixels: Tensor, grid: Tensor) -> Tensor:
+    def vision_tokens(self, pixels, grid):
         out = self.model.visual(pixels, grid_thw=grid)
         width = self.embedding.embedding_dim
         return out.last_hidden_state.flatten()[: out.pooler_output.numel()].view(-1, width)
@@ -105,11 +94,7 @@ def unmerged_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("fault", [three_dimensional, unmerged_tokens])
 @pytest.mark.parametrize("name", ["hpsv3", "videoreward"])
-def test_known_faults_fail_the_check(
-    name: str,
-    fault: Callable[[pytest.MonkeyPatch], None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_known_faults_fail_the_check(name, fault, monkeypatch):
     fault(monkeypatch)
     results = check(DATA / f"{name}.safetensors")
     assert not results["out.logits"].passed
@@ -119,7 +104,7 @@ def test_known_faults_fail_the_check(
     assert control.passed == (fault is unmerged_tokens)
 
 
-def test_exact_frequencies_are_not_taken_for_rounded_ones(tmp_path: Path) -> None:
+def test_exact_frequencies_are_not_taken_for_rounded_ones(tmp_path):
     for name in ("hpsv3", "videoreward"):
         tensors = load_file(DATA / f"{name}.safetensors")
         swapped = {
@@ -130,7 +115,7 @@ def test_exact_frequencies_are_not_taken_for_rounded_ones(tmp_path: Path) -> Non
         assert not any(results[key].passed for key in swapped)
 
 
-def test_a_control_that_matches_and_a_new_output_fail(tmp_path: Path) -> None:
+def test_a_control_that_matches_and_a_new_output_fail(tmp_path):
     recorded = load_file(DATA / "hpsv3.safetensors")["out.logits"]
     path = edited("hpsv3", tmp_path, {"wrong.same": recorded + 1e-5, "out.new": recorded})
     results = check(path)
@@ -140,7 +125,7 @@ def test_a_control_that_matches_and_a_new_output_fail(tmp_path: Path) -> None:
     }
 
 
-def test_a_changed_weight_and_a_changed_scale_fail(tmp_path: Path) -> None:
+def test_a_changed_weight_and_a_changed_scale_fail(tmp_path):
     name = "weights.visual.merger.mlp.2.weight"
     weight = load_file(DATA / "hpsv3.safetensors")[name]
     assert not check(edited("hpsv3", tmp_path, {name: 1.01 * weight}))["out.logits"].passed
@@ -148,13 +133,7 @@ def test_a_changed_weight_and_a_changed_scale_fail(tmp_path: Path) -> None:
     assert not any(result.passed for result in check(path).values())
 
 
-def test_the_tolerance_can_be_set() -> None:
-    results = check_reward_model(DATA / "hpsv3.safetensors", 0.0)
-    assert {result.tolerance for result in results} == {0.0}
-    assert not any(r.passed for r in results if not r.is_control)
-
-
-def test_incomplete_files_are_explained(tmp_path: Path) -> None:
+def test_incomplete_files_are_explained(tmp_path):
     with pytest.raises(CheckpointError, match=r"lacks inputs[\s\S]*in\.pixel_values"):
         check(edited("hpsv3", tmp_path, {"in.pixel_values": None}))
     with pytest.raises(CheckpointError, match=r"1 missing \(model\.language_model\.norm\.weight\)"):

@@ -5,32 +5,24 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-from longtake.core.weights import read_tensors
-from longtake.rewards.directory import RewardDirectory, read_reward_directory
+from longtake.rewards.directory import read_reward_directory
 from longtake.rewards.import_public import (
-    TEMPLATES,
     TemplateDigest,
     import_reward,
     read_template,
 )
-from longtake.rewards.qwen2vl.config import RewardModelConfig
 from longtake.rewards.qwen2vl.weights import public_layout
-from longtake.rewards.spec import RewardKind
 from longtake.runtime.errors import CheckpointError, UserError
 from longtake.sandbox.recipes.tiny_vlm import TINY_TEMPLATES, byte_tokenizer
 from longtake.tests.tiny_reward import tiny_model_config, tiny_reward_model
 
 
-def digest(kind: RewardKind) -> TemplateDigest:
+def digest(kind):
     text = TINY_TEMPLATES[kind].text
     return TemplateDigest(
         sha256=hashlib.sha256(text.encode()).hexdigest(),
@@ -41,7 +33,7 @@ def digest(kind: RewardKind) -> TemplateDigest:
 
 
 @functools.cache
-def random_weights(kind: RewardKind) -> tuple[RewardModelConfig, dict[str, Tensor]]:
+def random_weights(kind):
     config = tiny_model_config(kind, lora_rank=0 if kind == "hpsv3" else 4)
     state = tiny_reward_model(config, 5).state_dict()
     return config, {name: tensor.bfloat16() for name, tensor in state.items()}
@@ -50,7 +42,7 @@ def random_weights(kind: RewardKind) -> tuple[RewardModelConfig, dict[str, Tenso
 class Published:
     """The files of a user: published weights of a tiny model, public source, tokenizer."""
 
-    def __init__(self, root: Path, kind: RewardKind) -> None:
+    def __init__(self, root, kind):
         self.kind, self.root = kind, root
         self.source = root / "checkout"
         self.source.mkdir()
@@ -69,8 +61,8 @@ class Published:
         if kind == "videoreward":
             self.write_config()
 
-    def write_config(self, **changes: Mapping[str, Any]) -> None:
-        content: dict[str, Any] = {
+    def write_config(self, **changes):
+        content = {
             "data_config": {
                 "fps": 2.0,
                 "num_frames": None,
@@ -90,10 +82,10 @@ class Published:
             content[part].update(change)
         (self.weights / "model_config.json").write_text(json.dumps(content))
 
-    def public_state(self) -> dict[str, Tensor]:
+    def public_state(self):
         return public_layout(self.state, "legacy" if self.kind == "hpsv3" else "peft")
 
-    def save(self, state: Mapping[str, Tensor] | None = None, step: int = 7) -> Path:
+    def save(self, state=None, step=7):
         content = dict(self.public_state() if state is None else state)
         if self.kind == "hpsv3":
             file = self.weights / "HPSv3.safetensors"
@@ -104,8 +96,8 @@ class Published:
             torch.save(content, file)
         return file
 
-    def import_it(self, **changes: Any) -> RewardDirectory:
-        arguments: dict[str, Any] = {
+    def import_it(self, **changes):
+        arguments = {
             "weights": self.weights,
             "source": self.source,
             "tokenizer": self.tokenizer,
@@ -115,22 +107,22 @@ class Published:
         }
         return import_reward(self.kind, **{**arguments, **changes})
 
-    def nothing_left(self) -> bool:
+    def nothing_left(self):
         out = self.root / "out"
         return not out.exists() or not any(out.iterdir())
 
 
 @pytest.fixture
-def hpsv3(tmp_path: Path) -> Published:
+def hpsv3(tmp_path):
     return Published(tmp_path, "hpsv3")
 
 
 @pytest.fixture
-def videoreward(tmp_path: Path) -> Published:
+def videoreward(tmp_path):
     return Published(tmp_path, "videoreward")
 
 
-def merged(state: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:
+def merged(state, scaling):
     """Independent merge in float64."""
     out = {}
     for name, tensor in state.items():
@@ -144,13 +136,13 @@ def merged(state: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:
     return out
 
 
-def same(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
+def same(loaded, wanted):
     return loaded.keys() == wanted.keys() and all(
         torch.equal(loaded[name], wanted[name].float()) for name in wanted
     )
 
 
-def test_hpsv3_is_imported_whole(hpsv3: Published) -> None:
+def test_hpsv3_is_imported_whole(hpsv3):
     hpsv3.save()
     reward = hpsv3.import_it()
     assert same(reward.load_model().state_dict(), hpsv3.state)
@@ -169,27 +161,19 @@ def test_hpsv3_is_imported_whole(hpsv3: Published) -> None:
     assert read_reward_directory(reward.path) == reward
 
 
-@pytest.mark.parametrize("form", ["flat", "below model", "old pickle", "bare file"])
-def test_hpsv3_pickles_give_the_same_reward(hpsv3: Published, form: str) -> None:
+@pytest.mark.parametrize("form", ["below model", "bare file of an old pickle"])
+def test_hpsv3_pickles_give_the_same_reward(hpsv3, form):
     state = hpsv3.public_state()
     file = hpsv3.weights / "HPSv3.pth"
     if form == "below model":
         torch.save({"model": state, "epoch": 3}, file)
     else:
-        torch.save(state, file, _use_new_zipfile_serialization=form != "old pickle")
-    reward = hpsv3.import_it(weights=file if form == "bare file" else hpsv3.weights)
+        torch.save(state, file, _use_new_zipfile_serialization=False)
+    reward = hpsv3.import_it(weights=hpsv3.weights if form == "below model" else file)
     assert same(reward.load_model().state_dict(), hpsv3.state)
 
 
-def test_the_stored_precision_is_kept(hpsv3: Published) -> None:
-    hpsv3.state |= {k: v.float() for k, v in hpsv3.state.items() if k.startswith("rm_head.")}
-    hpsv3.save()
-    path = hpsv3.import_it().path
-    for name, tensor in read_tensors(path / "model.safetensors").items():
-        assert tensor.dtype == (torch.float32 if "rm_head" in name else torch.bfloat16)
-
-
-def test_videoreward_is_merged(videoreward: Published) -> None:
+def test_videoreward_is_merged(videoreward):
     videoreward.save()
     reward = videoreward.import_it()
     assert reward.spec.model.lora_rank == 0 and reward.provenance["lora_merged"] is True
@@ -204,15 +188,7 @@ def test_videoreward_is_merged(videoreward: Published) -> None:
     assert spec.normalization["MQ"].mean == 1.5 and spec.normalization["MQ"].std == 2.25
 
 
-def test_videoreward_can_stay_unmerged(videoreward: Published) -> None:
-    videoreward.save()
-    reward = videoreward.import_it(merge=False)
-    model = reward.spec.model
-    assert (model.lora_rank, model.lora_alpha) == (4, 16)
-    assert same(reward.load_model().state_dict(), videoreward.state)
-
-
-def test_merged_and_unmerged_scores_agree(videoreward: Published) -> None:
+def test_merged_and_unmerged_scores_agree(videoreward):
     # float32 throughout, so that the only difference is the order of the operations.
     videoreward.state = {k: v.float() for k, v in videoreward.state.items()}
     videoreward.save()
@@ -229,7 +205,7 @@ def test_merged_and_unmerged_scores_agree(videoreward: Published) -> None:
     assert scores[0].std() > 1e-2
 
 
-def test_a_lora_stored_apart_takes_the_rest_from_the_base_model(videoreward: Published) -> None:
+def test_a_lora_stored_apart_takes_the_rest_from_the_base_model(videoreward):
     state = videoreward.public_state()
     trained = ("visual.", "rm_head.", "model.embed_tokens.")
     prefix = "base_model.model."
@@ -251,12 +227,13 @@ def test_a_lora_stored_apart_takes_the_rest_from_the_base_model(videoreward: Pub
     base_folder.mkdir()
     save_file(base, base_folder / "model.safetensors")
     reward = videoreward.import_it(base=base_folder, merge=False)
+    assert (reward.spec.model.lora_rank, reward.spec.model.lora_alpha) == (4, 16)
     assert same(reward.load_model().state_dict(), videoreward.state)
     with pytest.raises(CheckpointError, match="base model"):
         videoreward.import_it(out=videoreward.root / "other")
 
 
-def test_the_step_is_the_largest_or_the_one_asked_for(videoreward: Published) -> None:
+def test_the_step_is_the_largest_or_the_one_asked_for(videoreward):
     for step in (9, 100, 20):
         videoreward.state["rm_head.weight"] = torch.full((1, 64), float(step)).bfloat16()
         videoreward.save(step=step)
@@ -270,97 +247,105 @@ def test_the_step_is_the_largest_or_the_one_asked_for(videoreward: Published) ->
     assert "[9, 20, 100]" in str(error.value) and videoreward.nothing_left()
 
 
-def test_a_tokenizer_with_the_reward_tokens_is_taken_as_it_is(hpsv3: Published) -> None:
-    hpsv3.save()
-    byte_tokenizer(("<|Reward|>",)).save_pretrained(hpsv3.tokenizer)
-    assert hpsv3.import_it().provenance["reward_tokens_added"] == 0
+def without(part):
+    """Leave out the first tensor whose name contains ``part``."""
+
+    def spoil(p):
+        state = p.public_state()
+        state.pop(next(name for name in state if part in name))
+        p.save(state)
+
+    return spoil
 
 
-def test_a_bare_tokenizer_file_is_enough(hpsv3: Published) -> None:
-    hpsv3.save()
-    (hpsv3.tokenizer / "tokenizer_config.json").unlink()
-    ids = hpsv3.import_it().encoder().encode("a dog", 1)
-    assert ids[-1] == 262
+def pickle_of(content):
+    return lambda p: torch.save(content, p.save())
 
 
-Spoil = Callable[[Published], dict[str, Any] | None]
+def config_with(part, **change):
+    def spoil(p):
+        p.save()
+        p.write_config(**{part: change})
+
+    return spoil
 
 
-def without_a_key(p: Published) -> None:
-    state = p.public_state()
-    state.pop(next(name for name in state if name.endswith("layers.1.mlp.up_proj.weight")))
-    p.save(state)
-
-
-def with_another_key(p: Published) -> None:
-    p.save({**p.public_state(), "visual.extra.weight": torch.zeros(2)})
-
-
-def with_a_wrong_shape(p: Published) -> None:
-    p.save({**p.public_state(), "rm_head.5.bias": torch.zeros(3)})
-
-
-def without_a_head(p: Published) -> None:
-    p.save({k: v for k, v in p.public_state().items() if not k.startswith("rm_head")})
-
-
-def cut(p: Published) -> None:
+def cut(p):
     file = p.save()
-    file.write_bytes(file.read_bytes()[:-100])
+    file.write_bytes(file.read_bytes()[:-300])
 
 
-def with_two_files(p: Published) -> None:
-    p.save()
-    torch.save({}, p.weights / "other.pth")
-
-
-def with_a_larger_vocabulary(p: Published) -> dict[str, Any]:
+def with_a_larger_vocabulary(p):
     p.save()
     byte_tokenizer(("<|extra|>",)).save_pretrained(p.tokenizer)
-    return {}
 
 
-def with_an_edited_template(p: Published) -> None:
+def with_an_edited_template(p):
     p.save()
-    (p.source / "prompts.py").write_text(
-        f"A = {TINY_TEMPLATES['hpsv3'].text.replace('Judge', 'Gauge')!r}"
-    )
+    edited = TINY_TEMPLATES["hpsv3"].text.replace("Judge", "Gauge")
+    (p.source / "prompts.py").write_text(f"A = {edited!r}")
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (without_a_key, r"1 missing .*layers\.1\.mlp\.up_proj"),
-        (with_another_key, r"1 unexpected .*visual\.extra"),
-        (with_a_wrong_shape, r"rm_head\.5\.bias \(3,\), not \(2,\)"),
-        (without_a_head, "no reward head"),
-        (cut, r"cannot read HPSv3\.safetensors"),
-        (with_two_files, r"HPSv3\.safetensors, other\.pth"),
-        (with_a_larger_vocabulary, "264 tokens for 263 embedding rows"),
-        (with_an_edited_template, "template is not in the source"),
-    ],
-)
-def test_a_failed_hpsv3_import_says_why_and_leaves_nothing(
-    hpsv3: Published, spoil: Spoil, message: str
-) -> None:
-    changes = spoil(hpsv3) or {}
+def of_the_other_kind(p):
+    state = random_weights("hpsv3" if p.kind == "videoreward" else "videoreward")[1]
+    p.save(public_layout(state, "legacy" if p.kind == "videoreward" else "peft"))
+
+
+REFUSED = {
+    "key": ("hpsv3", without("layers.1.mlp.up_proj"), r"1 missing .*layers\.1\.mlp\.up_proj"),
+    "another key": (
+        "hpsv3",
+        lambda p: p.save({**p.public_state(), "visual.extra.weight": torch.zeros(2)}),
+        r"1 unexpected .*visual\.extra",
+    ),
+    "shape": (
+        "hpsv3",
+        lambda p: p.save({**p.public_state(), "rm_head.5.bias": torch.zeros(3)}),
+        r"rm_head\.5\.bias \(3,\), not \(2,\)",
+    ),
+    "cut": ("hpsv3", cut, r"cannot read HPSv3\.safetensors"),
+    "two files": (
+        "hpsv3",
+        lambda p: torch.save({}, p.save().with_name("other.pth")),
+        r"HPSv3\.safetensors, other\.pth",
+    ),
+    "vocabulary": ("hpsv3", with_a_larger_vocabulary, "264 tokens for 263 embedding rows"),
+    "template": ("hpsv3", with_an_edited_template, "template is not in the source"),
+    "clip as image": ("hpsv3", of_the_other_kind, "of another reward"),
+    "image as clip": ("videoreward", of_the_other_kind, "of another reward"),
+    "no head": ("videoreward", pickle_of({"model": {}, "step": 3}), "no reward head"),
+    "lists": ("videoreward", pickle_of({"weights": [1, 2]}), r"weights \(list\)"),
+    "cut pickle": ("videoreward", cut, r"cannot read model\.pth"),
+    "output": ("videoreward", config_with("model_config", output_dim=3), "output_dim 3"),
+    "pixels": ("videoreward", config_with("data_config", max_frame_pixels=1000), "min_pixels"),
+    "scale": ("videoreward", config_with("peft_lora_config", lora_alpha=None), "scale of the LoRA"),
+    "factor": ("videoreward", without("lora_B.default.weight"), "1 missing .*lora_B"),
+    "no files": ("videoreward", lambda p: p.save().unlink(), r"adapter_model\.safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_failed_import_says_why_and_leaves_nothing(tmp_path, case):
+    kind, spoil, message = REFUSED[case]
+    published = Published(tmp_path, kind)
+    spoil(published)
     with pytest.raises(UserError, match=message):
-        hpsv3.import_it(**changes)
-    assert hpsv3.nothing_left()
+        published.import_it()
+    assert published.nothing_left()
 
 
 class Code:
     """An object whose unpickling would run a command."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command):
         self.command = command
 
-    def __reduce__(self) -> tuple[object, ...]:
+    def __reduce__(self):
         return (os.system, (self.command,))
 
 
 @pytest.mark.parametrize("new_format", [True, False])
-def test_code_in_a_pickle_is_never_run(videoreward: Published, new_format: bool) -> None:
+def test_code_in_a_pickle_is_never_run(videoreward, new_format):
     file = videoreward.save()
     proof = videoreward.root / "ran"
     content = {**videoreward.public_state(), "extra": Code(f"touch {proof}")}
@@ -370,92 +355,12 @@ def test_code_in_a_pickle_is_never_run(videoreward: Published, new_format: bool)
     assert not proof.exists() and videoreward.nothing_left()
 
 
-def pickle_of(content: object) -> Spoil:
-    def spoil(p: Published) -> None:
-        torch.save(content, p.save())
-
-    return spoil
-
-
-def bytes_of(keep: slice) -> Spoil:
-    def spoil(p: Published) -> None:
-        file = p.save()
-        file.write_bytes(file.read_bytes()[keep])
-
-    return spoil
-
-
-def config_with(part: str, **change: object) -> Spoil:
-    def spoil(p: Published) -> None:
-        p.save()
-        p.write_config(**{part: change})
-
-    return spoil
-
-
-def without_one_factor(p: Published) -> None:
-    state = p.public_state()
-    state.pop(next(name for name in state if name.endswith("lora_B.default.weight")))
-    p.save(state)
-
-
-def without_files(p: Published) -> None:
-    p.save().unlink()
-
-
-def without_config(p: Published) -> None:
-    p.save()
-    (p.weights / "model_config.json").unlink()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (pickle_of({"model": {}, "step": 3}), "no reward head"),
-        (pickle_of({"weights": [1, 2]}), r"weights \(list\)"),
-        (bytes_of(slice(0, -300)), r"cannot read model\.pth"),
-        (config_with("model_config", output_dim=3), "output_dim 3"),
-        (config_with("data_config", sample_type="multi_pts"), "multi_pts"),
-        (config_with("data_config", max_frame_pixels=1000), "min_pixels"),
-        (config_with("peft_lora_config", lora_alpha=None), "scale of the LoRA"),
-        (without_one_factor, r"1 missing .*lora_B"),
-        (without_files, r"adapter_model\.safetensors"),
-        (without_config, r"model_config\.json"),
-    ],
-)
-def test_a_failed_videoreward_import_says_why_and_leaves_nothing(
-    videoreward: Published, spoil: Spoil, message: str
-) -> None:
-    spoil(videoreward)
-    with pytest.raises(CheckpointError, match=message):
-        videoreward.import_it()
-    assert videoreward.nothing_left()
-
-
-def test_weights_of_the_other_kind_are_refused(
-    hpsv3: Published, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    clip = Published(tmp_path_factory.mktemp("clip"), "videoreward")
-    torch.save(hpsv3.public_state(), clip.save())
-    with pytest.raises(CheckpointError, match="of another reward"):
-        clip.import_it()
-    save_file(clip.public_state(), hpsv3.weights / "HPSv3.safetensors")
-    with pytest.raises(CheckpointError, match="of another reward"):
-        hpsv3.import_it()
-
-
-def test_a_step_of_hpsv3_is_refused(hpsv3: Published) -> None:
-    hpsv3.save()
-    with pytest.raises(UserError, match="one file"):
-        hpsv3.import_it(step=3)
-
-
 INSTRUCTION = "Judge the picture.\nIt should show: {text_prompt}\n\tIn \\ words: été\n"
 SUFFIX = "\nScore: <|R|>\n"
 WHOLE = "Clip quality <|Q|> and {text_prompt} <|T|> end"
 
 
-def digest_of(text: str, *tokens: str) -> TemplateDigest:
+def digest_of(text, *tokens):
     sha = hashlib.sha256(text.encode()).hexdigest()
     return TemplateDigest(sha256=sha, characters=len(text), reward_tokens=tokens, name="invented")
 
@@ -475,7 +380,7 @@ PROMPTS = f"def build(p):\n    T = {{'special': {WHOLE!r}}}\n    return T['speci
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+def checkout(tmp_path):
     root = tmp_path / "checkout"
     (root / "pkg" / "data").mkdir(parents=True)
     (root / "pkg" / "data" / "collator.py").write_text(COLLATOR, encoding="utf-8")
@@ -484,7 +389,7 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def wheel_of(checkout: Path, target: Path) -> Path:
+def wheel_of(checkout, target):
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(checkout.rglob("*.py")):
             archive.write(file, file.relative_to(checkout))
@@ -492,48 +397,26 @@ def wheel_of(checkout: Path, target: Path) -> Path:
     return target
 
 
-def test_a_template_of_two_constants_is_read_from_every_kind_of_source(
-    checkout: Path, tmp_path: Path
-) -> None:
+def test_a_template_of_two_constants_is_read_from_every_kind_of_source(checkout, tmp_path):
     wheel = wheel_of(checkout, tmp_path / "pkg-1.0-py3-none-any.whl")
     for source in (checkout, wheel, checkout / "pkg" / "data" / "collator.py"):
         template = read_template(source, TWO_PARTS)
         assert template.text == INSTRUCTION + SUFFIX
         assert template.reward_tokens == ("<|R|>",)
-
-
-def test_a_template_inside_a_function_is_found(checkout: Path) -> None:
-    assert read_template(checkout, ONE_PART).text == WHOLE
-
-
-def test_line_endings_of_the_checkout_do_not_matter(checkout: Path) -> None:
-    file = checkout / "pkg" / "data" / "collator.py"
+    assert read_template(checkout, ONE_PART).text == WHOLE  # inside a function
+    file = checkout / "pkg" / "data" / "collator.py"  # line endings do not matter
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
     assert read_template(file, TWO_PARTS).text == INSTRUCTION + SUFFIX
 
 
-def test_an_edited_template_is_refused_and_shown(checkout: Path) -> None:
-    file = checkout / "pkg" / "data" / "collator.py"
-    file.write_text(COLLATOR.replace("picture", "painted"), encoding="utf-8")  # the same length
-    with pytest.raises(UserError) as error:
-        read_template(checkout, TWO_PARTS)
-    message = str(error.value)
-    assert TWO_PARTS.sha256 in message
-    edited = (INSTRUCTION + SUFFIX).replace("picture", "painted")
-    assert hashlib.sha256(edited.encode()).hexdigest()[:12] in message
-    assert f"{TWO_PARTS.characters} characters" in message
-
-
-def test_a_source_without_templates_says_so(tmp_path: Path) -> None:
+def test_sources_without_a_usable_template_are_refused(checkout, tmp_path):
     (tmp_path / "a.py").write_text("x = 1\n")
-    with pytest.raises(UserError, match="1 Python files, no template"):
-        read_template(tmp_path, TEMPLATES["hpsv3"])
-
-
-def test_broken_and_missing_sources_are_refused(checkout: Path, tmp_path: Path) -> None:
     wheel = wheel_of(checkout, tmp_path / "pkg.whl")
     wheel.write_bytes(wheel.read_bytes()[:-40])
-    with pytest.raises(UserError, match="cannot be read"):
-        read_template(wheel, TWO_PARTS)
-    with pytest.raises(UserError, match="cannot be read"):
-        read_template(tmp_path / "nothing.whl", TWO_PARTS)
+    for source, words in (
+        (tmp_path / "a.py", "1 Python files, no template"),
+        (wheel, "cannot be read"),
+        (tmp_path / "nothing.whl", "cannot be read"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read_template(source, TWO_PARTS)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from longtake.rewards.pixels import (
@@ -13,7 +12,6 @@ from longtake.rewards.pixels import (
     PixelConfig,
     bicubic_weights,
     clip_patches,
-    normalize,
     patchify,
     resize,
     resized_size,
@@ -29,17 +27,17 @@ RESIZES = [
 ]
 
 
-def noise(seed: int, *shape: int) -> Tensor:
+def noise(seed, *shape):
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.manual_seed(seed))
 
 
-def natural(seed: int, *shape: int) -> Tensor:
+def natural(seed, *shape):
     """Smooth 8-bit frames without overshoot: blurred noise away from black and white."""
     blurred = torch.nn.functional.avg_pool2d(noise(seed, *shape).float(), 9, 1, 4)
     return blurred.clamp(30, 225).round().to(torch.uint8)
 
 
-def pillow(frame: Tensor, size: tuple[int, int]) -> Tensor:
+def pillow(frame, size):
     """Pillow's bicubic, width first: one axis per call, as the order depends on its version."""
     image = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
     wide = image.resize((size[1], image.height), Image.Resampling.BICUBIC)
@@ -59,9 +57,7 @@ def pillow(frame: Tensor, size: tuple[int, int]) -> Tensor:
         (768, 768, (420, 420), 225),
     ],
 )
-def test_the_published_table_of_sizes(
-    height: int, width: int, expected: tuple[int, int], tokens: int
-) -> None:
+def test_the_published_table_of_sizes(height, width, expected, tokens):
     # 768 is 420 and not 448: 768 / (768 / 448) / 28 is 15.999... in floating point. The public
     # scorers round the same way, so the order of the divisions is part of the format.
     for config in (HPSV3_PIXELS, VIDEOALIGN_PIXELS):
@@ -69,7 +65,7 @@ def test_the_published_table_of_sizes(
     assert expected[0] * expected[1] // 28**2 == tokens
 
 
-def test_small_frames_grow_to_the_lower_limit_of_each_model() -> None:
+def test_small_frames_grow_to_the_lower_limit_of_each_model():
     assert resized_size(64, 64, HPSV3_PIXELS.min_pixels, HPSV3_PIXELS.max_pixels) == (448, 448)
     limits = (VIDEOALIGN_PIXELS.min_pixels, VIDEOALIGN_PIXELS.max_pixels)
     assert resized_size(64, 64, *limits) == (336, 336)
@@ -77,9 +73,8 @@ def test_small_frames_grow_to_the_lower_limit_of_each_model() -> None:
     assert resized_size(378, 434, *limits) == (392, 448)  # 13.5 and 15.5 round to even
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_sizes_keep_the_limits_and_the_shape(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
+def test_sizes_keep_the_limits_and_the_shape():
+    generator = torch.Generator().manual_seed(0)
     low, high = VIDEOALIGN_PIXELS.min_pixels, VIDEOALIGN_PIXELS.max_pixels
     for _ in range(200):
         height = int(torch.randint(32, 1100, (), generator=generator))
@@ -92,17 +87,9 @@ def test_sizes_keep_the_limits_and_the_shape(seed: int) -> None:
         assert abs(rows - exact) < 28
 
 
-@pytest.mark.parametrize(("height", "width"), [(0, 5), (10, 2001)])
-def test_frames_without_a_usable_size_are_refused(height: int, width: int) -> None:
-    with pytest.raises(UserError, match=f"{height}x{width}"):
-        resized_size(height, width, 3136, 200704)
-
-
 @pytest.mark.parametrize(("source", "target"), RESIZES)
 @pytest.mark.parametrize("make", [noise, natural])
-def test_the_pil_resize_is_pillows_on_every_pixel(
-    source: tuple[int, int], target: tuple[int, int], make: type
-) -> None:
+def test_the_pil_resize_is_pillows_on_every_pixel(source, target, make):
     frames = make(sum(source), 2, 3, *source)
     ours = resize(frames, target, "pil")
     for frame, resized in zip(frames, ours, strict=True):
@@ -110,9 +97,7 @@ def test_the_pil_resize_is_pillows_on_every_pixel(
 
 
 @pytest.mark.parametrize(("source", "target"), RESIZES)
-def test_the_torch_resize_is_within_one_level_of_pillows_on_smooth_frames(
-    source: tuple[int, int], target: tuple[int, int]
-) -> None:
+def test_the_torch_resize_is_within_one_level_of_pillows_on_smooth_frames(source, target):
     frames = natural(sum(target), 2, 3, *source)
     difference = resize(frames, target, "torch").int() - resize(frames, target, "pil").int()
     assert difference.abs().max() <= 1
@@ -122,18 +107,14 @@ def test_the_torch_resize_is_within_one_level_of_pillows_on_smooth_frames(
 
 
 @pytest.mark.parametrize(("source", "target"), RESIZES)
-def test_the_torch_resize_rounds_the_exact_filter_once(
-    source: tuple[int, int], target: tuple[int, int]
-) -> None:
+def test_the_torch_resize_rounds_the_exact_filter_once(source, target):
     frames = noise(sum(target), 1, 3, *source)
     rows, columns = (bicubic_weights(s, t) for s, t in zip(source, target, strict=True))
     exact = (rows @ frames.double() @ columns.T).clamp(0, 255)
     assert (resize(frames, target, "torch").double() - exact).abs().max() < 0.502
 
 
-def test_frames_do_not_depend_on_their_batch_or_the_chunks(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_frames_do_not_depend_on_their_batch_or_the_chunks(monkeypatch):
     frames = noise(5, 2, 3, 3, 40, 52)
     for resample in ("pil", "torch"):
         whole = resize(frames, (56, 28), resample)
@@ -143,41 +124,23 @@ def test_frames_do_not_depend_on_their_batch_or_the_chunks(
         assert torch.equal(resize(frames[1, 2], (56, 28), resample), whole[1, 2])
 
 
-def test_frames_of_the_right_size_pass_unchanged() -> None:
-    frames = noise(6, 2, 3, 28, 56)
-    assert torch.equal(resize(frames, (28, 56), "pil"), frames)
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_patches_are_the_processors_on_an_exact_size_image(seed: int) -> None:
-    frames = noise(seed, 2, 3, 56, 84)
-    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 200704})
-    images = [Image.fromarray(f.permute(1, 2, 0).contiguous().numpy()) for f in frames]
-    theirs = processor(images=images, return_tensors="pt")
-    config = PixelConfig(min_pixels=3136, max_pixels=200704, resample="pil")
-    patches, grid = clip_patches(frames.unsqueeze(1), config)
-    assert theirs["image_grid_thw"].tolist() == [list(grid)] * 2
-    assert (patches.flatten(0, 1) - theirs["pixel_values"]).abs().max() <= 1e-6
-
-
-@pytest.mark.parametrize(("height", "width"), [(120, 208), (35, 140)])
-def test_still_images_of_any_size_match_the_processor_with_pillow(height: int, width: int) -> None:
+@pytest.mark.parametrize(("height", "width"), [(56, 84), (120, 208), (35, 140)])
+def test_still_images_match_the_processor_with_pillow(height, width):
     # The processor resizes with Pillow too; on smooth frames the version's pass order is invisible.
-    limits = (100 * 28 * 28 // 8, 100 * 28 * 28 // 8)
+    exact = (height, width) == (56, 84)
+    low, high = (3136, 200704) if exact else (9800, 9800)
     frame = natural(3, 1, 3, height, width)
-    processor = Qwen2VLImageProcessorPil(
-        size={"shortest_edge": limits[0], "longest_edge": limits[1]}
-    )
+    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": low, "longest_edge": high})
     image = Image.fromarray(frame[0].permute(1, 2, 0).contiguous().numpy())
     theirs = processor(images=[image], return_tensors="pt")
-    config = PixelConfig(min_pixels=limits[0], max_pixels=limits[1], resample="pil")
+    config = PixelConfig(min_pixels=low, max_pixels=high, resample="pil")
     patches, grid = clip_patches(frame.unsqueeze(1), config)
     assert theirs["image_grid_thw"].tolist() == [list(grid)]
-    one_level = 1 / 255 / min(config.std)
-    assert (patches[0] - theirs["pixel_values"]).abs().max() <= one_level + 1e-6
+    level = 0 if exact else 1 / 255 / min(config.std)
+    assert (patches[0] - theirs["pixel_values"]).abs().max() <= level + 1e-6
 
 
-def test_patch_rows_follow_the_documented_order() -> None:
+def test_patch_rows_follow_the_documented_order():
     clips = torch.randn(2, 4, 3, 56, 84, generator=torch.manual_seed(1))
     rows = patchify(clips)
     assert rows.shape == (2, 2 * 4 * 6, 1176)
@@ -195,32 +158,12 @@ def test_patch_rows_follow_the_documented_order() -> None:
     assert torch.equal(rows[1], torch.stack(expected))
 
 
-def test_a_still_image_fills_both_frames_of_its_pair() -> None:
-    image = torch.randn(3, 1, 3, 28, 28, generator=torch.manual_seed(2))
-    assert torch.equal(patchify(image), patchify(image.expand(3, 2, 3, 28, 28)))
-
-
-def test_video_patches_have_one_grid_row_per_frame_pair() -> None:
-    clips = noise(7, 2, 6, 3, 64, 64)
-    patches, grid = clip_patches(clips, VIDEOALIGN_PIXELS)
-    assert grid == (3, 24, 24) and patches.shape == (2, 3 * 24 * 24, 1176)
-    resized = normalize(resize(clips[1], (336, 336), "torch"), VIDEOALIGN_PIXELS)
-    assert torch.equal(patches[1], patchify(resized))
-
-
-def test_normalisation_inverts_to_the_pixels() -> None:
-    frames = noise(8, 3, 3, 28, 28)
-    x = normalize(frames, HPSV3_PIXELS).double()
-    mean = torch.tensor(HPSV3_PIXELS.mean, dtype=torch.float64).view(3, 1, 1)
-    std = torch.tensor(HPSV3_PIXELS.std, dtype=torch.float64).view(3, 1, 1)
-    assert ((x * std + mean) * 255 - frames.double()).abs().max() < 1e-4
-
-
 @pytest.mark.parametrize(
-    "wrong",
-    [{"min_pixels": 100}, {"max_pixels": 3000}, {"resample": "box"}, {"std": (1.0, 0.0, 1.0)}],
+    "wrong", [{"min_pixels": 100}, {"max_pixels": 3000}, {"std": (1.0, 0.0, 1.0)}]
 )
-def test_configs_that_cannot_work_are_refused(wrong: dict[str, object]) -> None:
-    values: dict[str, object] = {"min_pixels": 3136, "max_pixels": 6272, "resample": "pil"}
+def test_configs_and_frames_that_cannot_work_are_refused(wrong):
+    with pytest.raises(UserError, match="10x2001"):
+        resized_size(10, 2001, 3136, 200704)
+    values = {"min_pixels": 3136, "max_pixels": 6272, "resample": "pil"}
     with pytest.raises(UserError):
-        PixelConfig(**{**values, **wrong})  # type: ignore[arg-type]
+        PixelConfig(**{**values, **wrong})

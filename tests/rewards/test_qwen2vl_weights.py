@@ -1,13 +1,8 @@
 """Configurations, the published key sets, renaming, the LoRA merge, and strict loading."""
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from longtake.core.weights import write_shards
 from longtake.rewards.qwen2vl.config import (
@@ -32,9 +27,9 @@ from longtake.tests.tiny_reward import random_prompts, tiny_config, tiny_reward_
 PARTS = ("weight", "bias")
 
 
-def published_hpsv3_keys() -> dict[str, tuple[int, ...]]:
+def published_hpsv3_keys():
     """Names (and shapes where they are known) of HPSv3.safetensors, written out by hand."""
-    shapes: dict[str, tuple[int, ...]] = {"visual.patch_embed.proj.weight": (1280, 3, 2, 14, 14)}
+    shapes = {"visual.patch_embed.proj.weight": (1280, 3, 2, 14, 14)}
     for i in range(32):
         for layer in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
             shapes |= {f"visual.blocks.{i}.{layer}.{part}": () for part in PARTS}
@@ -57,9 +52,9 @@ def published_hpsv3_keys() -> dict[str, tuple[int, ...]]:
     return shapes | {"rm_head.5.weight": (2, 16), "rm_head.5.bias": (2,)}
 
 
-def published_videoreward_keys() -> dict[str, tuple[int, ...]]:
+def published_videoreward_keys():
     """The same of VideoReward's model.pth: PEFT layout, LoRA of rank 64 unmerged."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes = {}
     for name in published_hpsv3_keys():
         if name.startswith("rm_head."):
             continue
@@ -86,12 +81,7 @@ def published_videoreward_keys() -> dict[str, tuple[int, ...]]:
     ],
     ids=["hpsv3", "videoreward"],
 )
-def test_published_key_sets(
-    config: RewardModelConfig,
-    published: dict[str, tuple[int, ...]],
-    count: int,
-    layout: str,
-) -> None:
+def test_published_key_sets(config, published, count, layout):
     assert len(published) == count
     state = empty_reward_model(config).state_dict()
     ours = {current_key(name) for name in published} - {LM_HEAD}
@@ -102,8 +92,8 @@ def test_published_key_sets(
     assert public_layout(state, layout).keys() == published.keys()
 
 
-def test_published_sizes() -> None:
-    def parameters(config: RewardModelConfig) -> int:
+def test_published_sizes():
+    def parameters(config):
         return sum(t.numel() for t in empty_reward_model(config).state_dict().values())
 
     lm_head = 151660 * 1536
@@ -113,29 +103,8 @@ def test_published_sizes() -> None:
     assert abs(2 * backbone + 4 * head - 16.59e9) < 0.01e9  # bytes: bfloat16, head float32
 
 
-@pytest.mark.parametrize(
-    ("key", "current"),
-    [
-        ("visual.blocks.0.norm1.bias", "model.visual.blocks.0.norm1.bias"),
-        ("model.norm.weight", "model.language_model.norm.weight"),
-        ("model.visual.merger.ln_q.bias", "model.visual.merger.ln_q.bias"),
-        ("model.language_model.norm.weight", "model.language_model.norm.weight"),
-        ("base_model.model.rm_head.weight", "rm_head.weight"),
-        ("base_model.model.lm_head.weight", "lm_head.weight"),
-        (
-            "base_model.model.model.layers.3.mlp.up_proj.lora_A.weight",
-            "model.language_model.layers.3.mlp.up_proj.lora_A.default.weight",
-        ),
-        ("optimizer.step", "optimizer.step"),
-    ],
-)
-def test_renaming(key: str, current: str) -> None:
-    assert current_key(key) == current
-    assert current_key(current) == current
-
-
 @pytest.mark.parametrize("layout", ["legacy", "peft"])
-def test_layouts_round_trip_and_renaming_is_idempotent(layout: str) -> None:
+def test_layouts_round_trip_and_renaming_is_idempotent(layout):
     lora = 4 if layout == "peft" else 0
     config = tiny_config("shared_linear", lora_rank=lora)
     state = dict(tiny_reward_model(config, 0).state_dict())
@@ -147,14 +116,7 @@ def test_layouts_round_trip_and_renaming_is_idempotent(layout: str) -> None:
     assert torch.equal(again[LM_HEAD], state["model.language_model.embed_tokens.weight"])
 
 
-def test_mixed_layouts_are_refused() -> None:
-    one = torch.zeros(1)
-    state = {"visual.a": one, "model.visual.a": one, "model.norm.weight": one}
-    with pytest.raises(CheckpointError, match=r"visual\.a and model\.visual\.a"):
-        current_layout(state)
-
-
-def lora_state(seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def lora_state(seed, dtype):
     draw = torch.Generator().manual_seed(seed)
     root = "base_model.model.model.layers.0.mlp.up_proj"
     shapes = {
@@ -168,7 +130,7 @@ def lora_state(seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_merge_is_the_sum_in_float64_rounded_once(dtype: torch.dtype) -> None:
+def test_merge_is_the_sum_in_float64_rounded_once(dtype):
     for seed in range(3):
         state = lora_state(seed, dtype)
         base, down, up = (tensor.double() for tensor in list(state.values())[:3])
@@ -188,20 +150,16 @@ def test_merge_is_the_sum_in_float64_rounded_once(dtype: torch.dtype) -> None:
             assert int(off.sum()) <= 1
 
 
-@pytest.mark.parametrize("lost", [0, 2])
-def test_merge_needs_all_three_parts(lost: int) -> None:
+@pytest.mark.parametrize(
+    ("lost", "words"), [(0, "cannot be merged"), (2, "cannot be merged"), (None, "does not fit")]
+)
+def test_merge_needs_three_parts_that_fit(lost, words):
     state = lora_state(0, torch.float32)
-    name = list(state)[lost]
-    del state[name]
-    with pytest.raises(CheckpointError, match="cannot be merged") as caught:
-        merge_lora(state, 2.0)
-    assert current_key(name) in str(caught.value)
-
-
-def test_merge_checks_shapes() -> None:
-    state = lora_state(0, torch.float32)
-    state[list(state)[1]] = torch.zeros(2, 8)
-    with pytest.raises(CheckpointError, match="does not fit"):
+    if lost is None:
+        state[list(state)[1]] = torch.zeros(2, 8)
+    else:
+        del state[list(state)[lost]]
+    with pytest.raises(CheckpointError, match=words):
         merge_lora(state, 2.0)
 
 
@@ -209,15 +167,13 @@ CONFIG = tiny_config("shared_linear", lora_rank=4)
 
 
 @pytest.fixture
-def state() -> dict[str, torch.Tensor]:
+def state():
     return dict(tiny_reward_model(CONFIG, 0).state_dict())
 
 
 @pytest.mark.parametrize("layout", ["current", "peft"])
 @pytest.mark.parametrize("shard_bytes", [2**30, 2**18])
-def test_files_load_as_state_dicts_do(
-    state: dict[str, torch.Tensor], layout: str, shard_bytes: int, tmp_path: Path
-) -> None:
+def test_files_load_as_state_dicts_do(state, layout, shard_bytes, tmp_path):
     stored = state if layout == "current" else public_layout(state, "peft")
     files = write_shards(stored, tmp_path, WEIGHTS_STEM, shard_bytes)
     assert (len(files) > 1) == (shard_bytes < 2**30)
@@ -232,16 +188,7 @@ def test_files_load_as_state_dicts_do(
         assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
-def test_a_model_does_not_share_memory_with_its_state_dict(
-    state: dict[str, torch.Tensor],
-) -> None:
-    model = load_reward_model(CONFIG, state)
-    before = model.rm_head.weight.clone()
-    state["rm_head.weight"].add_(1)
-    assert torch.equal(model.rm_head.weight, before)
-
-
-def test_missing_and_unexpected_keys_are_named(state: dict[str, torch.Tensor]) -> None:
+def test_missing_and_unexpected_keys_are_named(state):
     legacy = public_layout(state, "peft")
     del legacy["base_model.model.rm_head.weight"]
     legacy["base_model.model.score.weight"] = torch.zeros(1)
@@ -253,7 +200,7 @@ def test_missing_and_unexpected_keys_are_named(state: dict[str, torch.Tensor]) -
         load_reward_model(CONFIG, tiny_reward_model(tiny_config("shared_linear"), 0).state_dict())
 
 
-def test_broken_files_are_named(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_broken_files_are_named(state, tmp_path):
     with pytest.raises(CheckpointError, match="weights not found"):
         load_reward_model(CONFIG, tmp_path)
     path = tmp_path / f"{WEIGHTS_STEM}.safetensors"
@@ -263,26 +210,7 @@ def test_broken_files_are_named(state: dict[str, torch.Tensor], tmp_path: Path) 
         load_reward_model(CONFIG, tmp_path)
 
 
-def test_config_json_round_trip() -> None:
-    for config in (videoreward_config("diagonal_linear", lora=True), tiny_config()):
-        record = config.model_dump(mode="json")
-        again = RewardModelConfig(**json.loads(json.dumps(record)))
-        assert again.model_dump(mode="json") == record
-        ours, theirs = config.backbone.text_config, again.backbone.text_config
-        assert ours.rope_parameters == theirs.rope_parameters
-
-
-def test_published_tokens() -> None:
-    assert hpsv3_config().reward_token_ids == (151657,)
-    assert hpsv3_config().backbone.text_config.vocab_size == 151658
-    video = videoreward_config(lora=True)
-    assert video.reward_token_ids == (151657, 151658, 151659)
-    assert video.backbone.text_config.vocab_size == 151660
-    assert video.lora_alpha / video.lora_rank == 2
-    assert hpsv3_config().rotary == video.rotary == "bf16"
-
-
-def test_old_flat_backbone_fields_are_understood() -> None:
+def test_old_flat_backbone_fields_are_understood():
     flat = {
         "vocab_size": 160,
         "hidden_size": 64,
@@ -309,7 +237,7 @@ def test_old_flat_backbone_fields_are_understood() -> None:
         ({"backbone": {"text_config": {"vocab_size": "many"}}}, "backbone configuration"),
     ],
 )
-def test_wrong_fields_are_explained(change: dict[str, Any], message: str) -> None:
+def test_wrong_fields_are_explained(change, message):
     fields = {**tiny_config().model_dump(mode="json"), **change}
     with pytest.raises(UserError, match=message):
         RewardModelConfig(**fields)

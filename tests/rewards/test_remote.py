@@ -155,18 +155,13 @@ def request(**changes):
 WHOLE = encode_request("text_alignment", batch())
 REFUSED = {
     "no video": (request(video=None), "incomplete"),
-    "no rates": (request(fps=None), "incomplete"),
-    "no captions": (request(prompts=None), "incomplete"),
     "half a list": (request(prompts="["), "incomplete"),
     "two captions": (request(prompts='["a", "b"]'), "captions do not fit"),
-    "no list": (request(prompts='"abc"'), "captions do not fit"),
     "shape": (request(video=torch.zeros(3, 4, 8, 8)), "wrong shape"),
     "dtype": (request(video=torch.zeros(3, 4, 3, 8, 8, dtype=torch.int32)), "cannot be used"),
     "rate": (request(fps=torch.tensor([8.0, 0.0, 8.0])), "playback rate"),
     "pickle": (pickle.dumps({"video": 1}), "not safetensors"),
-    "empty": (b"", "not safetensors"),
     "cut": (WHOLE[:-1], "not safetensors"),
-    "header": ((2**62).to_bytes(8, "little") + b"{}", "not safetensors"),
 }
 
 
@@ -313,19 +308,6 @@ def test_a_full_queue_answers_503_and_a_retry_succeeds(monkeypatch):
         assert waits[0] >= 1  # Retry-After is honoured
 
 
-def test_waiting_requests_are_scored_in_turn():
-    reward = Observed()
-    with served(reward, queue_size=2) as url:
-        clients = [remote(url) for _ in range(3)]
-        reward.gate.clear()
-        jobs = [in_background(lambda i=i: clients[i].score(batch(i + 1))) for i in range(3)]
-        reward.gate.set()
-        for thread, _ in jobs:
-            thread.join(GUARD_S)
-    assert sorted(reward.sizes) == [1, 2, 3] and len(reward.threads) == 1
-    assert [len(results[0]) for _, results in jobs] == [1, 2, 3]
-
-
 def test_a_server_that_is_gone_comes_back_and_must_be_the_same():
     with served() as url:
         port, reward = urlsplit(url).port, remote(url)
@@ -343,8 +325,6 @@ BROKEN = {
     "cut": (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc", "connection failed"),
     "garbage": (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "unreadable answer"),
     "gateway": (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", "status 502: Bad Gat"),
-    "no http": (b"nonsense", "connection failed"),
-    "closed": (b"", "connection failed"),
 }
 
 
@@ -422,30 +402,18 @@ def wait_for(path, process):
     raise AssertionError(f"{path} did not appear")
 
 
-@pytest.mark.parametrize("end", ["killed", "interrupted", "interrupted twice"])
-def test_how_a_server_ends(tmp_path, end):
+def test_an_interrupted_server_finishes_the_running_request(tmp_path):
     with server_process(tmp_path) as (process, url):
         reward = RemoteReward(url, "general", token=TOKEN, config=QUICK)
         thread, results = in_background(lambda: reward.score(batch()))
         wait_for(tmp_path / "entered", process)
-        if end == "killed":
-            process.send_signal(signal.SIGKILL)
-        else:
-            process.send_signal(signal.SIGTERM)
-            log = ""
-            while "stopping" not in log:
-                log += process.stderr.readline()
-            if end == "interrupted":
-                (tmp_path / "go").touch()  # the running request is finished
-            else:
-                process.send_signal(signal.SIGINT)
-        code = process.wait(GUARD_S)
+        process.send_signal(signal.SIGTERM)
+        log = ""
+        while "stopping" not in log:
+            log += process.stderr.readline()
+        (tmp_path / "go").touch()
+        assert process.wait(GUARD_S) == 0
         thread.join(GUARD_S)
-        if end == "interrupted":
-            log += process.stderr.read()
-            assert code == 0 and all(score.value is not None for score in results[0])
-            assert TOKEN not in log and "general: 5 clips in" in log
-            assert "Traceback" not in log
-        else:
-            assert code in (-signal.SIGKILL, -signal.SIGINT)
-            assert_unscored(results[0], 5, "connection failed")
+        log += process.stderr.read()
+    assert all(score.value is not None for score in results[0])
+    assert TOKEN not in log and "Traceback" not in log and "general: 5 clips in" in log

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from longtake.rewards.contract import Reward, Score, VideoBatch, scores_of
-from longtake.rewards.registry import load_suite
 from longtake.rewards.suite import RewardSuite
 from longtake.runtime.errors import UserError
 
@@ -51,11 +50,7 @@ def test_columns_follow_the_names():
     assert scores.unscored() == {"a": 0, "b": 0} and scores.first_reasons() == []
 
 
-@pytest.mark.parametrize(
-    "error",
-    [RuntimeError("CUDA out of memory"), OSError("connection lost"), UserError("refused")],
-    ids=lambda error: type(error).__name__,
-)
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), UserError("refused")])
 def test_a_raising_reward_does_not_touch_the_others(error):
     suite = RewardSuite(
         {"broken": (Brightness(fail=raise_on(None, error)), 1.0), "sound": (Brightness(), 1.0)}
@@ -114,9 +109,3 @@ def test_broken_clips_never_reach_a_reward():
 def test_bad_suites_are_refused(rewards, words):
     with pytest.raises(UserError, match=words):
         RewardSuite(rewards)
-
-
-def test_the_fingerprint_sees_weights():
-    first = load_suite({"general": 1.0, "percentile": 1.0}).fingerprint()
-    second = load_suite({"general": 1.0, "percentile": 0.5}).fingerprint()
-    assert first != second and first["general"] == second["general"]

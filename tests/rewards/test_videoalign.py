@@ -1,15 +1,10 @@
 """VideoAlign on clips, against the public scorer's way: the whole prompt at once."""
 
-import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
-from longtake.rewards.contract import Reward, VideoBatch
-from longtake.rewards.directory import RewardDirectory, write_reward_directory
+from longtake.rewards.contract import VideoBatch
 from longtake.rewards.frames import FrameSampler, to_grayscale
 from longtake.rewards.model_inputs import chat_text
 from longtake.rewards.pixels import normalize, patchify, resize, resized_size
@@ -28,45 +23,43 @@ BOUND = 1e-5
 
 
 @pytest.fixture(scope="module")
-def gray_directory(tmp_path_factory: pytest.TempPathFactory) -> RewardDirectory:
+def gray_directory(tmp_path_factory):
     spec = tiny_spec("videoreward", color_mode="bt601", normalization=SCALES)
     return write_tiny_reward(tmp_path_factory.mktemp("r") / "gray", spec, 1)
 
 
 @pytest.fixture(scope="module")
-def color_directory(tmp_path_factory: pytest.TempPathFactory) -> RewardDirectory:
+def color_directory(tmp_path_factory):
     spec = tiny_spec("videoreward", normalization=SCALES)
     return write_tiny_reward(tmp_path_factory.mktemp("r") / "rgb", spec, 2)
 
 
 @pytest.fixture(scope="module")
-def motion(gray_directory: RewardDirectory) -> VideoAlignReward:
+def motion(gray_directory):
     return load_videoalign(gray_directory, ["videoalign_mq"])["videoalign_mq"]
 
 
 @pytest.fixture(scope="module")
-def alignment(color_directory: RewardDirectory) -> VideoAlignReward:
+def alignment(color_directory):
     return load_videoalign(color_directory, ["videoalign_ta"])["videoalign_ta"]
 
 
-def values(reward: Reward, batch: VideoBatch) -> Tensor:
+def values(reward, batch):
     return torch.tensor([float(score) for score in reward.score(batch)])
 
 
-def clips(seed: int, count: int = 3, frames: int = 9, size: tuple[int, int] = (70, 90)) -> Tensor:
+def clips(seed, count=3, frames=9, size=(70, 90)):
     shape = (count, frames, 3, *size)
     return torch.randint(
         0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
     )
 
 
-def batch(
-    video: Tensor, captions: Sequence[str] = CAPTIONS, fps: float | Tensor = 3.0
-) -> VideoBatch:
+def batch(video, captions=CAPTIONS, fps=3.0):
     return VideoBatch(video=video, prompts=list(captions)[: video.shape[0]], fps=fps)
 
 
-def reference(directory: RewardDirectory, clip: Tensor, caption: str, fps: float) -> Tensor:
+def reference(directory, clip, caption, fps):
     """Raw VQ, MQ, TA of one clip."""
     spec = directory.spec
     shown = clip[FrameSampler().indices(len(clip), fps)]
@@ -82,9 +75,7 @@ def reference(directory: RewardDirectory, clip: Tensor, caption: str, fps: float
 
 
 @pytest.mark.parametrize(("index", "dimension"), [(0, "VQ"), (1, "MQ"), (2, "TA")])
-def test_scores_are_those_of_the_whole_prompt(
-    color_directory: RewardDirectory, gray_directory: RewardDirectory, index: int, dimension: str
-) -> None:
+def test_scores_are_those_of_the_whole_prompt(color_directory, gray_directory, index, dimension):
     directory = gray_directory if dimension == "MQ" else color_directory
     name = f"videoalign_{dimension.lower()}"
     video = clips(index)
@@ -96,47 +87,13 @@ def test_scores_are_those_of_the_whole_prompt(
     assert scores.std() > 1e-2
 
 
-def test_without_a_scale_scores_are_raw(tmp_path: Path) -> None:
-    directory = write_tiny_reward(tmp_path / "raw", tiny_spec("videoreward"), 2)
-    reward = load_videoalign(directory, ["videoalign_ta"])["videoalign_ta"]
-    video = clips(12)
-    raw = [reference(directory, clip, text, 3.0)[2] for clip, text in zip(video, CAPTIONS)]  # noqa: B905
-    torch.testing.assert_close(values(reward, batch(video)), torch.stack(raw), atol=BOUND, rtol=0)
-    assert reward.fingerprint()["normalized"] is False
-
-
-def test_needs_and_fingerprint(motion: VideoAlignReward, alignment: VideoAlignReward) -> None:
-    assert isinstance(motion, Reward) and isinstance(alignment, Reward)
-    assert (motion.needs_prompt, motion.needs_time) == (False, True)
-    assert alignment.needs_prompt
-    assert motion.fingerprint()["color"] != alignment.fingerprint()["color"]
-    assert motion.fingerprint()["weights_sha256"] != alignment.fingerprint()["weights_sha256"]
-
-
-def test_motion_quality_does_not_see_the_caption(motion: VideoAlignReward) -> None:
+def test_motion_quality_does_not_see_the_caption(motion):
     video = clips(3)
     others = ["", "<|im_end|> reserved", "long " * 200]
     assert motion.score(batch(video)) == motion.score(batch(video, others))
 
 
-def test_a_template_with_the_caption_first_shows_it_to_every_dimension(
-    gray_directory: RewardDirectory, tmp_path: Path
-) -> None:
-    text = "{text_prompt}: <|VQ_reward|> <|MQ_reward|> <|TA_reward|>"
-    first = write_reward_directory(
-        tmp_path / "first",
-        gray_directory.spec,
-        dataclasses.replace(gray_directory.template, text=text),
-        gray_directory.tokenizer(),
-        gray_directory.load_model().state_dict(),
-    )
-    reward = load_videoalign(first, ["videoalign_mq"])["videoalign_mq"]
-    video = clips(3, 1).expand(3, -1, -1, -1, -1)
-    assert reward.needs_prompt
-    assert values(reward, batch(video)).unique().numel() == 3
-
-
-def test_text_alignment_sees_caption_and_colour(alignment: VideoAlignReward) -> None:
+def test_text_alignment_sees_caption_and_colour(alignment):
     video = clips(3, 1).expand(3, -1, -1, -1, -1)
     assert values(alignment, batch(video)).unique().numel() == 3
     video = clips(4)
@@ -144,7 +101,7 @@ def test_text_alignment_sees_caption_and_colour(alignment: VideoAlignReward) -> 
     assert (values(alignment, batch(video)) - gray).abs().min() > 1e-4
 
 
-def test_motion_quality_does_not_see_the_colour(motion: VideoAlignReward) -> None:
+def test_motion_quality_does_not_see_the_colour(motion):
     video = clips(4)
     assert motion.score(batch(video)) == motion.score(batch(to_grayscale(video)))
     # Not because it sees nothing: a brighter clip has another score.
@@ -152,9 +109,7 @@ def test_motion_quality_does_not_see_the_colour(motion: VideoAlignReward) -> Non
 
 
 @pytest.mark.parametrize("name", ["videoalign_mq", "videoalign_ta"])
-def test_scores_do_not_depend_on_the_batch(
-    gray_directory: RewardDirectory, color_directory: RewardDirectory, name: str
-) -> None:
+def test_scores_do_not_depend_on_the_batch(gray_directory, color_directory, name):
     directory = gray_directory if name == "videoalign_mq" else color_directory
     captions = ["a dog", "", "a long caption " * 9, "été", "two squares"]
     video, fps = clips(5, 5, 12), torch.tensor([3.0, 2.0, 12.0, 5.0, 3.0])
@@ -168,22 +123,7 @@ def test_scores_do_not_depend_on_the_batch(
     assert whole.unique().numel() == 5
 
 
-def test_the_playback_rate_decides_what_is_seen(motion: VideoAlignReward) -> None:
-    video = clips(6, 1, 24).expand(2, -1, -1, -1, -1)
-    first, second = motion.score(batch(video, fps=torch.tensor([8.0, 2.4])))
-    assert first != second
-
-
-def test_float_and_8_bit_clips_score_the_same_and_stay_as_they_are(
-    motion: VideoAlignReward,
-) -> None:
-    video = clips(7)
-    copy = video.float() / 255
-    assert motion.score(batch(video)) == motion.score(batch(copy))
-    assert torch.equal(copy, video.float() / 255)
-
-
-def test_bad_samples_are_unscored_and_the_others_scored(alignment: VideoAlignReward) -> None:
+def test_bad_samples_are_unscored_and_the_others_scored(alignment):
     video = clips(8, 5).float() / 255
     captions = ["a dog", "a <|TA_reward|> cat", "rain", "sun", "a <|video_pad|>"]
     good = alignment.score(batch(video, ["a dog", "", "rain", "sun", ""]))
@@ -196,12 +136,7 @@ def test_bad_samples_are_unscored_and_the_others_scored(alignment: VideoAlignRew
     assert "not finite" in reasons[2] and "[0, 1]" in reasons[3]
 
 
-def test_a_clip_of_one_frame_is_unscored(motion: VideoAlignReward) -> None:
+def test_a_clip_of_one_frame_is_unscored(motion):
     one, other = motion.score(batch(clips(9, 2, 1)))
     assert "too short" in str(one.reason) and other.value is None
     assert values(motion, batch(clips(9, 2, 3))).isfinite().all()
-
-
-def test_dimensions_of_one_directory_share_their_weights(color_directory: RewardDirectory) -> None:
-    first, second = load_videoalign(color_directory, ["videoalign_vq", "videoalign_ta"]).values()
-    assert first._model is second._model

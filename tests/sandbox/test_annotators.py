@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-from longtake.runtime.errors import UserError
 from longtake.sandbox.annotators import Annotator, colourfulness, label_statistics
 from longtake.sandbox.facts import COLOURS
 
@@ -22,8 +21,8 @@ def shares(annotator, difference, seed=0):
     return torch.tensor([words.count(word) / DRAWS for word in ("A", "same", "B")])
 
 
-@pytest.mark.parametrize("difference", [-0.3, -0.05, 0.0, 0.02, 0.08, 0.2])
-@pytest.mark.parametrize(("noise", "threshold"), [(0.05, 0.08), (0.2, 0.0), (0.02, 0.15)])
+@pytest.mark.parametrize("difference", [-0.3, 0.0, 0.08])
+@pytest.mark.parametrize(("noise", "threshold"), [(0.05, 0.08), (0.2, 0.0)])
 def test_labels_follow_the_closed_form(difference, noise, threshold):
     annotator = Annotator(noise=noise, tie_threshold=threshold)
     # The distribution function of a logistic variable, written out.
@@ -35,32 +34,7 @@ def test_labels_follow_the_closed_form(difference, noise, threshold):
     assert (shares(annotator, difference) - wanted).abs().max() < 4.5 * 0.5 / math.sqrt(DRAWS)
 
 
-def test_labels_are_bradley_terry_with_ties():
-    annotator = Annotator(noise=0.05, tie_threshold=0.05 * math.log(5))
-    difference = torch.linspace(-0.5, 0.5, 41, dtype=torch.float64)
-    strength, k = (difference / 0.05).exp(), 5.0
-    wanted = torch.stack(
-        [
-            strength / (strength + k),
-            (k * k - 1) * strength / ((strength + k) * (1 + k * strength)),
-            1 / (1 + k * strength),
-        ],
-        -1,
-    )
-    torch.testing.assert_close(annotator.probabilities(difference), wanted)
-
-
-def test_without_noise_the_threshold_alone_decides():
-    annotator = Annotator(noise=0.0, tie_threshold=0.1)
-    differences = torch.tensor([0.3, 0.1, 0.0, -0.1, -0.11], dtype=torch.float64)
-    words = annotator.judge(differences, rng())
-    assert words == ["A", "same", "same", "same", "B"]
-    wanted = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
-    assert torch.equal(annotator.probabilities(differences[[0, 1, 4]]), wanted)
-
-
-@pytest.mark.parametrize("raters", [2, 3])
-@pytest.mark.parametrize("difference", [-0.1, 0.03, 0.12])
+@pytest.mark.parametrize(("raters", "difference"), [(2, 0.03), (3, -0.1)])
 def test_the_majority_of_several_raters_counts(difference, raters):
     one = dict(
         zip("AsB", Annotator().probabilities(torch.tensor(difference)).tolist(), strict=True)
@@ -73,12 +47,6 @@ def test_the_majority_of_several_raters_counts(difference, raters):
     exact = annotator.probabilities(torch.tensor(difference))
     torch.testing.assert_close(exact.float(), expected, rtol=0, atol=1e-6)
     assert (shares(annotator, difference) - expected).abs().max() < 4.5 * 0.5 / math.sqrt(DRAWS)
-
-
-def test_draws_repeat_by_seed():
-    annotator, difference = Annotator(), torch.zeros(200)
-    first = annotator.judge(difference, rng(1))
-    assert first == annotator.judge(difference, rng(1)) != annotator.judge(difference, rng(2))
 
 
 def test_colourfulness_is_the_chroma_of_the_most_colourful_pixels():
@@ -110,9 +78,8 @@ def test_statistics_count_what_they_say():
     assert math.isnan(label_statistics([("same", 0.1, 0.0)], annotator).agreement)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_colour_preference_measures_the_bias_and_only_the_bias(seed):
-    generator = rng(seed)
+def test_colour_preference_measures_the_bias_and_only_the_bias():
+    generator = rng()
     truth = torch.randn(6000, generator=generator) * 0.1
     # Colour goes with quality here: an honest annotator picks colourful clips as well.
     colour = 2 * truth + torch.randn(6000, generator=generator) * 0.2
@@ -125,12 +92,3 @@ def test_colour_preference_measures_the_bias_and_only_the_bias(seed):
     # Labels span two steps, so the mean of 6000 has a deviation of at most 0.013.
     assert abs(found[0]) < 0.04
     assert found[1] > 0.1 and found[2] > found[1] + 0.05
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"noise": -0.1}, {"tie_threshold": math.nan}, {"colour_bias": math.inf}, {"raters": 0}],
-)
-def test_wrong_settings_are_refused(wrong):
-    with pytest.raises(UserError, match=next(iter(wrong))):
-        Annotator(**wrong)

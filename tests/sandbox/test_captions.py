@@ -1,18 +1,16 @@
 """The grammar of captions: what is written is read back exactly; prompt lists keep the splits."""
 
-import re
-
 import pytest
 
 from longtake.runtime.errors import UserError
-from longtake.sandbox.captions import LENGTHS, caption, parse_caption, prompts, templates
-from longtake.sandbox.facts import Split, split_of
+from longtake.sandbox.captions import caption, parse_caption, prompts, templates
+from longtake.sandbox.facts import split_of
 from longtake.sandbox.scene import sample_scenes
 
 SCENES = sample_scenes(21, 0, 150)
 
 
-def test_parser_inverts_every_template() -> None:
+def test_parser_inverts_every_template():
     for index, scene in enumerate(SCENES):
         truth = scene.facts()
         for variant, template in enumerate(templates(len(scene.sprites))):
@@ -33,30 +31,7 @@ def test_parser_inverts_every_template() -> None:
             assert facts.background == (scene.background if has_background else None)
 
 
-def test_text_is_short_lower_case_ascii_with_a_small_vocabulary() -> None:
-    words: set[str] = set()
-    for index, scene in enumerate(SCENES):
-        for variant in range(len(templates(len(scene.sprites)))):
-            text = caption(scene, index, variant=variant)
-            assert text.isascii() and text == text.lower()
-            assert len(text.split()) <= 40
-            assert not re.sub(r"[a-z]+|[.,: ]", "", text)
-            words |= set(re.findall("[a-z]+", text))
-    assert len(words) < 120
-
-
-def test_seed_decides_and_lengths_differ() -> None:
-    scene = SCENES[0]
-    assert caption(scene, 5) == caption(scene, 5)
-    assert len({caption(scene, seed) for seed in range(60)}) > 20
-    mean = {
-        length: sum(len(caption(s, i, length=length).split()) for i, s in enumerate(SCENES))
-        for length in LENGTHS
-    }
-    assert mean["short"] < mean["medium"] < mean["long"]
-
-
-def test_required_facts_are_stated() -> None:
+def test_required_facts_are_stated():
     for index, scene in enumerate(SCENES):
         text = caption(scene, index, states=("colour", "size", "motion"))
         for sprite in parse_caption(text).sprites:
@@ -78,24 +53,13 @@ def test_required_facts_are_stated() -> None:
         "red circle and blue square and green cross",
     ],
 )
-def test_text_outside_of_the_grammar_is_refused(text: str) -> None:
+def test_text_outside_of_the_grammar_is_refused(text):
     with pytest.raises(UserError, match="grammar"):
         parse_caption(text)
 
 
-def test_hand_written_caption_is_read() -> None:
-    facts = parse_caption("an orange cross circles around at a slow speed")
-    assert facts.sprites[0].stated() == {
-        "colour": "orange",
-        "shape": "cross",
-        "motion": "circling",
-        "speed": "slow",
-    }
-    assert facts.background is None
-
-
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_every_prompt_proves_its_split(split: Split) -> None:
+def test_every_prompt_proves_its_split(split):
     texts = prompts(split, 200, seed=4)
     assert len(set(texts)) == 200
     for text in texts:
@@ -104,10 +68,6 @@ def test_every_prompt_proves_its_split(split: Split) -> None:
             assert split_of(sprite.shape, sprite.colour, sprite.motion) == split
 
 
-def test_lists_are_deterministic_and_grow_by_appending() -> None:
+def test_lists_are_deterministic_and_grow_by_appending():
     assert prompts("train", 30, 1) == prompts("train", 50, 1)[:30]
     assert prompts("train", 30, 1) != prompts("train", 30, 2)
-
-
-def test_splits_share_no_text() -> None:
-    assert not set(prompts("train", 300, 0)) & set(prompts("held_out", 300, 0))

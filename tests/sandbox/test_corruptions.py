@@ -1,28 +1,27 @@
 import pytest
 import torch
-from torch import Tensor
 
-from longtake.sandbox.corruptions import CORRUPTIONS, apply_damage, draw_damage, wild_clip
+from longtake.sandbox.corruptions import CORRUPTIONS, draw_damage
 from longtake.sandbox.render import render
 from longtake.sandbox.scene import sample_scenes
 
 
 @pytest.fixture(scope="module")
-def video() -> Tensor:
+def video():
     return render(sample_scenes(31, 0, 6), dtype=torch.float32)
 
 
-def _generator(seed: int = 0) -> torch.Generator:
+def _generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_strength_zero_is_the_identity(name: str, video: Tensor) -> None:
+def test_strength_zero_is_the_identity(name, video):
     assert torch.equal(CORRUPTIONS[name](video, 0.0, _generator()), video)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_damage_is_in_range_grows_and_repeats(name: str, video: Tensor) -> None:
+def test_damage_is_in_range_grows_and_repeats(name, video):
     before = video.clone()
     damage = []
     for strength in (0.1, 0.4, 1.0):
@@ -36,19 +35,14 @@ def test_damage_is_in_range_grows_and_repeats(name: str, video: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_strength_per_clip_equals_a_common_strength(name: str, video: Tensor) -> None:
+def test_strength_per_clip_equals_a_common_strength(name, video):
     mixed = CORRUPTIONS[name](video, torch.tensor([0.0, 0.7] * 3), _generator())
     common = CORRUPTIONS[name](video, 0.7, _generator())
     assert torch.equal(mixed[::2], video[::2])
     torch.testing.assert_close(mixed[1::2], common[1::2], rtol=0, atol=1e-6)
 
 
-def test_jitter_moves_the_picture_without_changing_its_content(video: Tensor) -> None:
-    out = CORRUPTIONS["jitter"](video, 1.0, _generator())
-    torch.testing.assert_close(out.mean((-1, -2)), video.mean((-1, -2)), rtol=0, atol=1e-5)
-
-
-def test_ghost_follows_the_recursion(video: Tensor) -> None:
+def test_ghost_follows_the_recursion(video):
     out = CORRUPTIONS["ghost"](video, 0.5, _generator())
     state = video[:, 0]
     for frame in range(17):
@@ -56,28 +50,9 @@ def test_ghost_follows_the_recursion(video: Tensor) -> None:
         torch.testing.assert_close(out[:, frame], state)
 
 
-def test_freeze_only_repeats_earlier_frames(video: Tensor) -> None:
-    out = CORRUPTIONS["freeze"](video, 0.6, _generator())
-    for frame in range(17):
-        for clip in range(len(video)):
-            matches = [torch.equal(out[clip, frame], video[clip, k]) for k in range(frame + 1)]
-            assert any(matches)
-
-
-def test_wild_clips_are_drawn_and_shared_out() -> None:
+def test_wild_clips_are_drawn_and_shared_out():
     names, strengths = draw_damage(2000, _generator(), share=0.5)
     assert set(names) == set(CORRUPTIONS)
     damaged = strengths > 0
     assert 0.45 < damaged.float().mean() < 0.55
     assert strengths.max() <= 1 and abs(float(strengths[damaged].mean()) - 0.5) < 0.03
-
-
-def test_wild_clip_damages_only_the_drawn_clips(video: Tensor) -> None:
-    out = apply_damage(
-        video,
-        ["blur", "noise", "blur", "melt", "vanish", "blur"],
-        torch.tensor([0.5] + [0.0] * 5),
-        _generator(),
-    )
-    assert torch.equal(out[1:], video[1:]) and not torch.equal(out[0], video[0])
-    assert torch.equal(wild_clip(video, _generator(1)), wild_clip(video, _generator(1)))

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
 
 from longtake.sandbox.captions import caption
 from longtake.sandbox.corruptions import CORRUPTIONS
@@ -30,17 +29,17 @@ TEXTS = [caption(scene, index, length="medium") for index, scene in enumerate(SC
 
 
 @pytest.fixture(scope="module")
-def video() -> Tensor:
+def video():
     return render(SCENES, dtype=torch.float32)
 
 
-def test_every_corruption_is_covered() -> None:
+def test_every_corruption_is_covered():
     assert set(SEEN_BY) == set(CORRUPTIONS)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_scores_fall_with_strength(name: str, video: Tensor) -> None:
-    means: dict[str, list[float]] = {oracle: [] for oracle in SEEN_BY[name]}
+def test_scores_fall_with_strength(name, video):
+    means = {oracle: [] for oracle in SEEN_BY[name]}
     for strength in (0.0, 0.25, 0.5, 0.75, 1.0):
         damaged = CORRUPTIONS[name](video, strength, torch.Generator().manual_seed(2))
         scores = oracle_scores(damaged, TEXTS)

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from longtake.runtime.errors import UserError
 from longtake.sandbox.captions import caption, parse_caption
 from longtake.sandbox.corruptions import CORRUPTIONS
 from longtake.sandbox.facts import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, SPEEDS
@@ -13,27 +12,25 @@ from longtake.sandbox.oracles import ORACLES, UNPROMPTED_MOTION, oracle_scores
 from longtake.sandbox.oracles.alignment import alignment_of, fact_scores
 from longtake.sandbox.oracles.segmentation import segment
 from longtake.sandbox.render import render
-from longtake.sandbox.scene import Scene, sample_scene, sample_scenes
+from longtake.sandbox.scene import sample_scenes
 
 SCENES = sample_scenes(41, 0, 300)
 TEXTS = [caption(scene, index) for index, scene in enumerate(SCENES)]
 
 
 @pytest.fixture(scope="module")
-def clean() -> dict[str, torch.Tensor]:
+def clean():
     return oracle_scores(render(SCENES), TEXTS)
 
 
 @pytest.mark.parametrize("name", ORACLES)
-def test_renders_score_near_one(name: str, clean: dict[str, torch.Tensor]) -> None:
+def test_renders_score_near_one(name, clean):
     assert clean[name].mean() >= 0.98
     assert clean[name].min() >= 0.9
 
 
 @pytest.mark.parametrize("name", ORACLES)
-def test_separate_and_shared_calls_agree_on_any_batch_split(
-    name: str, clean: dict[str, torch.Tensor]
-) -> None:
+def test_separate_and_shared_calls_agree_on_any_batch_split(name, clean):
     video = render(SCENES[:6], dtype=torch.float32)
     oracle = ORACLES[name]
     parts = torch.cat([oracle(video[:1], TEXTS[:1]), oracle(video[1:], TEXTS[1:6])])
@@ -41,7 +38,7 @@ def test_separate_and_shared_calls_agree_on_any_batch_split(
     assert torch.equal(parts, clean[name][:6])
 
 
-def test_decoder_softness_and_grain_cost_little() -> None:
+def test_decoder_softness_and_grain_cost_little():
     video = render(SCENES[:24], dtype=torch.float32)
     soft = CORRUPTIONS["blur"](video, 0.75 / 3.0, torch.Generator())
     grain = torch.randn(soft.shape, generator=torch.Generator().manual_seed(0))
@@ -51,7 +48,7 @@ def test_decoder_softness_and_grain_cost_little() -> None:
     assert scores["motion"].mean() >= 0.98
 
 
-def _swapped(scene: Scene, attribute: str) -> Scene | None:
+def _swapped(scene, attribute):
     """The scene whose caption is wrong about one attribute of its first sprite."""
     sprite = scene.sprites[0]
     if attribute == "background":
@@ -79,7 +76,7 @@ def _swapped(scene: Scene, attribute: str) -> Scene | None:
 
 
 @pytest.mark.parametrize("attribute", ["colour", "shape", "size", "motion", "speed", "background"])
-def test_a_wrong_attribute_lowers_alignment(attribute: str) -> None:
+def test_a_wrong_attribute_lowers_alignment(attribute):
     states = ("colour", "shape", "size", "motion", "speed", "background")
     checked = 0
     for index in range(16):
@@ -98,7 +95,7 @@ def test_a_wrong_attribute_lowers_alignment(attribute: str) -> None:
     assert checked >= 8
 
 
-def test_a_wrong_number_of_sprites_lowers_alignment() -> None:
+def test_a_wrong_number_of_sprites_lowers_alignment():
     two = next(s for s in SCENES if len(s.sprites) == 2)
     lone = replace(two, sprites=two.sprites[:1])
     video = render([two, lone])
@@ -109,42 +106,21 @@ def test_a_wrong_number_of_sprites_lowers_alignment() -> None:
     assert ORACLES["motion"](video, [text_two, text_two])[1] < 0.6
 
 
-def test_stillness_and_movement_against_the_caption_lower_motion() -> None:
-    moving = next(s for s in SCENES if s.sprites[0].motion == "right" and len(s.sprites) == 1)
-    still = replace(moving, sprites=(replace(moving.sprites[0], motion="still", speed=None),))
-    video = render([moving, still])
-    texts = [caption(still, 0, length="long"), caption(moving, 0, length="long")]
-    assert ORACLES["motion"](video, texts).max() < 0.5
-    assert ORACLES["motion"](video, texts[::-1]).min() > 0.98
-
-
-def test_a_clip_without_a_sprite_scores_low() -> None:
+def test_a_clip_without_a_sprite_scores_low():
     empty = torch.full((2, 17, 3, 64, 64), 0.4)
     scores = oracle_scores(empty, ["red circle", TEXTS[0]])
     assert scores["alignment"].max() < 0.35
     assert scores["motion"].max() < 0.1 and scores["visual"].max() < 0.1
 
 
-def test_pure_noise_scores_low() -> None:
-    noise = torch.rand((2, 17, 3, 64, 64), generator=torch.Generator().manual_seed(0))
-    scores = oracle_scores(noise, TEXTS[:2])
-    assert scores["motion"].max() < 0.3 and scores["visual"].max() < 0.2
-    assert scores["alignment"].max() < 0.6
-
-
-def test_not_finite_pixels_are_unscored() -> None:
+def test_not_finite_pixels_are_unscored():
     video = render(SCENES[:2], dtype=torch.float32)
     video[1, 3, 0, 5, 5] = float("nan")
     for scores in oracle_scores(video, TEXTS[:2]).values():
         assert torch.isfinite(scores[0]) and torch.isnan(scores[1])
 
 
-def test_a_caption_outside_of_the_grammar_is_refused() -> None:
-    with pytest.raises(UserError, match="grammar"):
-        ORACLES["motion"](render([sample_scene(0, 0)]), ["a dog"])
-
-
-def test_motion_without_the_caption_does_not_depend_on_what_it_demands() -> None:
+def test_motion_without_the_caption_does_not_depend_on_what_it_demands():
     scenes = sample_scenes(8, 0, 60)
     video = render(scenes)
     shown = [scene.facts() for scene in scenes]
@@ -159,20 +135,7 @@ def test_motion_without_the_caption_does_not_depend_on_what_it_demands() -> None
     assert torch.equal(again[UNPROMPTED_MOTION], own[UNPROMPTED_MOTION])
 
 
-def test_motion_without_the_caption_wants_something_to_move() -> None:
-    scenes = sample_scenes(8, 0, 60)
-    shown = [scene.facts() for scene in scenes]
-    texts = [caption(scene, i) for i, scene in enumerate(scenes)]
-    video = render(scenes)
-    moving = oracle_scores(video, texts, shown)[UNPROMPTED_MOTION]
-    stopped = oracle_scores(video[:, :1].expand_as(video), texts, shown)[UNPROMPTED_MOTION]
-    still = torch.tensor([all(s.motion == "still" for s in f.sprites) for f in shown])
-    assert 3 <= still.sum() < 20
-    # Of two sprites one may rest: without a caption nobody knows that it should move.
-    assert moving[~still].min() > 0.9 and moving[still].max() < 0.3 and stopped.max() < 0.3
-
-
-def test_a_sprite_that_never_shows_is_no_fault_of_motion() -> None:
+def test_a_sprite_that_never_shows_is_no_fault_of_motion():
     scene = next(s for s in SCENES if len(s.sprites) == 2 and s.sprites[0].motion != "still")
     alone = replace(scene, sprites=scene.sprites[:1])
     text = [caption(scene, 0)]

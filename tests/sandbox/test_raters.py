@@ -18,7 +18,6 @@ from longtake.sandbox.raters import (
     SimulatedRater,
     SimulatedStudy,
     latent_quality,
-    parse_qualities,
     rater_pool,
     simulate_answers,
     simulate_ratings,
@@ -75,11 +74,6 @@ def test_disputed_videos_get_two_more_raters_and_the_seed_fixes_all():
         assert (len(given) == 5) == (max(given[:3]) - min(given[:3]) >= 2)
 
 
-def test_too_small_a_pool_is_refused():
-    with pytest.raises(UserError, match="too few simulated raters"):
-        simulate_ratings(make(rater_pool(4)))
-
-
 def test_answers_prefer_the_better_video_and_the_left_side():
     study = make((SimulatedRater(name="r", noise=0.0, left_bias=0.3, tie_threshold=0.5),))
     listed = SampleList(samples=tuple(simulated_samples(study)), folder=Path())
@@ -91,14 +85,6 @@ def test_answers_prefer_the_better_video_and_the_left_side():
         assert answer.sample == pair.pair
 
 
-def test_raters_of_a_pair_differ():
-    study = make()
-    listed = SampleList(samples=tuple(simulated_samples(study)), folder=Path())
-    pairs, _ = plan_pairs(listed)
-    answers = simulate_answers(study, pairs, raters_per_pair=3)
-    assert len({(a.sample, a.rater) for a in answers}) == len(answers) == 900
-
-
 def test_a_study_on_disk_is_blind(tmp_path):
     listed, log = write_study(make(num_prompts=5), tmp_path)
     ratings, findings = read_ratings([log])
@@ -106,18 +92,6 @@ def test_a_study_on_disk_is_blind(tmp_path):
     assert {r.sample for r in ratings} == set(read_samples(listed).by_id)
     with pytest.raises(UserError, match="holds ratings"):
         write_study(make(num_prompts=5), tmp_path)
-
-
-@pytest.mark.parametrize("texts", [["A"], ["A=6", "B=3"], ["A=x", "B=3"], ["A=3"], ["=3", "B=3"]])
-def test_wrong_models_are_refused(texts):
-    with pytest.raises(UserError):
-        parse_qualities(texts, ("overall",))
-
-
-def test_models_are_read():
-    assert parse_qualities(["A=3.5", "B b=2"], ("x", "y")) == {
-        "A": {"x": 3.5, "y": 3.5}, "B b": {"x": 2.0, "y": 2.0},
-    }  # fmt: skip
 
 
 DIMENSIONS = ("visual_quality", "motion_quality")
@@ -140,7 +114,7 @@ def chain(quality, seed):
     return mos, aggregate_gsb(answers, pairs, DIMENSIONS, settings, ranking_resamples=0)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_worse_model_is_called_worse_and_a_ladder_comes_out_in_order(seed):
     mos, gsb = chain({"A": 4.1, "B": 3.3}, seed)
     assert mos.differences["different"].all() and set(mos.differences["better"]) == {"A"}

@@ -1,24 +1,23 @@
 import itertools
-import math
 
 import pytest
 
 from longtake.sandbox.facts import BACKGROUNDS, COLOURS, FRAME_PX, MOTIONS, SHAPES, split_of
-from longtake.sandbox.scene import REACH, Scene, Sprite, sample_scene, sample_scenes
+from longtake.sandbox.scene import REACH, sample_scene, sample_scenes
 
 
 @pytest.fixture(scope="module")
-def scenes() -> list[Scene]:
+def scenes():
     return sample_scenes(7, 0, 600)
 
 
-def test_scene_is_named_by_seed_and_index(scenes: list[Scene]) -> None:
+def test_scene_is_named_by_seed_and_index(scenes):
     assert sample_scene(7, 599) == scenes[599]
     assert sample_scene(8, 599) != scenes[599]
     assert len(set(scenes)) == len(scenes)
 
 
-def test_paths_stay_in_the_frame_and_in_their_lane(scenes: list[Scene]) -> None:
+def test_paths_stay_in_the_frame_and_in_their_lane(scenes):
     for scene in scenes:
         lanes = [(0.0, 64.0)] if len(scene.sprites) == 1 else [(0.0, 32.0), (32.0, 64.0)]
         for sprite, (top, bottom) in zip(scene.sprites, lanes, strict=True):
@@ -28,13 +27,7 @@ def test_paths_stay_in_the_frame_and_in_their_lane(scenes: list[Scene]) -> None:
                 assert top + reach <= y <= bottom - reach
 
 
-def test_two_sprites_have_two_colours_and_are_a_fifth_of_all(scenes: list[Scene]) -> None:
-    pairs = [scene for scene in scenes if len(scene.sprites) == 2]
-    assert 0.15 < len(pairs) / len(scenes) < 0.25
-    assert all(pair.sprites[0].colour != pair.sprites[1].colour for pair in pairs)
-
-
-def test_every_fact_occurs(scenes: list[Scene]) -> None:
+def test_every_fact_occurs(scenes):
     sprites = [sprite for scene in scenes for sprite in scene.sprites]
     assert {s.shape for s in sprites} == set(SHAPES)
     assert {s.colour for s in sprites} == set(COLOURS)
@@ -43,49 +36,18 @@ def test_every_fact_occurs(scenes: list[Scene]) -> None:
     assert all((s.speed is None) == (s.motion == "still") for s in sprites)
 
 
-@pytest.mark.parametrize(
-    ("motion", "speed", "phase", "travel"),
-    [
-        ("left", "fast", math.pi, (-32.0, 0.0)),
-        ("up", "slow", 1.5 * math.pi, (0.0, -16.0)),
-        ("diagonal", "slow", 0.25 * math.pi, (16 / math.sqrt(2), 16 / math.sqrt(2))),
-    ],
-)
-def test_straight_travel(motion: str, speed: str, phase: float, travel: tuple[float, ...]) -> None:
-    sprite = Sprite(
-        shape="circle",
-        colour="red",
-        size="small",
-        motion=motion,
-        speed=speed,
-        anchor=(40.0, 40.0),
-        phase=phase,
-    )
-    first, *_, last = sprite.centres()
-    assert (last[0] - first[0], last[1] - first[1]) == pytest.approx(travel, abs=1e-9)
-
-
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_split_holds_for_every_sprite(split: str) -> None:
-    scenes = sample_scenes(3, 0, 300, split)  # type: ignore[arg-type]
+def test_split_holds_for_every_sprite(split):
+    scenes = sample_scenes(3, 0, 300, split)
     sprites = [sprite for scene in scenes for sprite in scene.sprites]
     assert {split_of(s.shape, s.colour, s.motion) for s in sprites} == {split}
     assert 0.12 < sum(len(scene.sprites) == 2 for scene in scenes) / 300 < 0.28
 
 
-def test_held_out_design_leaves_no_pair_unseen() -> None:
+def test_held_out_design_leaves_no_pair_unseen():
     combos = list(itertools.product(SHAPES, COLOURS, MOTIONS))
     train = [combo for combo in combos if split_of(*combo) == "train"]
     assert len(combos) - len(train) == 32
     for left, right in ((0, 1), (0, 2), (1, 2)):
         seen = {(combo[left], combo[right]) for combo in train}
         assert seen == {(combo[left], combo[right]) for combo in combos}
-
-
-def test_colours_stand_clear_of_backgrounds_and_of_each_other() -> None:
-    for colour, background in itertools.product(COLOURS.values(), BACKGROUNDS.values()):
-        assert math.dist(colour, background) > 0.4
-    for first, second in itertools.combinations(COLOURS.values(), 2):
-        assert math.dist(first, second) > 0.35
-    for first, second in itertools.combinations(BACKGROUNDS.values(), 2):
-        assert math.dist(first, second) > 0.2

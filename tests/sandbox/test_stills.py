@@ -3,23 +3,22 @@ import torch
 
 from longtake.evaluation.benchmark import IMAGES_FILE, INTERNAL_SUITE, ReferenceImage, read_records
 from longtake.sandbox.facts import BACKGROUNDS, COLOURS
-from longtake.sandbox.render import render
-from longtake.sandbox.scene import Scene, Sprite, sample_scene, sample_scenes
+from longtake.sandbox.scene import Scene, Sprite, sample_scene
 from longtake.sandbox.stills import COARSE, STYLES, draw_still
 
 SIZES = [(64, 64), (192, 108), (108, 192), (200, 200)]
 
 
-def background(scene: Scene) -> torch.Tensor:
+def background(scene):
     return torch.tensor(BACKGROUNDS[scene.background]).mul(255).round().to(torch.uint8)
 
 
-def ink(picture: torch.Tensor, scene: Scene, above: int = 0) -> torch.Tensor:
+def ink(picture, scene, above=0):
     """[H, W]: pixels that differ from the background by more than ``above`` in any channel."""
     return ((picture.int() - background(scene).int()[:, None, None]).abs() > above).any(0)
 
 
-def lone(shape: str = "circle", x: float = 20.0, y: float = 40.0) -> Scene:
+def lone(shape="circle", x=20.0, y=40.0):
     sprite = Sprite(
         shape=shape,
         colour="red",
@@ -32,18 +31,9 @@ def lone(shape: str = "circle", x: float = 20.0, y: float = 40.0) -> Scene:
     return Scene(sprites=(sprite,), background="grey")
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_flat_stills_cover_what_the_clip_covers(seed: int) -> None:
-    # Rim pixels of little coverage may round to the background in one of the two.
-    for scene in sample_scenes(seed, 0, 20):
-        still, clip = draw_still(scene, 64, 64, "2d_animation"), render([scene])[0, 0]
-        assert not (ink(clip, scene, 25) & ~ink(still, scene)).any()
-        assert not (ink(still, scene, 25) & ~ink(clip, scene)).any()
-
-
 @pytest.mark.parametrize("style", ["2d_animation", "sketch"])
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_sprites_keep_their_relative_place_and_size(style: str, width: int, height: int) -> None:
+def test_sprites_keep_their_relative_place_and_size(style, width, height):
     scene = lone()
     rows, columns = torch.nonzero(ink(draw_still(scene, width, height, style), scene)).T
     radius = 11 * min(width, height) / 64
@@ -53,7 +43,7 @@ def test_sprites_keep_their_relative_place_and_size(style: str, width: int, heig
     assert (columns.max() - columns.min()).item() == pytest.approx(2 * radius, abs=2)
 
 
-def test_colours_of_the_styles() -> None:
+def test_colours_of_the_styles():
     scene = lone("square", 32, 32)
     red = torch.tensor(COLOURS["red"]).mul(255).round()
     pictures = {name: draw_still(scene, 320, 320, name).float() for name in STYLES}
@@ -71,7 +61,7 @@ def test_colours_of_the_styles() -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_coarse_stills_are_enlarged_small_ones(style: str) -> None:
+def test_coarse_stills_are_enlarged_small_ones(style):
     scene = sample_scene(3, 5)
     coarse = draw_still(scene, 320, 256, style, coarse=True)
     assert coarse.shape == (3, 256, 320)
@@ -82,7 +72,7 @@ def test_coarse_stills_are_enlarged_small_ones(style: str) -> None:
 
 # The smallest of each style at both qualities.
 @pytest.mark.parametrize("index", [0, 1, 2, 27, 28, 29])
-def test_the_listed_images_are_drawn_on_every_machine(index: int) -> None:
+def test_the_listed_images_are_drawn_on_every_machine(index):
     """Against the drawing in float64: a digest of rounded floats would belong to one processor."""
     image, scene = (
         read_records(INTERNAL_SUITE / IMAGES_FILE, ReferenceImage)[index],

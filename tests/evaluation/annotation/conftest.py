@@ -6,30 +6,27 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from longtake.core.video import write_mp4, write_png
-from longtake.evaluation.ratings import Sample, SampleList, read_samples, write_samples
+from longtake.evaluation.ratings import Sample, read_samples, write_samples
 
 EVIL = '</script><script>window.owned = 1</script><!-- & "quoted" \u2028 caf\u00e9'
 MODELS = ("wan", "veo")
 
 
 @pytest.fixture
-def evil() -> str:
+def evil():
     return EVIL
 
 
 @pytest.fixture
-def make_list(tmp_path: Path) -> Callable[..., SampleList]:
+def make_list(tmp_path):
     """A list of samples whose ids, folders and file names all name the models."""
 
-    def make(prompts: int = 2, image: bool = False) -> SampleList:
+    def make(prompts=2, image=False):
         samples = []
         for number in range(prompts):
             for model in MODELS:
@@ -57,7 +54,7 @@ def make_list(tmp_path: Path) -> Callable[..., SampleList]:
 class Browser:
     """One page in a headless Chromium; messages go through file descriptors 3 and 4 of it."""
 
-    def __init__(self, folder: Path, size: str = "1280,900", *more: str) -> None:
+    def __init__(self, folder, size="1280,900", *more):
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
         self.downloads = folder / "downloads"
@@ -84,7 +81,7 @@ class Browser:
         self.call("Runtime.enable")
         self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(self.downloads))
 
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+    def call(self, method, **parameters):
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session and not method.startswith(("Browser.", "Target.")):
@@ -103,11 +100,11 @@ class Browser:
                 assert "error" not in answer, answer
                 return dict(answer["result"])
 
-    def open(self, path: Path) -> None:
+    def open(self, path):
         self.call("Page.navigate", url=path.resolve().as_uri())
         self.wait("document.readyState === 'complete' && typeof study === 'object'")
 
-    def value(self, expression: str) -> Any:
+    def value(self, expression):
         """What JavaScript says."""
         done = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, userGesture=True
@@ -115,27 +112,27 @@ class Browser:
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 20.0) -> None:
+    def wait(self, expression, seconds=20.0):
         end = time.monotonic() + seconds
         while not self.value(expression):
             assert time.monotonic() < end, f"never true: {expression}"
             time.sleep(0.05)
 
-    def press(self, *keys: str) -> None:
+    def press(self, *keys):
         for key in keys:
             text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
             for kind in ("keyDown", "keyUp"):
                 self.call("Input.dispatchKeyEvent", type=kind, key=key, text=text)
 
-    def click(self, selector: str) -> None:
+    def click(self, selector):
         self.value(f"document.querySelector({json.dumps(selector)}).click()")
 
-    def picture(self, path: Path) -> Path:
+    def picture(self, path):
         shot = self.call("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(shot["data"]))
         return path
 
-    def saved(self) -> list[dict[str, Any]]:
+    def saved(self):
         """Save to a file and read it."""
         before = set(self.downloads.iterdir())
         self.click("header .save")
@@ -148,7 +145,7 @@ class Browser:
             time.sleep(0.05)
         raise AssertionError("nothing was saved")
 
-    def close(self) -> None:
+    def close(self):
         os.close(self._out)
         os.close(self._in)
         self._process.terminate()
@@ -156,7 +153,7 @@ class Browser:
 
 
 @pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
+def browser(tmp_path):
     if shutil.which("chromium") is None:
         pytest.skip("chromium is not installed")
     opened = Browser(tmp_path / "browser")

@@ -5,16 +5,13 @@ change of the page is meant to change them, copy the new ones: the failure names
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from longtake.evaluation.annotation.study_pages import write_gsb_pages, write_mos_pages
 from longtake.evaluation.gsb_plan import plan_pairs, write_plan
 from longtake.evaluation.protocol import ProtocolConfig, write_assignments
-from longtake.evaluation.ratings import SampleList
 
 DATA = Path(__file__).parents[2] / "data"
 DIMENSIONS = ("text_alignment", "overall")
@@ -24,7 +21,7 @@ VARYING = ("page", "longtake", "seconds", "viewport")
 pytestmark = pytest.mark.slow
 
 
-def mos_page(listed: SampleList, folder: Path, embed_bytes: int = 0) -> Path:
+def mos_page(listed, folder, embed_bytes=0):
     raters = ["ann", "bob", "cy"]
     made = write_assignments(listed, [], DIMENSIONS, ProtocolConfig(), raters, folder)
     report = write_mos_pages(folder, listed, made.assignments, made.files, embed_bytes)
@@ -32,7 +29,7 @@ def mos_page(listed: SampleList, folder: Path, embed_bytes: int = 0) -> Path:
     return report.pages[0]
 
 
-def gsb_page(listed: SampleList, folder: Path) -> Path:
+def gsb_page(listed, folder):
     pairs, _ = plan_pairs(listed, reference="wan", seed=0)
     write_plan(folder, pairs, listed, DIMENSIONS)
     report = write_gsb_pages(folder, listed, pairs, DIMENSIONS)
@@ -40,12 +37,12 @@ def gsb_page(listed: SampleList, folder: Path) -> Path:
     return report.pages[0]
 
 
-def begin(browser: Any, page: Path) -> None:
+def begin(browser, page):
     browser.open(page)
     browser.click("form button")
 
 
-def say_why(browser: Any, reason: str) -> None:
+def say_why(browser, reason):
     browser.value(
         "(box => { box.value = "
         + json.dumps(reason)
@@ -53,22 +50,20 @@ def say_why(browser: Any, reason: str) -> None:
     )
 
 
-def stable(record: dict[str, Any]) -> dict[str, Any]:
+def stable(record):
     """A record without what differs from run to run."""
     kept = {k: v for k, v in record["provenance"].items() if k not in VARYING}
     assert record["time"].endswith("Z") and record["provenance"]["seconds"] > 0
     return {**record, "time": "", "provenance": {**kept, "plays": kept["plays"] > 0}}
 
 
-def same_as_recorded(browser: Any, name: str) -> None:
+def same_as_recorded(browser, name):
     recorded = [json.loads(line) for line in (DATA / name).read_text().splitlines()]
     new = [json.loads(line) for line in browser.file.read_text().splitlines()]
     assert list(map(stable, new)) == list(map(stable, recorded)), browser.file
 
 
-def test_scores_with_keys_survive_a_closed_tab(
-    browser: Any, make_list: Callable[..., SampleList], tmp_path: Path
-) -> None:
+def test_scores_with_keys_survive_a_closed_tab(browser, make_list, tmp_path):
     page = mos_page(make_list(image=True), tmp_path / "round")
     begin(browser, page)
     assert browser.value("window.owned === undefined && study.items.length === 4")
@@ -99,9 +94,7 @@ def test_scores_with_keys_survive_a_closed_tab(
     assert browser.errors == []
 
 
-def test_pairs_play_in_step_and_are_answered(
-    browser: Any, make_list: Callable[..., SampleList], tmp_path: Path
-) -> None:
+def test_pairs_play_in_step_and_are_answered(browser, make_list, tmp_path):
     browser.open(gsb_page(make_list(), tmp_path / "plan"))
     browser.value("document.querySelector('#name').value = 'dee'")
     browser.click("form button")
@@ -121,9 +114,7 @@ def test_pairs_play_in_step_and_are_answered(
     assert browser.errors == []
 
 
-def test_a_clip_that_does_not_play_can_only_be_declined(
-    browser: Any, make_list: Callable[..., SampleList], tmp_path: Path
-) -> None:
+def test_a_clip_that_does_not_play_can_only_be_declined(browser, make_list, tmp_path):
     page = mos_page(make_list(), tmp_path / "round")
     for video in (tmp_path / "round" / "videos").iterdir():
         video.unlink()
@@ -135,9 +126,7 @@ def test_a_clip_that_does_not_play_can_only_be_declined(
     assert record["score"] is None and record["reason"] == "the clip does not play"
 
 
-def test_a_skipped_clip_is_not_watched_and_a_second_tab_takes_over(
-    browser: Any, make_list: Callable[..., SampleList], tmp_path: Path
-) -> None:
+def test_a_skipped_clip_is_not_watched_and_a_second_tab_takes_over(browser, make_list, tmp_path):
     begin(browser, mos_page(make_list(), tmp_path / "round", 20_000_000))
     browser.wait("view.player.length > 0")
     browser.value("view.player.pause(); view.player.seek(0.45); view.player.play()")
@@ -150,9 +139,7 @@ def test_a_skipped_clip_is_not_watched_and_a_second_tab_takes_over(
     assert browser.value("Object.values(memory.load(rater).answers)[0].marks.text_alignment.score")
 
 
-def test_a_browser_that_keeps_nothing_says_so_and_still_saves(
-    browser: Any, make_list: Callable[..., SampleList], tmp_path: Path
-) -> None:
+def test_a_browser_that_keeps_nothing_says_so_and_still_saves(browser, make_list, tmp_path):
     browser.open(mos_page(make_list(), tmp_path / "round"))
     browser.value("Storage.prototype.setItem = () => { throw new DOMException('full'); }")
     browser.click("form button")

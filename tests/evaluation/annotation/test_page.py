@@ -3,8 +3,6 @@
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +14,7 @@ from longtake.runtime.errors import UserError
 class Parsed(HTMLParser):
     """Tags, and the contents of the scripts."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: list[str] = []
@@ -25,30 +23,30 @@ class Parsed(HTMLParser):
         self.feed(self.source)
         self.close()
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
         self._inside = tag == "script"
         if self._inside:
             self.scripts.append("")
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag):
         self._inside = False
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         if self._inside:
             self.scripts[-1] += data
 
     @property
-    def study(self) -> Any:
+    def study(self):
         return json.loads(self.scripts[0])
 
 
-def written(path: Path, *arguments: Any) -> Parsed:
+def written(path, *arguments):
     write_page(path, *arguments)
     return Parsed(path)
 
 
-def item(folder: Path, name: str = "a", **more: Any) -> PageItem:
+def item(folder, name="a", **more):
     video = folder / "videos" / f"{name} #1.mp4"
     video.parent.mkdir(exist_ok=True)
     video.write_bytes(f"video {name}".encode())
@@ -56,7 +54,7 @@ def item(folder: Path, name: str = "a", **more: Any) -> PageItem:
     return PageItem(id=name, **(given | more))
 
 
-def test_the_page_holds_its_items_as_they_are(tmp_path: Path, evil: str) -> None:
+def test_the_page_holds_its_items_as_they_are(tmp_path, evil):
     items = [item(tmp_path, "a", caption=evil), item(tmp_path, "b")]
     page = written(tmp_path / "p.html", "mos", "st", evil, items)
     study = page.study
@@ -73,14 +71,14 @@ def test_the_page_holds_its_items_as_they_are(tmp_path: Path, evil: str) -> None
     assert page.source.count("</script>") == 2 and page.source.isascii()
 
 
-def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
+def test_nothing_is_loaded_from_anywhere(tmp_path):
     page = written(tmp_path / "p.html", "mos", "st", "ann", [item(tmp_path)])
     assert not any(name in attrs for _, attrs in page.tags for name in ("src", "href"))
     assert not re.search(r"https?:|//[a-z]+\.|url\(|@import|fetch\(|XMLHttp|eval\(", page.source)
     assert "innerHTML" not in page.source  # texts are never read as HTML
 
 
-def test_small_files_are_inside_and_large_ones_linked(tmp_path: Path) -> None:
+def test_small_files_are_inside_and_large_ones_linked(tmp_path):
     items = [item(tmp_path, "a"), item(tmp_path, "b")]
     inside = written(tmp_path / "in.html", "mos", "st", "ann", items).study
     addresses = [entry["videos"][0] for entry in inside["items"]]
@@ -97,7 +95,7 @@ def test_small_files_are_inside_and_large_ones_linked(tmp_path: Path) -> None:
     assert out["page"] != inside["page"]
 
 
-def test_a_page_in_use_is_not_replaced(tmp_path: Path) -> None:
+def test_a_page_in_use_is_not_replaced(tmp_path):
     path = tmp_path / "p.html"
     write_page(path, "mos", "st", "ann", [item(tmp_path)])
     write_page(path, "mos", "st", "ann", [item(tmp_path)])  # the same page
@@ -108,10 +106,8 @@ def test_a_page_in_use_is_not_replaced(tmp_path: Path) -> None:
         write_page(tmp_path / "q.html", "mos", "st", "ann", [gone])
 
 
-@pytest.mark.parametrize(
-    "text", ["</script>", "<!--<script", "]]>", "\u2028\u2029", "\\u003c", "é"]
-)
-def test_json_cannot_leave_its_script(text: str) -> None:
+def test_json_cannot_leave_its_script():
+    text = "</script><!--<script]]>\u2028\u2029\\u003cé"
     written = script_json({"a": text, text: 1})
     assert json.loads(written) == {"a": text, text: 1}
     assert written.isascii() and not set(written) & set("<>")

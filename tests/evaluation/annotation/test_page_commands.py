@@ -1,25 +1,23 @@
 """The commands write pages beside the sheets and bring in what pages save."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from typer.testing import CliRunner
 
 from longtake.commands.evaluate import evaluate
-from longtake.evaluation.ratings import SampleList
 
 DATA = Path(__file__).parents[2] / "data"
 DIMENSIONS = ("--dimension", "text_alignment", "--dimension", "overall")
 
 
-def run(*arguments: object) -> str:
+def run(*arguments):
     result = CliRunner().invoke(evaluate, [str(a) for a in arguments], env={"COLUMNS": "250"})
     assert result.exit_code == 0, result.output
     return result.output
 
 
-def test_a_round_of_scores(make_list: Callable[..., SampleList], tmp_path: Path) -> None:
+def test_a_round_of_scores(make_list, tmp_path):
     make_list()
     listed, round1 = tmp_path / "samples.csv", tmp_path / "round1"
     raters = ("--rater", "ann", "--rater", "bob", "--rater", "c/y")
@@ -45,7 +43,7 @@ def test_a_round_of_scores(make_list: Callable[..., SampleList], tmp_path: Path)
     assert not list(off.glob("*.html"))
 
 
-def test_a_plan_of_pairs(make_list: Callable[..., SampleList], tmp_path: Path) -> None:
+def test_a_plan_of_pairs(make_list, tmp_path):
     make_list()
     plan = tmp_path / "plan"
     planned = ("gsb", "plan", "--samples", tmp_path / "samples.csv", "--reference", "wan",

@@ -1,7 +1,6 @@
 """Files that pages saved in a real browser (by test_browser.py): into logs and results."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from longtake.evaluation.comparison import ComparisonSettings
 from longtake.evaluation.gsb import GsbSettings, gsb_from_files, read_answer
 from longtake.evaluation.gsb_plan import plan_pairs, plan_study, write_plan
 from longtake.evaluation.mos import MosSettings, mos_from_files
-from longtake.evaluation.ratings import Finding, SampleList, import_ratings, read_ratings
+from longtake.evaluation.ratings import import_ratings, read_ratings
 from longtake.runtime.errors import UserError
 
 DATA = Path(__file__).parents[2] / "data"
@@ -19,11 +18,11 @@ DIMENSIONS = ("text_alignment", "overall")
 SETTINGS = MosSettings(dimensions=DIMENSIONS, comparison=ComparisonSettings(resamples=100))
 
 
-def kinds(findings: tuple[Finding, ...]) -> dict[str, tuple[str, ...]]:
+def kinds(findings):
     return {finding.kind: finding.items for finding in findings}
 
 
-def test_a_half_filled_page_comes_in_with_its_provenance(tmp_path: Path) -> None:
+def test_a_half_filled_page_comes_in_with_its_provenance(tmp_path):
     log = tmp_path / "ratings.jsonl"
     report = import_ratings(MOS, log, DIMENSIONS)
     assert (report.added, report.present) == (6, 0)
@@ -41,9 +40,7 @@ def test_a_half_filled_page_comes_in_with_its_provenance(tmp_path: Path) -> None
     assert (again.added, again.present) == (0, 6)
 
 
-def test_opaque_ids_find_their_samples(
-    make_list: Callable[..., SampleList], tmp_path: Path
-) -> None:
+def test_opaque_ids_find_their_samples(make_list, tmp_path):
     listed = make_list()
     result = mos_from_files([MOS], SETTINGS, samples=tmp_path / "samples.csv")
     assert result.n_ratings == 5 and set(result.models) == {"wan", "veo"}
@@ -55,20 +52,7 @@ def test_opaque_ids_find_their_samples(
     assert any(unrated.pop() in text for text in kinds(result.findings)["sample without a rating"])
 
 
-def test_the_same_rating_by_page_and_sheet_counts_once(
-    make_list: Callable[..., SampleList], tmp_path: Path
-) -> None:
-    listed = make_list()
-    given, _ = read_ratings([MOS])
-    sheet = tmp_path / "sheet.csv"
-    sheet.write_text(f"sample,rater,overall\n{listed.real_names[given[1].sample]},ann,5\n")
-    result = mos_from_files([MOS, sheet], SETTINGS, samples=tmp_path / "samples.csv")
-    assert result.n_ratings == 5 and len(kinds(result.findings)["duplicate rating"]) == 1
-
-
-def test_a_damaged_or_edited_file_says_what_is_wrong(
-    make_list: Callable[..., SampleList], tmp_path: Path
-) -> None:
+def test_a_damaged_or_edited_file_says_what_is_wrong(make_list, tmp_path):
     make_list()
     lines = MOS.read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
@@ -96,7 +80,7 @@ def test_a_damaged_or_edited_file_says_what_is_wrong(
     assert result.n_ratings == 1
 
 
-def test_a_correction_and_a_new_comment_are_kept(tmp_path: Path) -> None:
+def test_a_correction_and_a_new_comment_are_kept(tmp_path):
     log, later = tmp_path / "log.jsonl", tmp_path / "later.jsonl"
     import_ratings(MOS, log, DIMENSIONS)
     records = [json.loads(line) for line in MOS.read_text().splitlines()]
@@ -110,7 +94,7 @@ def test_a_correction_and_a_new_comment_are_kept(tmp_path: Path) -> None:
     assert "a comment" in log.read_text()
 
 
-def test_an_older_file_of_a_page_does_not_undo_corrections(tmp_path: Path) -> None:
+def test_an_older_file_of_a_page_does_not_undo_corrections(tmp_path):
     log, later = tmp_path / "log.jsonl", tmp_path / "later.jsonl"
     records = [json.loads(line) for line in MOS.read_text().splitlines()]
     records[1] |= {"score": 1, "time": "2099-01-01T00:00:00.000Z"}
@@ -124,14 +108,14 @@ def test_an_older_file_of_a_page_does_not_undo_corrections(tmp_path: Path) -> No
 
 
 @pytest.fixture
-def plan(make_list: Callable[..., SampleList], tmp_path: Path) -> Path:
+def plan(make_list, tmp_path):
     listed = make_list()
     pairs, _ = plan_pairs(listed, reference="wan", seed=0)
     write_plan(tmp_path / "plan", pairs, listed, DIMENSIONS)
     return tmp_path / "plan"
 
 
-def test_answers_to_pairs_come_in(plan: Path, tmp_path: Path) -> None:
+def test_answers_to_pairs_come_in(plan, tmp_path):
     result = gsb_from_files(plan, [GSB], DIMENSIONS, GsbSettings(resamples=100))
     assert result.n_answers == 3 and "rating without a score" in kinds(result.findings)
     position = result.position.set_index("dimension")[["left", "same", "right"]]
@@ -139,9 +123,7 @@ def test_answers_to_pairs_come_in(plan: Path, tmp_path: Path) -> None:
     assert position.loc["overall", "right"] == 1
 
 
-def test_answers_to_another_plan_are_left_out(
-    make_list: Callable[..., SampleList], plan: Path, tmp_path: Path
-) -> None:
+def test_answers_to_another_plan_are_left_out(make_list, plan, tmp_path):
     pairs, _ = plan_pairs(make_list(), reference="wan", seed=1)  # the same ids, other sides
     log = tmp_path / "log.jsonl"
     report = import_ratings(GSB, log, DIMENSIONS, read_cell=read_answer, study=plan_study(pairs))

@@ -1,18 +1,14 @@
 import itertools
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
 from longtake.core.checkpoint import load_checkpoint
-from longtake.core.weights import read_tensors
 from longtake.runtime.errors import ConfigError, RunDirectoryError
 from longtake.sandbox.facts import split_of
 from longtake.sandbox.recipes import pretrain as recipe
 from longtake.sandbox.recipes.pretrain import PretrainConfig, pretrain, render_pool
-from longtake.sandbox.scene import Sprite
 from longtake.training.flow_matching import BaseTrainer
 from longtake.training.vae import VAETrainer
 
@@ -47,13 +43,13 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("tiny") / "out"
     pretrain(out, SMALL, device="cpu")
     return out
 
 
-def files(out: Path) -> dict[str, bytes]:
+def files(out):
     return {
         str(path.relative_to(out)): path.read_bytes()
         for part in PARTS
@@ -62,7 +58,7 @@ def files(out: Path) -> dict[str, bytes]:
     }
 
 
-def test_writes_a_complete_checkpoint_that_loads(finished: Path) -> None:
+def test_writes_a_complete_checkpoint_that_loads(finished):
     checkpoint = load_checkpoint(finished)
     assert checkpoint.shift == 3.0
     assert next(checkpoint.dit.parameters()).dtype == torch.float32
@@ -76,7 +72,7 @@ def test_writes_a_complete_checkpoint_that_loads(finished: Path) -> None:
     assert not (finished / "state").exists()
 
 
-def test_records_config_times_versions_and_digests(finished: Path) -> None:
+def test_records_config_times_versions_and_digests(finished):
     record = json.loads((finished / "provenance.json").read_text())
     assert record["config"]["base"]["num_steps"] == 6
     assert set(record["seconds"]) == {"data", "vae", "encode", "dit", "mixed"}
@@ -91,7 +87,7 @@ def test_records_config_times_versions_and_digests(finished: Path) -> None:
     ]
 
 
-def test_latents_of_clean_clips_have_unit_statistics(finished: Path) -> None:
+def test_latents_of_clean_clips_have_unit_statistics(finished):
     vae = load_checkpoint(finished).vae
     pool = render_pool(4, 3, 2, 0, "cpu")
     z = vae.encode(pool.video[3:])
@@ -102,16 +98,14 @@ def test_latents_of_clean_clips_have_unit_statistics(finished: Path) -> None:
 
 @pytest.mark.parametrize(
     ("trainer", "yields"),
-    [(VAETrainer, 1), (VAETrainer, 4), (BaseTrainer, 3), (BaseTrainer, 6), (BaseTrainer, 8)],
-    ids=["vae-before-a-save", "vae-second-stage", "dit", "dit-last-step", "mixed-stage"],
+    [(VAETrainer, 4), (BaseTrainer, 3), (BaseTrainer, 8)],
+    ids=["vae-second-stage", "dit", "mixed-stage"],
 )
-def test_killed_run_resumes_bit_for_bit(
-    trainer: type, yields: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train = trainer.train  # type: ignore[attr-defined]
+def test_killed_run_resumes_bit_for_bit(trainer, yields, finished, tmp_path, monkeypatch):
+    train = trainer.train
     done = itertools.count(1)  # over both stages of the DiT
 
-    def killed(self: object, *args: object) -> Iterator[object]:
+    def killed(self, *args):
         for record in train(self, *args):
             yield record
             if next(done) == yields:
@@ -127,10 +121,8 @@ def test_killed_run_resumes_bit_for_bit(
     assert (out / "history.jsonl").read_bytes() == (finished / "history.jsonl").read_bytes()
 
 
-def test_kill_while_writing_the_checkpoint_resumes(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(*args: object, **kwargs: object) -> None:
+def test_kill_while_writing_the_checkpoint_resumes(finished, tmp_path, monkeypatch):
+    def killed(*args, **kwargs):
         raise Killed
 
     out = tmp_path / "out"
@@ -141,32 +133,22 @@ def test_kill_while_writing_the_checkpoint_resumes(
     assert files(out) == files(finished)
 
 
-def test_refuses_directories_that_it_cannot_continue(finished: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    (other / "state").mkdir(parents=True)
-    (other / "state" / "config.yaml").write_text("seed: 1\n")
-    for out, resume, word in (
-        (other, False, "not empty"),
-        (finished, True, "nothing to resume"),
-        (other, True, "another configuration"),
-    ):
-        with pytest.raises(RunDirectoryError, match=word):
-            pretrain(out, SMALL, device="cpu", resume=resume)
-    assert (other / "state" / "config.yaml").read_text() == "seed: 1\n"
-
-
-def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+def test_refusals_and_dry_runs_write_nothing(finished, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunDirectoryError, match="not empty"):
+        pretrain(tmp_path, SMALL, device="cpu")
+    with pytest.raises(RunDirectoryError, match="nothing to resume"):
+        pretrain(finished, SMALL, device="cpu", resume=True)
     steps = ["base.num_steps=7", "mixed.num_steps=2"]
     plan = pretrain(tmp_path / "out", steps, dry_run=True, device="cpu")
     assert plan["dit_steps"] == 9 and plan["vae_steps"] == sum(PretrainConfig().vae.stage_steps)
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError, match="num_steps"):
-        pretrain(tmp_path / "out", ["base.num_stepz=7"], dry_run=True)
-    with pytest.raises(ConfigError, match="wild_share"):
-        pretrain(tmp_path / "out", ["wild_share=1.5"], dry_run=True)
+    for wrong, name in (("base.num_stepz=7", "num_steps"), ("wild_share=1.5", "wild_share")):
+        with pytest.raises(ConfigError, match=name):
+            pretrain(tmp_path / "out", [wrong], dry_run=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_pool_holds_train_scenes_and_damages_only_the_wild_ones() -> None:
+def test_pool_holds_train_scenes_and_damages_only_the_wild_ones():
     pool, again = render_pool(5, 4, 2, 3, "cpu"), render_pool(5, 4, 2, 3, "cpu")
     assert torch.equal(pool.video, again.video)
     clean = render_pool(9, 0, 2, 3, "cpu")
@@ -178,25 +160,7 @@ def test_pool_holds_train_scenes_and_damages_only_the_wild_ones() -> None:
     damage = [(p.video[:4].float() - clean.video[:4]).abs().mean() for p in (pool, worse)]
     assert damage[1] > damage[0]
 
-    def split(sprite: Sprite) -> str:
+    def split(sprite):
         return split_of(sprite.shape, sprite.colour, sprite.motion)
 
     assert {split(sprite) for scene in pool.scenes for sprite in scene.sprites} == {"train"}
-
-
-def test_rows_follow_the_wild_share_and_cover_both_parts() -> None:
-    pool = render_pool(3, 2, 1, 0, "cpu")
-    rows = pool.rows(20_000, 0.25, torch.Generator().manual_seed(0))
-    assert float((rows < 2).float().mean()) == pytest.approx(0.25, abs=0.02)
-    assert sorted(set(rows.tolist())) == [0, 1, 2, 3, 4]
-    only_clean = pool.rows(100, 0.0, torch.Generator().manual_seed(0))
-    assert int(only_clean.min()) == 2
-
-
-def test_averaged_weights_are_shipped(finished: Path) -> None:
-    shipped = read_tensors(finished / "dit" / "diffusion_pytorch_model.safetensors")
-    gate = shipped["final_layer.linear.weight"]
-    # Nine steps from zero: the average lags behind, but it has moved.
-    config = PretrainConfig()
-    most = 6 * config.base.learning_rate + 3 * config.mixed.learning_rate
-    assert 0 < float(gate.abs().max()) < most

@@ -5,8 +5,7 @@ import torch
 
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.directory import read_reward_directory
-from longtake.rewards.hpsv3 import load_hpsv3
-from longtake.rewards.model_inputs import CHAT_TOKENS, PromptEncoder
+from longtake.rewards.model_inputs import CHAT_TOKENS
 from longtake.rewards.videoalign import load_videoalign
 from longtake.sandbox.recipes.tiny_vlm import (
     TinySize,
@@ -33,22 +32,6 @@ def test_a_motion_base_takes_every_frame_and_ignores_captions(tmp_path, video):
     assert base.spec.sampler.count(17, 8.0) == 16
     assert rewards["videoalign_mq"].score(other) == rewards["videoalign_mq"].score(batch)
     assert rewards["videoalign_ta"].score(other) != rewards["videoalign_ta"].score(batch)
-
-
-def test_an_image_base_scores_frames(tmp_path, video):
-    base = write_tiny_base(tmp_path / "hps", "hpsv3", CAPTIONS, TinySize(), seed=1)
-    rewards = load_hpsv3(base, ["hpsv3_general", "hpsv3_percentile"])
-    batch = VideoBatch(video=video, prompts=CAPTIONS[:3], fps=8.0)
-    for reward in rewards.values():
-        assert all(score.value is not None for score in reward.score(batch))
-
-
-def test_words_of_the_captions_are_single_tokens(tmp_path):
-    base = write_tiny_base(tmp_path / "ta", "videoreward", CAPTIONS * 20, TinySize(), seed=1)
-    encoder = base.encoder()
-    assert isinstance(encoder, PromptEncoder)
-    short = len(encoder.encode("a", 1))
-    assert len(encoder.encode("a red disc goes b", 1)) == short + 4
 
 
 def test_weights_follow_from_the_seed_and_keep_the_scale(tmp_path):
@@ -90,7 +73,7 @@ def test_hidden_states_keep_their_size_over_the_layers(tmp_path):
     assert len(sizes) == 8 and min(sizes) > 0.3 and max(sizes) < 3
 
 
-def test_rounded_rotary_tables_move_the_scores() -> None:
+def test_rounded_rotary_tables_move_the_scores():
     scores = {}
     for rotary in ("float32", "bf16_frequencies", "bf16"):
         model = tiny_reward_model(tiny_config("shared_linear", rotary=rotary), 0)
@@ -116,16 +99,3 @@ def test_every_text_survives_and_control_tokens_are_single(texts):
             *tokenizer("b")["input_ids"],
         ]
     assert byte_tokenizer(("<|R|>",), texts).get_vocab() == tokenizer.get_vocab()
-
-
-def test_without_texts_a_token_is_a_byte():
-    tokenizer = byte_tokenizer()
-    assert len(tokenizer) == 256 + len(CHAT_TOKENS)
-    assert len(tokenizer(STRANGE)["input_ids"]) == len(STRANGE.encode())
-
-
-def test_words_of_the_texts_become_tokens():
-    tokenizer = byte_tokenizer((), TEXTS, vocab_size=400)
-    words = tokenizer.tokenize("a red circle")
-    assert words == ["a", "Ġred", "Ġcircle"]  # Ġ is the byte-level name of a space
-    assert len(byte_tokenizer((), TEXTS, vocab_size=260)) == 260 + len(CHAT_TOKENS)
