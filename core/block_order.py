@@ -9,11 +9,10 @@ separately, so that condition tokens stay in front and no block holds both.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -24,37 +23,46 @@ from longtake.kernels.block_sparse import (
     count_from_rule,
     select_blocks,
 )
-from longtake.runtime.config import Config
-from longtake.runtime.errors import CheckpointError
+from longtake.runtime.errors import CheckpointError, ConfigError
 
 #: Share of key blocks that the published model leaves out (Table 7).
 PUBLISHED_SPARSITY = 0.9375
 
 
-class BSAConfig(Config):
+# A dataclass, not a Config: compilers read its fields in the middle of a forward pass.
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BSAConfig:
     """Which key blocks the queries of a block attend to; without a rule, the published one."""
 
     block: Size3 = (4, 4, 4)
     """(t, h, w): tokens of a block, of queries and of keys. Release: 4 x 4 x 4."""
-    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of key blocks left out; at least one stays. Release: 0.9375."""
-    topk: PositiveInt | None = None
-    """Key blocks per query block, instead of ``sparsity``."""
-    cdf_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Smallest set of key blocks with this share of the pooled softmax; with ``sparsity`` or
-    ``topk`` the larger of both sets."""
-    min_blocks: PositiveInt = 1
-    """Key blocks that every query block gets at least."""
-    max_blocks: PositiveInt | None = None
+    sparsity: float | None = None
+    """Share of key blocks left out, in [0, 1); at least one stays. Release: 0.9375."""
+    topk: int | None = None
+    """Key blocks per query block, >= 1, instead of ``sparsity``."""
+    cdf_p: float | None = None
+    """Smallest set of key blocks with this share of the pooled softmax, in (0, 1]; with
+    ``sparsity`` or ``topk`` the larger of both sets."""
+    min_blocks: int = 1
+    """Key blocks that every query block gets at least, >= 1."""
+    max_blocks: int | None = None
     """Length of the block lists, which bounds their memory under ``cdf_p``; null is all."""
     backend: str = "auto"
     """Implementation: auto | triton | gluon | reference."""
 
-    @model_validator(mode="after")
-    def _is_possible(self) -> Self:
+    def __post_init__(self) -> None:
+        """Check what does not depend on the clip."""
         BlockLayout((1, 1, 1), self.block)
         count_from_rule(1, topk=self.topk, sparsity=self.sparsity)
-        return self
+        if self.cdf_p is not None and not 0 < self.cdf_p <= 1:
+            raise ConfigError("cdf_p is out of range", received=self.cdf_p, expected="(0, 1]")
+        most = self.min_blocks if self.max_blocks is None else self.max_blocks
+        if not 1 <= self.min_blocks <= most:
+            raise ConfigError(
+                "min_blocks is out of range",
+                received=f"min_blocks={self.min_blocks}, max_blocks={self.max_blocks}",
+                expected="1 <= min_blocks <= max_blocks",
+            )
 
     @property
     def rule(self) -> dict[str, Any]:

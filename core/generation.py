@@ -1,7 +1,7 @@
 """From a prompt to an mp4: the `generate` command (text-, image- and video-conditioned)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -179,7 +179,7 @@ def _switch_attention(dit: LongCatDiT, config: GenerationConfig) -> None:
     if config.bsa:
         settings = BSAConfig.from_published(dit.config.bsa_params or {})
         if config.bsa_sparsity is not None:
-            settings = settings.replace(sparsity=config.bsa_sparsity)
+            settings = replace(settings, sparsity=config.bsa_sparsity)
         enable_bsa(dit, settings)
     elif config.bsa is False:
         disable_bsa(dit)
