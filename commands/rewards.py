@@ -100,8 +100,7 @@ def score(
 
     Example: python cli.py rewards score --video clip.mp4 --prompt "a red circle moves left"
     """
-    from longtake.rewards.score_files import TINY_NOTE, print_report, score_clips
-    from longtake.rewards.score_table import find_inputs
+    from longtake.rewards.score_files import TINY_NOTE, find_inputs, print_report, score_clips
     from longtake.runtime.errors import UserError
 
     if video is not None and source is not None:
@@ -211,13 +210,6 @@ def import_published(
     step: Annotated[
         int | None, typer.Option(help="VideoReward: checkpoint-STEP. Default: the largest.")
     ] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="VideoReward: Qwen2-VL under a LoRA stored apart."),
-    ] = None,
-    keep_lora: Annotated[
-        bool, typer.Option("--keep-lora", help="Keep LoRA factors apart from the weights.")
-    ] = False,
     color_mode: Annotated[
         ColorMode, typer.Option(help="What the weights were trained on.")
     ] = "rgb",
@@ -232,14 +224,6 @@ def import_published(
     from longtake.rewards.import_public import import_reward
 
     imported = import_reward(
-        kind,
-        weights,
-        source,
-        tokenizer,
-        out,
-        step=step,
-        base=base,
-        merge=not keep_lora,
-        color_mode=color_mode,
+        kind, weights, source, tokenizer, out, step=step, color_mode=color_mode
     )
     typer.echo(imported.path)

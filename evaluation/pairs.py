@@ -19,8 +19,7 @@ from longtake.rewards.losses import (
     is_labelled,
 )
 from longtake.rewards.pairs import LABELS, UNLABELLED, PreferencePair, read_pairs
-from longtake.rewards.score_files import score_clips
-from longtake.rewards.score_table import ScoreInput
+from longtake.rewards.score_files import ScoreInput, score_clips
 from longtake.runtime.statistics import paired_bootstrap
 
 Clip = tuple[str, float | None, str]

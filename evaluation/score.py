@@ -81,8 +81,7 @@ class RewardScorer:
         return [self._score(video, caption) for video, caption in clips]
 
     def _score(self, video: Path, caption: str) -> VideoScores:
-        from longtake.rewards.score_files import score_clip
-        from longtake.rewards.score_table import ScoreInput
+        from longtake.rewards.score_files import ScoreInput, score_clip
 
         item = ScoreInput(name=str(video), path=video, prompt=caption)
         row = score_clip(item, self._rewards, self._settings, self._device, self._max_frames)

@@ -37,10 +37,7 @@ _LOADING_ERRORS = (OSError, ValueError, LookupError, RuntimeError, TypeError, At
 
 
 class ClipReward(Reward):
-    """Alignment of frames with the caption. Build it with :func:`load_clip`.
-
-    ``source`` is what fixes the model (digest, versions), for the fingerprint.
-    """
+    """Alignment of frames with the caption; ``source`` is what fixes the model."""
 
     needs_prompt = True
     needs_time = False
@@ -68,7 +65,7 @@ class ClipReward(Reward):
 
     def _embedding(self, caption: str) -> Tensor:
         """Unit embedding [D] of one caption."""
-        tokens = self._tokenizer([caption]).to(self._device)
+        tokens = self._tokenizer([caption]).to(self._model.logit_scale.device)
         return F.normalize(self._model.encode_text(tokens).float(), dim=-1)[0]
 
     def _is_cut(self, caption: str) -> bool:
@@ -84,13 +81,9 @@ class ClipReward(Reward):
         for start in range(0, len(pictures), FRAMES_PER_PASS):
             chunk = pictures[start : start + FRAMES_PER_PASS]
             pixels = torch.stack([self._preprocess(Image.fromarray(picture)) for picture in chunk])
-            features = self._model.encode_image(pixels.to(self._device))
+            features = self._model.encode_image(pixels.to(caption.device))
             cosines.append(F.normalize(features.float(), dim=-1) @ caption)
         return 100.0 * torch.cat(cosines).cpu()
-
-    @property
-    def _device(self) -> torch.device:
-        return torch.device(self._model.logit_scale.device)
 
     def to(self, device: torch.device | str) -> Self:
         """Move the model."""
@@ -107,38 +100,34 @@ def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> ClipRew
 
     That is ``open_clip_config.json``, which also holds the preprocessing, the weights, and the
     tokenizer files where the configuration names a tokenizer.
-
-    Raises:
-        UserError: open_clip is not installed or does not import.
-        CheckpointError: missing, truncated or unfit files, or a model that would need a download.
     """
-    open_clip = _import_open_clip()
+    # Not at the top: open_clip and torchvision are optional, and torchvision raises a RuntimeError
+    # when it was built for another torch.
+    try:
+        open_clip = import_module("open_clip")
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            "the CLIP reward needs open_clip, which does not import",
+            received=_short(error),
+            expected="open_clip_torch and a torchvision that fits the installed torch",
+            remedy="pip install 'longtake[clip]' (in a checkout: pip install -e '.[clip]')",
+        ) from error
     path = Path(folder)
-    settings = read_json(path / CONFIG_FILE).get("model_cfg")
-    if not isinstance(settings, dict) or not isinstance(settings.get("text_cfg"), dict):
-        raise CheckpointError(
-            "the folder has no open_clip model configuration",
-            received=str(path / CONFIG_FILE),
-            expected="model_cfg with embed_dim, vision_cfg and text_cfg",
-            remedy="copy the file again from its source",
-        )
-    tower = settings["text_cfg"].get("hf_model_name")
-    if tower and not Path(str(tower)).is_dir():
-        raise CheckpointError(
-            "open_clip would download the text tower's configuration",
-            received=f"hf_model_name={tower}",
-            expected="the path of a local folder with that model's config.json",
-            remedy=f"set hf_model_name to a local folder in {CONFIG_FILE}",
-        )
+    settings: Any = read_json(path / CONFIG_FILE).get("model_cfg")
     identifier = f"local-dir:{path}"
     try:
+        tower = settings["text_cfg"].get("hf_model_name")
+        # open_clip would download the configuration of the text tower, and say nothing.
+        if tower and not Path(str(tower)).is_dir():
+            raise ValueError(f"hf_model_name={tower} in {CONFIG_FILE} is no local folder")
         model, preprocess = open_clip.create_model_from_pretrained(identifier, device=str(device))
         tokenizer = open_clip.get_tokenizer(identifier)
     except _LOADING_ERRORS as error:
         raise CheckpointError(
             f"open_clip cannot load the model: {_short(error)}",
             received=str(path),
-            expected="a complete open_clip checkpoint",
+            expected=f"a complete open_clip checkpoint with model_cfg in {CONFIG_FILE}, and local "
+            "files alone",
             remedy="copy the folder again from its source",
         ) from error
     source = {
@@ -147,20 +136,6 @@ def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> ClipRew
         "open_clip": open_clip.__version__,
     }
     return ClipReward(model, tokenizer, preprocess, source)
-
-
-def _import_open_clip() -> Any:
-    # Not at the top: open_clip and torchvision are optional, and torchvision raises a RuntimeError
-    # when it was built for another torch.
-    try:
-        return import_module("open_clip")
-    except (ImportError, RuntimeError) as error:
-        raise UserError(
-            "the CLIP reward needs open_clip, which does not import",
-            received=_short(error),
-            expected="open_clip_torch and a torchvision that fits the installed torch",
-            remedy="pip install 'longtake[clip]' (in a checkout: pip install -e '.[clip]')",
-        ) from error
 
 
 def _short(error: BaseException) -> str:

@@ -40,11 +40,9 @@ class Score:
     @classmethod
     def of(cls, value: float, note: str = "") -> "Score":
         """A number; one that is not finite is unscored."""
-        return (
-            cls(value, None, note)
-            if math.isfinite(value)
-            else cls.unscored(f"the score is {value}")
-        )
+        if math.isfinite(value):
+            return cls(value, None, note)
+        return cls.unscored(f"the score is {value}")
 
     @classmethod
     def unscored(cls, reason: str) -> "Score":
@@ -78,50 +76,37 @@ class VideoBatch:
 
     def __post_init__(self) -> None:
         video, prompts, fps = self.video, self.prompts, self.fps
-        if not isinstance(video, Tensor) or video.ndim != 5 or video.shape[2] != 3:
-            raise UserError(
-                "clips have the wrong shape",
-                received=tuple(video.shape) if isinstance(video, Tensor) else type(video).__name__,
-                expected="a tensor [B, T, 3, H, W]",
-                remedy="permute VAE output [B, 3, T, H, W] with video.transpose(1, 2)",
-            )
-        if 0 in video.shape or not (video.dtype == torch.uint8 or video.is_floating_point()):
-            raise UserError(
-                "clips cannot be used",
-                received=f"{video.dtype} {tuple(video.shape)}",
-                expected="no empty axis, uint8 or float in [0, 1]",
-            )
-        # A bare string is a sequence too: its letters would pass as captions.
+        is_tensor = isinstance(video, Tensor) and video.ndim == 5
+        is_video = is_tensor and video.shape[2] == 3 and 0 not in video.shape
+        is_video = is_video and (video.dtype == torch.uint8 or video.is_floating_point())
+        # A bare string is a sequence too: its letters would pass as captions. bool is an int, and
+        # True would silently mean 1 fps.
+        has_prompts = isinstance(prompts, Sequence) and not isinstance(prompts, str)
+        has_rate = isinstance(fps, int | float | Tensor) and not isinstance(fps, bool)
+        rates = torch.as_tensor(fps if has_rate else math.nan, dtype=torch.float32)
         if (
-            isinstance(prompts, str)
-            or not isinstance(prompts, Sequence)
+            not (is_video and has_prompts)
             or [type(prompt) for prompt in prompts] != [str] * len(video)
+            or rates.shape not in ((), (len(video),))
+            or not (rates.isfinite() & (rates > 0)).all()
         ):
+            shape = tuple(getattr(video, "shape", ()))
             raise UserError(
-                "captions do not fit the clips",
-                received=prompts,
-                expected=f"{len(video)} strings",
-                remedy='one per clip, "" for a clip without a caption',
-            )
-        # bool is an int; True would silently mean 1 fps.
-        usable = isinstance(fps, int | float | Tensor) and not isinstance(fps, bool)
-        rates = torch.as_tensor(fps if usable else math.nan, dtype=torch.float32)
-        if rates.shape not in ((), (len(video),)) or not (rates.isfinite() & (rates > 0)).all():
-            raise UserError(
-                "playback rate cannot be used",
-                received=fps,
-                expected="a positive number, or one for each clip",
-                remedy="pass the rate at which the clips are meant to be played",
+                "clips, captions and playback rate cannot be scored",
+                received=f"video {shape} {getattr(video, 'dtype', '')}, {prompts!r}, fps {fps}",
+                expected="video [B, T, 3, H, W] without an empty axis, uint8 or float in [0, 1]; B "
+                'captions ("" for none); a positive rate, or one for each clip',
+                remedy="permute VAE output [B, 3, T, H, W] with video.transpose(1, 2)",
             )
 
     @property
     def num_samples(self) -> int:
-        """Number of clips B."""
+        """B."""
         return int(self.video.shape[0])
 
     @property
     def num_frames(self) -> int:
-        """Number of frames T of every clip."""
+        """T."""
         return int(self.video.shape[1])
 
     def fps_per_sample(self) -> Tensor:

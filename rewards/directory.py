@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +43,6 @@ from longtake.rewards.qwen2vl.weights import (
 from longtake.rewards.spec import DIMENSIONS, Normalization, RewardSpec
 from longtake.runtime.errors import CheckpointError
 from longtake.runtime.files import TEMPORARY, digest
-from longtake.runtime.progress import progress_bar
 
 SPEC_FILE, TEMPLATE_FILE, TOKENIZER_FOLDER = "reward.json", "template.txt", "tokenizer"
 TOKENIZER_FILE = f"{TOKENIZER_FOLDER}/tokenizer.json"
@@ -70,7 +68,6 @@ class RewardDirectory:
     digests: Mapping[str, str]
     """sha256 of every file, by relative path."""
     provenance: Mapping[str, Any]
-    """Where it came from, as the writer recorded it."""
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer, checked against the model."""
@@ -100,18 +97,8 @@ class RewardDirectory:
 
 
 def read_reward_directory(path: str | Path) -> RewardDirectory:
-    """Read and check a reward directory; the weights stay on the disk.
-
-    What is missing, cut or changed is in one CheckpointError, so that one copy mends it all.
-    """
+    """Read and check a reward directory; the weights stay on the disk."""
     root = Path(path)
-    if not (root / SPEC_FILE).is_file():
-        raise CheckpointError(
-            "no such reward",
-            received=f"{root}: {SPEC_FILE} is missing",
-            expected=f"{SPEC_FILE}, {TEMPLATE_FILE}, {TOKENIZER_FOLDER}/ and the weights",
-            remedy="check the path, or import the reward (`rewards import`)",
-        )
     record: dict[str, Any] = read_json(root / SPEC_FILE)
     files: Any = record.pop("files", None)
     provenance = record.pop("provenance", {})
@@ -121,23 +108,17 @@ def read_reward_directory(path: str | Path) -> RewardDirectory:
         listed = {*files} if isinstance(files, Mapping) else set()
         if {TEMPLATE_FILE, TOKENIZER_FILE} - listed or not any(map(_is_weight, listed)):
             raise ValueError("it does not list template, tokenizer and weights")
-        problems = [_problem(root, name, entry) for name, entry in files.items()]
+        if problems := [p for name, entry in files.items() if (p := _problem(root, name, entry))]:
+            raise ValueError("; ".join(problems))  # all of them: one copy mends them
         digests = {name: str(entry["sha256"]) for name, entry in files.items()}
         spec = RewardSpec(**record)
     except (ValueError, LookupError, TypeError) as error:
         raise CheckpointError(
-            f"{SPEC_FILE} cannot be used: {error}",
-            received=str(root / SPEC_FILE),
-            expected="the file as `longtake rewards import` writes it",
-            remedy="update longtake, or import the reward again",
+            f"the reward directory cannot be used: {error}",
+            received=str(root),
+            expected=f"{SPEC_FILE} as `rewards import` writes it, and the files that it lists",
+            remedy="copy the directory again, update longtake, or import the reward again",
         ) from error
-    if any(problems):
-        raise CheckpointError(
-            "the reward directory is incomplete or damaged",
-            received=f"{root}: " + "; ".join(problem for problem in problems if problem),
-            expected="the files that reward.json lists, unchanged",
-            remedy="copy the directory again, or import the reward again",
-        )
     text = (root / TEMPLATE_FILE).read_bytes().decode("utf-8")
     return RewardDirectory(
         path=root,
@@ -158,12 +139,11 @@ def write_reward_directory(
     *,
     provenance: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
-    progress: bool = False,
 ) -> RewardDirectory:
     """Write a reward directory to a new or empty place; after an error nothing is left behind.
 
     ``weights`` are a state dict of the model or (name, tensor) pairs, which are written as they
-    come: a 7B model never needs to be in memory. ``progress`` shows a bar over the digests.
+    come: a 7B model never needs to be in memory.
     """
     target = Path(path)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -187,7 +167,7 @@ def write_reward_directory(
             "format": FORMAT,
             **spec.model_dump(mode="json"),
             "provenance": dict(provenance or {}),
-            "files": _file_records(temporary, progress),
+            "files": _file_records(temporary),
         }
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
         (temporary / SPEC_FILE).write_text(text, encoding="utf-8")
@@ -223,10 +203,7 @@ def export_reward(
     dtype: torch.dtype,
     provenance: Mapping[str, Any],
 ) -> RewardDirectory:
-    """Write a trained reward as a directory with merged weights, the backbone in ``dtype``.
-
-    Prompt and tokenizer come from ``source``; the model part of ``spec`` is replaced.
-    """
+    """Write a trained reward with the prompt and tokenizer of ``source`` and merged weights."""
     model.join_reward_rows()
     spec = spec.replace(model=model.config.replace(lora_rank=0))
     weights = _merged(model, dtype)
@@ -255,11 +232,7 @@ def export_public(
     torch.save(public_layout(_stored(model.state_dict(), dtype), layout), target)
     # Its loader wants all three dimensions: one that was not trained keeps its raw scores.
     scales = {name: Normalization(mean=0.0, std=1.0) for name in DIMENSIONS} | spec.normalization
-    config = {
-        f"{name}_{part}": getattr(scale, part)
-        for name, scale in scales.items()
-        for part in ("mean", "std")
-    }
+    config = {f"{name}_{k}": v for name, scale in scales.items() for k, v in dict(scale).items()}
     text = json.dumps(config, indent=2) + "\n"
     (path / INFERENCE_CONFIG).write_text(text, encoding="utf-8")
     return target
@@ -273,6 +246,7 @@ def _merged(model: Qwen2VLRewardModel, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def _stored(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    # The head keeps float32: scores of a group would tie in bfloat16.
     return {
         name: tensor.detach().to("cpu", torch.float32 if name.startswith(HEAD_PREFIX) else dtype)
         for name, tensor in state.items()
@@ -294,16 +268,12 @@ def _fitting(
     check_keys(seen, expected, target)
 
 
-def _file_records(root: Path, progress: bool) -> dict[str, dict[str, object]]:
-    files = sorted(file for file in root.rglob("*") if file.is_file())
-    records: dict[str, dict[str, object]] = {}
-    with progress_bar("digests", len(files)) if progress else nullcontext() as bar:
-        for file in files:
-            name = file.relative_to(root).as_posix()
-            records[name] = {"bytes": file.stat().st_size, "sha256": digest(file)}
-            if bar is not None:
-                bar.update(len(records))
-    return records
+def _file_records(root: Path) -> dict[str, dict[str, object]]:
+    return {
+        file.relative_to(root).as_posix(): {"bytes": file.stat().st_size, "sha256": digest(file)}
+        for file in sorted(root.rglob("*"))
+        if file.is_file()
+    }
 
 
 def _is_weight(name: str) -> bool:
@@ -312,6 +282,7 @@ def _is_weight(name: str) -> bool:
 
 def _problem(root: Path, name: str, entry: Mapping[str, object]) -> str | None:
     """What is wrong with a file of the directory. Weights are not read: that takes minutes."""
+    # The list comes with the download, and must not name other files of the machine.
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{name} leaves the directory")
     file = root / name

@@ -76,9 +76,8 @@ class FrameSampler:
     target_fps: float = 2.0
     """Frames taken per second of playback (published value 2)."""
     min_frames: int = 4
-    """Least number of frames, as far as the clip has them (even)."""
+    """Even bounds of their number, as far as the clip has them."""
     max_frames: int = 768
-    """Largest number of frames (even)."""
     num_frames: int | None = None
     """A fixed number of frames instead, whatever the playback rate."""
 
@@ -89,8 +88,7 @@ class FrameSampler:
         if not usable or (fixed is not None and fixed < FRAME_PAIR):
             raise UserError(
                 "frame sampler cannot be used",
-                received=f"target_fps={self.target_fps}, min_frames={low}, max_frames={high}, "
-                f"num_frames={fixed}",
+                received=str(self),
                 expected="a positive rate, even limits 2 <= min_frames <= max_frames, and a fixed "
                 "number of at least 2 or none",
             )
@@ -98,13 +96,9 @@ class FrameSampler:
     def count(self, total_frames: int, fps: float) -> int:
         """How many frames of a clip are taken: an even number, at least 2.
 
-        ``total_frames / fps * target_fps`` is held within the limits and rounded to an even number
-        (half of it rounds half to even, as Python does). A fixed ``num_frames`` above an odd
-        ``total_frames`` is capped to the even number below it: the public sampler keeps it odd and
-        then fails to pair the frames.
-
-        Raises:
-            UserError: fewer than 2 frames.
+        ``total_frames / fps * target_fps`` is held within the limits and rounded to an even number.
+        It is at most the even number below ``total_frames``: the public sampler keeps an odd one
+        and then fails to pair the frames.
         """
         if total_frames < FRAME_PAIR:
             raise UserError(
@@ -133,9 +127,8 @@ def to_grayscale(video: Tensor, mode: GrayMode = "bt601") -> Tensor:
     """Gray clips on three equal channels, [..., 3, H, W], uint8 or float in [0, 1].
 
     ``bt601`` rounds the luma to the nearest of the 256 levels (half up), ``bt601_trunc`` truncates
-    it, ``mean`` rounds the plain channel mean. The report does not give the formula; the others are
-    what other public ports use. Float results lie on the 8-bit levels k/255, and a uint8 clip and
-    its float copy give the same gray.
+    it, ``mean`` rounds the channel mean: the report does not give the formula. Float results lie on
+    the levels k/255, so a uint8 clip and its float copy give the same gray.
     """
     scale = 1.0 if video.dtype == torch.uint8 else 255.0
     weights = (1, 1, 1) if mode == "mean" else BT601_MILLI
@@ -154,14 +147,15 @@ def to_grayscale(video: Tensor, mode: GrayMode = "bt601") -> Tensor:
 
 @dataclass(frozen=True)
 class UniqueFrames:
-    """The different frames of some clips: a still clip costs one frame."""
+    """The different frames of some clips: a still clip costs one frame.
+
+    ``slots`` [B, F] int64 says which of them stands where; each has the clip and frame index of its
+    first appearance, and its sha256.
+    """
 
     slots: Tensor
-    """[B, F] int64, which different frame stands there."""
     origins: tuple[tuple[int, int], ...]
-    """Clip and frame index of the first appearance of each different frame."""
     digests: tuple[bytes, ...]
-    """sha256 of each different frame."""
 
 
 def unique_frames(video: Tensor, frame_idx: Tensor) -> UniqueFrames:

@@ -40,11 +40,8 @@ def check_reward_model(path: Path, tolerance: float | None = None) -> list[Golde
         pictures = ("in.pixel_values_videos", "in.video_grid_thw")
     names = ("in.input_ids", "in.attention_mask", *pictures)
     require_inputs(tensors, names, path)
-    weights = {
-        name.removeprefix("weights."): tensor
-        for name, tensor in tensors.items()
-        if name.startswith("weights.")
-    }
+    prefix = "weights."
+    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     ids, mask, pixels, grid_thw = (tensors[name] for name in names)
     config = _config(metadata, weights, path)
     recorded = {name for name in tensors if name.startswith("out.")}
@@ -75,18 +72,16 @@ REWARD_CHECKS: dict[str, GoldenCheck] = {
 def _config(metadata: dict[str, str], weights: dict[str, Tensor], path: Path) -> RewardModelConfig:
     head = metadata_json(metadata, "head", path)
     lora = metadata_json(metadata, "lora", path) if "lora" in metadata else {}
-    try:
-        return RewardModelConfig(
-            backbone=backbone_config(metadata_json(metadata, "config", path)),
-            head=infer_head({name: tensor.shape for name, tensor in weights.items()}),
-            reward_token_ids=tuple(head["special_token_ids"]),
-            lora_rank=lora["r"] if lora else 0,
-            lora_alpha=lora["alpha"] if lora else 1.0,
-        )
-    except KeyError as error:
+    if "special_token_ids" not in head:
         raise CheckpointError(
-            f"the golden file's metadata has no {error}",
+            "the golden file's metadata has no special_token_ids",
             received=str(path),
-            expected="head with special_token_ids; lora with r and alpha",
-            remedy="copy the file again from its source",
-        ) from error
+            expected="head with special_token_ids; with a LoRA also lora with r and alpha",
+        )
+    return RewardModelConfig(
+        backbone=backbone_config(metadata_json(metadata, "config", path)),
+        head=infer_head({name: tensor.shape for name, tensor in weights.items()}),
+        reward_token_ids=tuple(head["special_token_ids"]),
+        lora_rank=lora.get("r", 0),
+        lora_alpha=lora.get("alpha", 1.0),
+    )

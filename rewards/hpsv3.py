@@ -22,26 +22,21 @@ from longtake.rewards.model_inputs import PromptEncoder, pad_prompts, token_batc
 from longtake.rewards.pixels import PixelConfig, clip_patches, num_tokens, patch_grid
 from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel, score_variants
 
-VERSION = 1
-"""Raised with every change that moves a score."""
+VERSION = 1  # raised with every change that moves a score
 
 GENERAL, PERCENTILE = "hpsv3_general", "hpsv3_percentile"
 GENERAL_PROMPT = "A high-quality image"
 """Stands in the place of the caption for ``hpsv3_general`` (report section 3.3.2)."""
 BEST_FRACTION = 0.3
 """Share of the frames that ``hpsv3_percentile`` averages (report section 3.3.2), rounded down."""
-TOKENS_PER_PASS = 32768
-"""Bound on the tokens of one forward pass, padding included. It bounds memory; no score depends on
-it."""
+TOKENS_PER_PASS = 32768  # padding included; bounds memory, and no score depends on it
 
 
 class HPSv3Scorer:
     """One loaded HPSv3 model, which scores the frames of a batch for one or both columns.
 
     The frame scores of the last batch are kept, keyed by everything that they depend on (pixels of
-    the frames, captions), so that the second reward of a suite finds them. Nothing else is kept,
-    and the weights must not change while the scorer is in use.
-    A prompt that nobody asks for (``columns``) is not scored.
+    the frames, captions), so that the second reward of a suite finds them.
     """
 
     def __init__(
@@ -119,10 +114,7 @@ class HPSv3Scorer:
 
 
 class HPSv3Reward(Reward):
-    """One column of an :class:`HPSv3Scorer`, which the other column may share.
-
-    ``source`` is what fixes the function of the model, for the fingerprint.
-    """
+    """One column of an :class:`HPSv3Scorer`, which the other column may share."""
 
     needs_time = False
 
@@ -168,10 +160,7 @@ def load_hpsv3(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, HPSv3Reward]:
-    """The rewards of a directory of kind ``hpsv3``, which share one model.
-
-    ``dtype`` is the backbone's; the public scorer runs in bfloat16.
-    """
+    """The rewards of a directory of kind ``hpsv3``, which share one model."""
     scorer = HPSv3Scorer(
         directory.load_model(device, dtype), directory.encoder(), directory.spec.pixels, columns
     )

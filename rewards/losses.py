@@ -19,22 +19,21 @@ from torch import Tensor
 from longtake.rewards.pairs import A_WINS, B_WINS, TIE, UNLABELLED
 from longtake.rewards.train_config import LossKind
 
-TIE_FACTOR = 5.0
-"""k of Bradley-Terry with ties in VideoAlign: at equal scores 2 of 3 pairs tie."""
-NUM_DRAWS = 1000
-"""Draws per pair of HPSv3's loss."""
+TIE_FACTOR, NUM_DRAWS = 5.0, 1000
+"""k of Bradley-Terry with ties in VideoAlign (at equal scores 2 of 3 pairs tie); draws per pair of
+HPSv3's loss."""
 
 _QUADRATURE_REACH = 9.0  # standard deviations; the mass beyond is 2e-19
 _QUADRATURE_POINTS = 513
 
 
 def is_decided(labels: Tensor) -> Tensor:
-    """Where one side won, bool of the same shape."""
+    """Where one side won."""
     return (labels == A_WINS) | (labels == B_WINS)
 
 
 def is_labelled(labels: Tensor) -> Tensor:
-    """Where there is a judgement, a tie included, bool of the same shape."""
+    """Where there is a judgement, a tie included."""
     return labels != UNLABELLED
 
 
@@ -81,11 +80,8 @@ def uncertainty_ranking_loss(
 
     The score of a clip is a normal variable with mean mu and standard deviation exp(raw), so the
     difference z of winner and loser is normal with mean mu_w - mu_l and variance s_w^2 + s_l^2. The
-    loss is E[-log sigmoid(z)].
-
-    Outputs are [..., 2]: (mu, raw). With ``noise`` the mean is over ``num_draws`` draws of z, as
-    HPSv3 does; without, it is integrated, free of noise and with an error below 1e-6 up to a
-    deviation of 30.
+    loss is E[-log sigmoid(z)]. Outputs are [..., 2]: (mu, raw). With ``noise`` the mean is over
+    draws, as HPSv3 does; without, it is integrated (error below 1e-6 up to a deviation of 30).
     """
     decided = is_decided(labels)
     # Left-out outputs are replaced before the maths: 0 times an infinite gradient would be NaN.
@@ -131,10 +127,9 @@ def _wide(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairAccuracy:
-    """Share of pairs that the scores judge like the annotators.
+    """Share of pairs that the scores judge like the annotators; NaN of none.
 
-    ``value`` is NaN when ``count`` is 0, because 0/0 is no accuracy. Margins up to ``threshold``
-    were taken as ties; None when no margin was.
+    Margins up to ``threshold`` were taken as ties; None when no margin was.
     """
 
     value: float
@@ -144,10 +139,9 @@ class PairAccuracy:
 
 
 def accuracy_without_ties(margins: Tensor, labels: Tensor) -> PairAccuracy:
-    """Share of decided pairs whose margin has the sign of the label.
+    """Share of decided pairs [N] whose margin, score of A minus that of B, has the label's sign.
 
-    A margin, score of A minus score of B, of exactly 0 picks no winner and is wrong. Ties and
-    unlabelled pairs are left out. Both arguments are [N].
+    A margin of exactly 0 picks no winner and is wrong.
     """
     decided = is_decided(labels)
     assert margins[decided].isfinite().all()
@@ -158,10 +152,9 @@ def accuracy_without_ties(margins: Tensor, labels: Tensor) -> PairAccuracy:
 def accuracy_with_ties(margins: Tensor, labels: Tensor) -> PairAccuracy:
     """Accuracy with tie calibration (Deutsch et al. 2023, arXiv 2305.14324); arguments [N].
 
-    Margins up to a threshold count as predicted ties; the threshold with the best share of right
-    predictions (A, B or tie) is chosen on the same pairs. Candidates are "no tie at all", which the
-    public VideoAlign script never tries, and every size of a margin, so margins of one size become
-    ties together. Of equally good thresholds the smallest is reported.
+    Margins up to a threshold count as predicted ties; the smallest threshold with the best share of
+    right predictions (A, B or tie) is chosen on the same pairs. Candidates are "no tie at all",
+    which the public VideoAlign script never tries, and every size of a margin.
     """
     labelled = is_labelled(labels)
     assert margins[labelled].isfinite().all()
@@ -221,9 +214,7 @@ def pair_metrics(
     """Validation loss and accuracies of head outputs [N, 2, K] under labels [N, n].
 
     A pair of clips appears once per frame of an image reward: ``pairs`` [N] numbers them, and rows
-    of one pair are averaged for the accuracy. Returns ``loss`` and, for each of the n dimensions,
-    ``<name>_accuracy`` (without ties), ``<name>_accuracy_ties`` and ``<name>_tie_threshold`` (NaN
-    when no tie was predicted).
+    of one pair are averaged for the accuracy. The threshold of ties is NaN when none was predicted.
     """
     metrics = {"loss": float(loss(outputs, labels).sum() / is_labelled(labels).sum())}
     scores = scores_of(outputs, labels.shape[-1]).double()

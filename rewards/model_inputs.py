@@ -40,12 +40,10 @@ _SYSTEM = "You are a helpful assistant."  # the system turn that Qwen2-VL's chat
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTemplate:
-    """User text of a reward prompt."""
+    """User text of a reward prompt: the placeholder and each reward token once, in their order."""
 
     text: str
-    """With the placeholder ``{text_prompt}`` once and each reward token once."""
     reward_tokens: tuple[str, ...]
-    """In the order in which they stand in the text."""
 
     def __post_init__(self) -> None:
         counts = {part: self.text.count(part) for part in (PLACEHOLDER, *self.reward_tokens)}
@@ -98,23 +96,20 @@ class PromptEncoder:
 
     def problem(self, caption: str) -> str | None:
         """Why a caption cannot be scored, None when it can."""
-        reserved = [token for token in self._reserved if token in caption]
-        if reserved:
-            return f"the caption contains the reserved token {reserved[0]}"
-        try:
-            caption.encode("utf-8")
-        except UnicodeEncodeError:
-            return "the caption is not valid Unicode text"
-        return None
+        for token in self._reserved:
+            if token in caption:
+                return f"the caption contains the reserved token {token}"
+        # Half a surrogate pair, which JSON can spell, has no UTF-8; the tokenizer would panic.
+        is_text = not any("\ud800" <= letter <= "\udfff" for letter in caption)
+        return None if is_text else "the caption is not valid Unicode text"
 
     def encode(self, caption: str, num_vision_tokens: int, stop_at: str | None = None) -> list[int]:
         """Token ids of the prompt up to the reward token ``stop_at``, or to the template's last.
 
         What follows it cannot move its score. A caption that cannot be scored is a UserError.
         """
-        reason = self.problem(caption)
-        if reason is not None:
-            raise UserError(reason, expected="plain text", remedy="rewrite the caption")
+        if reason := self.problem(caption):
+            raise UserError(reason, expected="plain text")
         stop = self.template.reward_tokens[-1] if stop_at is None else stop_at
         text = chat_text(self.template.render(caption), self.vision)
         kept = text[: text.index(stop) + len(stop)]
@@ -134,13 +129,10 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     try:
         if single.is_file():
             read_json(single)  # the tokenizers library raises a bare Exception on a cut file
-        if single.is_file() and not (path / "tokenizer_config.json").is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(single))
-        if not path.is_dir():
-            raise FileNotFoundError("no such directory")
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except CheckpointError:
-        raise
+            if not (path / "tokenizer_config.json").is_file():
+                return PreTrainedTokenizerFast(tokenizer_file=str(single))
+        # A name that is no folder would be looked up on the hub.
+        return AutoTokenizer.from_pretrained(path.resolve(strict=True), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise CheckpointError(
             f"the tokenizer cannot be read: {error}",
@@ -160,7 +152,7 @@ def add_reward_tokens(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[str])
 def check_tokenizer(
     tokenizer: PreTrainedTokenizerFast, config: RewardModelConfig, reward_tokens: Sequence[str]
 ) -> None:
-    """Raise a CheckpointError unless all tokens have the ids and the number the model expects."""
+    """Refuse a tokenizer whose tokens have other ids or another number than the model's."""
     added = tokenizer.get_added_vocab()
     backbone = config.backbone
     expected = {
@@ -183,9 +175,7 @@ def check_tokenizer(
         raise CheckpointError(
             "the tokenizer does not fit the model",
             received="; ".join(problems),
-            expected="the tokenizer that the model was trained with",
-            remedy=f"use the tokenizer of Qwen2-VL-Instruct (a turn ends with {TURN_END}), to "
-            "which only the reward tokens are added",
+            expected=f"that of Qwen2-VL-Instruct (a turn ends with {TURN_END}), and reward tokens",
         )
 
 
@@ -214,16 +204,14 @@ def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipInputs:
-    """One clip or image with its prompt."""
+    """One clip or image with its prompt; equal keys for equal inputs."""
 
     key: Hashable
-    """Equal for equal inputs."""
     ids: list[int]
     """Token ids up to the last reward token that is read."""
     patches: Tensor
     """[t h w, 1176] uint8, of resized frames."""
     grid: Grid
-    """(t, h, w) in patches."""
 
 
 def shown_frames(frames: Tensor, spec: RewardSpec) -> Tensor:

@@ -35,7 +35,7 @@ RECENT_BYTES = 1 << 26
 
 
 class FrameCache:
-    """Frames uint8 [F, C, H, W] by clip in memory that all loader processes of a training share.
+    """Frames uint8 [F, C, H, W] by clip in memory that all loader processes share.
 
     The memory is mapped before the loaders are forked, so a clip that one of them has decoded is
     there for all; it is taken as it fills, and what does not fit is not kept. An anonymous mapping
@@ -56,7 +56,6 @@ class FrameCache:
             raise UserError(
                 f"the memory for frames cannot be had: {error}",
                 received=f"{num_bytes / 2**20:.0f} MiB",
-                expected="what the system lets a process map",
                 remedy="lower cache_mib; clips that do not fit are decoded each time",
             ) from error
         # numpy: a slice of it costs a fraction of torch's, and leaves the interpreter's lock alone.
@@ -92,13 +91,12 @@ class FrameCache:
 
 
 class ClipKey(NamedTuple):
-    """What the inputs of a clip follow from, for one reward."""
+    """What the inputs of a clip follow from; ``slot`` is the frame for an image reward."""
 
     path: str
     fps: float | None
     prompt: str
     slot: int
-    """Number of the chosen frame, for an image reward."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,43 +110,23 @@ class PairInputs:
 
 
 def trained_tokens(spec: RewardSpec, dimensions: Sequence[str]) -> tuple[int, ...]:
-    """Indices of the reward tokens that score ``dimensions``.
-
-    Refused are a dimension that the reward does not score, and several for an image reward.
-    """
-    if spec.kind == "hpsv3":
-        if len(dimensions) != 1:
-            raise UserError(
-                "an image reward has one score",
-                received=", ".join(dimensions),
-                expected="one dimension (a column of labels)",
-                remedy="set dimensions to one name, such as Overall",
-            )
-        return (0,)
-    unknown = [name for name in dimensions if name not in DIMENSIONS]
-    if unknown:
+    """Indices of the reward tokens that score ``dimensions``; an image reward has one score."""
+    images = spec.kind == "hpsv3"
+    if (images and len(dimensions) != 1) or not (images or set(dimensions) <= set(DIMENSIONS)):
         raise UserError(
             "the reward does not score this dimension",
-            received=", ".join(unknown),
-            expected=", ".join(DIMENSIONS),
+            received=", ".join(dimensions),
+            expected=f"some of {', '.join(DIMENSIONS)}; for hpsv3 one column of labels",
         )
-    return tuple(DIMENSIONS.index(name) for name in dimensions)
+    return (0,) if images else tuple(DIMENSIONS.index(name) for name in dimensions)
 
 
 class PairDataset(Dataset[PairInputs]):
     """Pairs of a reward; an image reward gets one row per chosen frame of a pair.
 
-    Args:
-        pairs: the pairs, each with a label that is trained.
-        dimensions: names of the trained labels.
-        spec: of the reward; its colour mode is the one that clips are shown in.
-        encoder: of the prompts.
-        root: folder that paths are relative to.
-        keep_ties: whether the loss knows ties; otherwise they count as not labelled.
-        frames_per_clip: rows per pair of an image reward.
-        general_prompt: stands in the place of the caption in every second row of a pair of an image
-            reward; None shows captions only.
-        cache_bytes: memory for resized frames; clips that do not fit are decoded each time.
+    Every pair has a label that is trained. ``keep_ties`` says whether the loss knows ties; else
+    they count as not labelled. ``general_prompt`` stands in the place of the caption in every
+    second row of a pair of an image reward.
     """
 
     def __init__(
@@ -166,9 +144,9 @@ class PairDataset(Dataset[PairInputs]):
     ) -> None:
         self.pairs, self.dimensions, self.spec, self.encoder = pairs, dimensions, spec, encoder
         self.root, self.keep_ties = root, keep_ties
+        # Attention is causal: what follows the last trained token costs and changes nothing.
         self._stop = spec.reward_tokens[max(trained_tokens(spec, dimensions))]
-        self._frames_per_clip = frames_per_clip
-        self._general_prompt = general_prompt
+        self._frames_per_clip, self._general_prompt = frames_per_clip, general_prompt
         self._rows = [
             (index, slot)
             for index, pair in enumerate(pairs)
@@ -207,8 +185,7 @@ class PairDataset(Dataset[PairInputs]):
     def _keys(self, row: int) -> tuple[ClipKey, ClipKey]:
         index, slot = self._rows[row]
         pair = self.pairs[index]
-        general = self._general_prompt if slot % 2 else None
-        prompt = pair.prompt if general is None else general
+        prompt = (self._general_prompt if slot % 2 else None) or pair.prompt
         return (
             ClipKey(pair.path_a, pair.fps_a, prompt, slot),
             ClipKey(pair.path_b, pair.fps_b, prompt, slot),
@@ -267,9 +244,8 @@ class PairDataset(Dataset[PairInputs]):
 def collate_pairs(rows: Sequence[PairInputs]) -> dict[str, Tensor]:
     """A batch of B pairs; a clip that several of them compare is in it once.
 
-    Returns:
-        ``labels`` int64 [B, n], ``pairs`` int64 [B], ``clips`` int64 [2, B] (which of the C clips
-        is A and which is B of each pair), and the inputs of the reward model (``collate_clips``).
+    ``labels`` int64 [B, n], ``pairs`` int64 [B], ``clips`` int64 [2, B] (which of the C clips is A
+    and which is B), and the inputs of the reward model.
     """
     clips: dict[Hashable, ClipInputs] = {}
     for row in rows:
@@ -278,9 +254,7 @@ def collate_pairs(rows: Sequence[PairInputs]) -> dict[str, Tensor]:
     return {
         "labels": torch.tensor([row.labels for row in rows]),
         "pairs": torch.tensor([row.pair for row in rows]),
-        "clips": torch.tensor(
-            [[number[row.a.key] for row in rows], [number[row.b.key] for row in rows]]
-        ),
+        "clips": torch.tensor([[number[row.a.key], number[row.b.key]] for row in rows]).T,
         **collate_clips(list(clips.values())),
     }
 

@@ -35,6 +35,7 @@ MIN_CONFIDENCE = 0.95
 """Share of annotators behind a label below which HPSv3 does not train on a pair."""
 
 _FILES = ("path_A", "path_B", "prompt")
+_SIDES = ("path", "fps", "num_frames")
 _TIMING = ("fps_A", "num_frames_A", "fps_B", "num_frames_B")
 
 
@@ -61,16 +62,10 @@ class PreferencePair:
 
     def swapped(self) -> "PreferencePair":
         """The same judgement with A and B exchanged."""
-        return replace(
-            self,
-            path_a=self.path_b,
-            path_b=self.path_a,
-            labels={dimension: SWAPPED[label] for dimension, label in self.labels.items()},
-            fps_a=self.fps_b,
-            fps_b=self.fps_a,
-            num_frames_a=self.num_frames_b,
-            num_frames_b=self.num_frames_a,
-        )
+        other = {f"{name}_a": getattr(self, f"{name}_b") for name in _SIDES}
+        other |= {f"{name}_b": getattr(self, f"{name}_a") for name in _SIDES}
+        labels = {dimension: SWAPPED[label] for dimension, label in self.labels.items()}
+        return replace(self, labels=labels, **other)
 
 
 _Text = Annotated[str, Field(pattern=r"\S")]
@@ -128,7 +123,6 @@ def read_pairs(path: Path, min_confidence: float = MIN_CONFIDENCE) -> list[Prefe
             "columns of the preference data are missing",
             received=f"{path} with {', '.join(map(str, table.columns))}",
             expected=f"{', '.join(_FILES + needed)} and one or more of {', '.join(LABELS)}",
-            remedy="add " + (", ".join(missing) or "a column of labels"),
         )
     rows = checked_rows(table, _Row, path)
     kept = [row.pair() for row in rows if row.confidence >= min_confidence]
@@ -136,7 +130,6 @@ def read_pairs(path: Path, min_confidence: float = MIN_CONFIDENCE) -> list[Prefe
         raise UserError(
             "preference data hold no pair",
             received=f"{len(rows)} pairs in {path}, none with confidence {min_confidence} or more",
-            expected="at least one",
         )
     return kept
 
@@ -188,8 +181,7 @@ def split_by_prompt(
             "the split by prompt leaves one side empty",
             received=f"{len(sides[0])} training and {len(sides[1])} validation pairs from "
             f"{len({pair.prompt for pair in pairs})} prompts",
-            expected="prompts on both sides",
-            remedy="add prompts, or change the validation share or the seed of the split",
+            expected="prompts on both sides: add some, or change the share or the seed",
         )
     return sides
 

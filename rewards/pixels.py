@@ -33,10 +33,8 @@ Resample = Literal["pil", "torch"]
 Grid = tuple[int, int, int]
 """Patches along time, height and width."""
 
-PATCH = 14
-"""Side of a vision patch in pixels."""
-MERGE = 2
-"""Patches per side that the merger turns into one token."""
+PATCH, MERGE = 14, 2
+"""Side of a vision patch in pixels; patches per side that the merger turns into one token."""
 MAX_ASPECT_RATIO = 200
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -49,15 +47,12 @@ class PixelConfig(Config):
     """How frames become patches; part of a reward's ``reward.json``."""
 
     min_pixels: int = Field(ge=(PATCH * MERGE) ** 2)
-    """Least area of a resized frame, in pixels."""
+    """Bounds of the area of a resized frame, in pixels."""
     max_pixels: int = Field(ge=(PATCH * MERGE) ** 2)
-    """Largest area of a resized frame, in pixels."""
     resample: Resample
-    """``pil`` or ``torch``: see the module's docstring."""
     mean: tuple[float, float, float] = CLIP_MEAN
-    """Subtracted from the channels, which lie in [0, 1]."""
+    """Of channels in [0, 1]."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = CLIP_STD
-    """Divides the channels."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -66,12 +61,10 @@ class PixelConfig(Config):
         return self
 
 
-HPSV3_PIXELS = PixelConfig(min_pixels=256 * 28 * 28, max_pixels=256 * 28 * 28, resample="pil")
-"""Published HPSv3 preprocessing: one area, about 256 tokens per frame."""
-VIDEOALIGN_PIXELS = PixelConfig(
-    min_pixels=128 * 28 * 28, max_pixels=256 * 28 * 28, resample="torch"
-)
-"""Published VideoAlign preprocessing: 128 to 256 tokens per pair of frames."""
+_MOST = 256 * (PATCH * MERGE) ** 2
+# As published: one area, about 256 tokens per frame; 128 to 256 tokens per pair of frames.
+HPSV3_PIXELS = PixelConfig(min_pixels=_MOST, max_pixels=_MOST, resample="pil")
+VIDEOALIGN_PIXELS = PixelConfig(min_pixels=_MOST // 2, max_pixels=_MOST, resample="torch")
 
 
 def resized_size(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -177,13 +170,8 @@ def patchify(frames: Tensor) -> Tensor:
 
     Rows go by frame pair, then over 2x2 groups of patches (the ones that the merger joins), and
     within a group row by row. A row holds channel, frame of the pair, y, x.
-
-    Args:
-        frames: [..., T, 3, H, W] with H and W multiples of 28. T is even, or 1: a still image
-            fills both frames of its pair.
-
-    Returns:
-        [..., T/2 * H/14 * W/14, 1176], dtype of the input.
+    Clips [..., T, 3, H, W] (H, W multiples of 28; T even, or 1: a still image fills both frames of
+    its pair) become [..., T/2 * H/14 * W/14, 1176].
     """
     *batch, num_frames, channels, height, width = frames.shape
     side = PATCH * MERGE
@@ -209,15 +197,7 @@ def num_tokens(grid: Grid) -> int:
 
 
 def clip_patches(frames: Tensor, config: PixelConfig) -> tuple[Tensor, Grid]:
-    """Patches of clips or still images, resized and normalised, with their grid.
-
-    Args:
-        frames: [..., T, 3, H, W] uint8, T even or 1 (still images: ``frames.unsqueeze(-4)``).
-        config: sizes, resampler, normalisation.
-
-    Returns:
-        patches [..., t * h * w, 1176] float32, and the grid (t, h, w) of :func:`patch_grid`.
-    """
+    """Patches [..., t h w, 1176] float32 of uint8 clips [..., T, 3, H, W], and their grid."""
     num_frames, _, height, width = frames.shape[-4:]
     grid = patch_grid(num_frames, height, width, config)
     resized = resize(frames, (grid[1] * PATCH, grid[2] * PATCH), config.resample)

@@ -46,7 +46,7 @@ COLUMNS = {
 """Kind of a reward directory -> the rewards that it holds."""
 _CLIP_FILE = "open_clip_config.json"
 _REWARD_FILE = "reward.json"
-_REWARD_MEMBERS = {"needs_prompt", "needs_time", "score", "to", "fingerprint"}
+_MEMBERS = ("needs_prompt", "needs_time", "score", "to", "fingerprint")
 
 
 def split_sources(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -57,7 +57,7 @@ def split_sources(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         name, has_source, source = entry.partition("=")
         if not name or (has_source and not source) or name in plain:
             raise UserError(
-                "reward is named twice" if name in plain else "reward cannot be read",
+                "reward cannot be read, or is named twice",
                 received=entry,
                 expected="NAME or NAME=SOURCE, each name once",
                 remedy="for example hpsv3_general=models/hpsv3",
@@ -69,10 +69,9 @@ def split_sources(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def check_sources(names: Iterable[str], sources: Mapping[str, str]) -> None:
-    """Refuse what :func:`load_rewards` could not load, in milliseconds: no weights, no torch.
+    """Refuse a name or source that is not there in milliseconds: no weights, no torch.
 
-    That is a misspelt name, a source without a name, a file, class or directory that is not there,
-    and a class that is no reward. Servers are not asked.
+    Classes are looked up but not run, and servers are not asked: both take time.
     """
     names = list(names)
     if unused := sorted(set(sources) - set(names)):
@@ -80,7 +79,6 @@ def check_sources(names: Iterable[str], sources: Mapping[str, str]) -> None:
             "source of a reward that is not used",
             received=", ".join(unused),
             expected=f"sources of {', '.join(names)}",
-            remedy="give the reward a weight, or remove its source",
         )
     for name in names:
         _check_source(name, _source(name, sources))
@@ -92,7 +90,7 @@ def load_rewards(
     """Rewards by name, in the order of ``names``; names of one directory share its model.
 
     On a GPU the backbones of reward directories run in bfloat16, as those of the public scorers do,
-    on a CPU in float32. Errors are those of :func:`check_sources` and of the models' loaders.
+    on a CPU in float32.
     """
     sources = sources or {}
     check_sources(names, sources)
@@ -121,7 +119,7 @@ def load_rewards(
 def load_suite(
     weights: Mapping[str, float], sources: Mapping[str, str] | None = None, *, device: str = "cpu"
 ) -> "RewardSuite":
-    """A suite from a mapping reward name -> weight of its advantage; see :func:`load_rewards`."""
+    """A suite of :func:`load_rewards` from reward name -> weight of its advantage."""
     from longtake.rewards.suite import RewardSuite
 
     rewards = load_rewards(list(weights), sources, device=device)
@@ -164,11 +162,12 @@ def _check_source(name: str, source: str) -> None:
             kind = json.loads((path / _REWARD_FILE).read_text(encoding="utf-8"))["kind"]
         except (ValueError, LookupError, TypeError):
             return  # the directory's own reader says more
-        if name not in COLUMNS.get(kind, (name,)):
+        columns = COLUMNS.get(kind, (name,))
+        if name not in columns:
             raise UserError(
                 "the reward directory has no such reward",
                 received=f"{name} from {path}",
-                expected=f"{', '.join(COLUMNS[kind])} (it is of kind {kind})",
+                expected=", ".join(columns),
             )
     elif not _is_address(source) and not (path / _CLIP_FILE).is_file():
         siblings = [str(other) for other in path.parent.glob("*") if other.is_dir()]
@@ -182,83 +181,54 @@ def _check_source(name: str, source: str) -> None:
 
 
 def _check_class(source: str) -> None:
-    """Read the class, do not run it: its file would import torch, and what else it needs."""
-    place, _, name = source.rpartition(":")
-    file = _code_file(place)
+    """Look the class up in its file without running it: that would import torch, and what else."""
+    module, _, name = source.rpartition(":")
+    path = Path(module)
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
-    except (SyntaxError, ValueError) as error:
+        if path.suffix != ".py":  # a module; its packages are imported, it is not
+            spec = importlib.util.find_spec(module)
+            path = Path(spec.origin if spec and spec.origin else module)
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+    except (OSError, ImportError, ValueError, SyntaxError) as error:
+        siblings = [file.name for file in path.parent.glob("*.py")]
         raise UserError(
-            f"the file is no Python source: {error}", received=source, remedy="correct the file"
+            f"the source of a reward is not there, or no Python source: {error}",
+            received=source,
+            expected=f"{_nearest(path.name, siblings)}FILE.py:CLASS or package.module:CLASS",
+            remedy="check the path, or correct the file",
         ) from error
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    classes = [node.name for node in body if isinstance(node, ast.ClassDef)]
     if name not in classes:
         raise UserError(
             "the file has no such class",
             received=source,
             expected=_nearest(name, classes) or ", ".join(classes) or "a class that is a reward",
         )
-    missing = _REWARD_MEMBERS - _members(name, classes)
-    if missing:
+
+
+def _load_class(source: str) -> "Reward":
+    file, _, name = source.rpartition(":")
+    if file.endswith(".py"):
+        path = str(Path(file).resolve())
+        # Named by its path: a bare `my_file` could be an installed package, or another folder's.
+        spec = importlib.util.spec_from_file_location(path, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path] = module  # where inspect finds the source for the fingerprint
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(file)
+    reward: Reward = getattr(module, name)()
+    # By attribute: a class derived from the protocol passes isinstance without its flags.
+    if missing := [member for member in _MEMBERS if not hasattr(reward, member)]:
         raise UserError(
             "the class is no reward",
-            received=f"{source} without {', '.join(sorted(missing))}",
+            received=f"{source} without {', '.join(missing)}",
             expected="a class derived from longtake.rewards.contract.Reward with "
             "needs_prompt, needs_time and score",
             remedy="see docs/how_to_reward.md",
         )
-
-
-def _members(name: str, classes: Mapping[str, ast.ClassDef]) -> set[str]:
-    """What a class of a file defines or inherits, as far as the file tells."""
-    if name == "Reward":
-        return {"to", "fingerprint"}
-    if name not in classes:
-        return _REWARD_MEMBERS  # an imported base: what it defines shows when it is loaded
-    members: set[str] = set()
-    for node in ast.walk(classes[name]):
-        if isinstance(node, ast.FunctionDef):
-            members.add(node.name)
-        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
-            members.add(node.id if isinstance(node, ast.Name) else node.attr)
-    for base in classes[name].bases:
-        if base_name := getattr(base, "id", getattr(base, "attr", "")):
-            members |= _members(base_name, classes)
-    return members
-
-
-def _code_file(place: str) -> Path:
-    """Source file of a path or of a module name; the module is not imported, its packages are."""
-    path = Path(place)
-    if path.suffix != ".py":
-        try:
-            spec = importlib.util.find_spec(place)
-        except (ImportError, ValueError):
-            spec = None
-        path = Path(spec.origin if spec and spec.origin else place)
-    if not path.is_file():
-        siblings = [file.name for file in path.parent.glob("*.py")]
-        raise UserError(
-            "the source of a reward is not there",
-            received=place,
-            expected=f"{_nearest(path.name, siblings)}FILE.py:CLASS or package.module:CLASS",
-            remedy="check the path",
-        )
-    return path
-
-
-def _load_class(source: str) -> "Reward":
-    place, _, name = source.rpartition(":")
-    if not place.endswith(".py"):
-        return getattr(importlib.import_module(place), name)()  # type: ignore[no-any-return]
-    path = Path(place).resolve()
-    # Named by its path: a bare `my_file` could be an installed package, or another folder's file.
-    spec = importlib.util.spec_from_file_location(str(path), path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[str(path)] = module  # where inspect finds the source for the fingerprint
-    spec.loader.exec_module(module)
-    return getattr(module, name)()  # type: ignore[no-any-return]
+    return reward
 
 
 def _load_directory(path: Path, names: Sequence[str], device: str) -> Mapping[str, "Reward"]:

@@ -17,6 +17,7 @@ may pass (no connection, time out, a full queue) are tried again with exponentia
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -55,16 +56,12 @@ class ClientConfig(Config):
     timeout_s: PositiveFloat = 300.0
     """Longest wait for an answer, scoring included, in one attempt."""
     connect_timeout_s: PositiveFloat = 10.0
-    """Longest wait for the connection."""
     attempts: PositiveInt = 5
-    """Attempts per request."""
     backoff_s: PositiveFloat = 0.5
     """Mean wait before the second attempt is half of this; it doubles with every further one."""
     max_backoff_s: PositiveFloat = 30.0
-    """Upper bound of one wait, unless the server asks for more."""
     max_request_bytes: PositiveInt = 128 * 2**20
-    """A batch is split into requests of at most this size (or the server's limit, if lower); a
-    single clip may use the server's limit."""
+    """A batch is split into requests of at most this size; a single clip may use the server's."""
 
 
 class RemoteFailure(LongtakeError):
@@ -95,14 +92,7 @@ class _Answer(BaseModel):
 
 
 class RemoteReward(Reward):
-    """One reward of a server. Making one asks the server for its rewards.
-
-    Args:
-        url: address of the server, http:// or https://.
-        reward: name of the reward on the server.
-        token: shared secret; by default the one in the environment.
-        config: time limits, attempts, sizes.
-    """
+    """A reward of a server, which is asked for it here; the default token is the environment's."""
 
     def __init__(
         self, url: str, reward: str, *, token: str | None = None, config: ClientConfig | None = None
@@ -141,25 +131,23 @@ class RemoteReward(Reward):
         return scores
 
     def _request(self, batch: VideoBatch) -> list[Score]:
-        body = encode_request(self.name, batch)
-        if len(body) > self._limit:
-            raise RemoteFailure(
-                f"a clip of {len(body)} bytes is over the server's limit of {self._limit}; send "
-                "uint8 or raise the limit of the server",
-                may_pass=False,
-            )
+        body, known = encode_request(self.name, batch), self._scorer.digest
         try:
+            if len(body) > self._limit:
+                raise ValueError(
+                    f"a clip of {len(body)} bytes is over the server's limit of {self._limit}; "
+                    "send uint8, or raise the limit"
+                )
             answer = _Answer.model_validate_json(self._ask("POST", SCORE_PATH, body))
             if len(answer.scores) != batch.num_samples:
                 raise ValueError(f"{len(answer.scores)} scores for {batch.num_samples} clips")
+            if answer.digest != known:
+                raise ValueError(
+                    f"the scorer changed during the run (fingerprint {known[:12]}, now "
+                    f"{answer.digest[:12]}); scores before and after are not comparable"
+                )
         except ValueError as error:  # pydantic's are ValueErrors
-            raise RemoteFailure(f"unreadable answer: {error}", may_pass=False) from error
-        if answer.digest != self._scorer.digest:
-            raise RemoteFailure(
-                f"the scorer changed during the run (fingerprint {self._scorer.digest[:12]}, now "
-                f"{answer.digest[:12]}); scores before and after are not comparable",
-                may_pass=False,
-            )
+            raise RemoteFailure(f"request or answer unusable: {error}", may_pass=False) from error
         return [
             Score.unscored(reason or "") if value is None else Score.of(value, note)
             for value, reason, note in answer.scores
@@ -189,14 +177,11 @@ class RemoteReward(Reward):
         backoff = tenacity.wait_random_exponential(config.backoff_s, config.max_backoff_s)
 
         def wait(state: tenacity.RetryCallState) -> float:
-            failure = state.outcome and state.outcome.exception()
-            assert isinstance(failure, RemoteFailure)
-            return backoff(state) + min(failure.retry_after_s, _MAX_RETRY_AFTER_S)
+            asked = getattr(state.outcome and state.outcome.exception(), "retry_after_s", 0.0)
+            return backoff(state) + min(float(asked), _MAX_RETRY_AFTER_S)
 
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(
-                lambda error: isinstance(error, RemoteFailure) and error.may_pass
-            ),
+            retry=tenacity.retry_if_exception(lambda error: getattr(error, "may_pass", False)),
             stop=tenacity.stop_after_attempt(config.attempts),
             wait=wait,
             before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
@@ -244,25 +229,19 @@ class RemoteReward(Reward):
 def encode_request(reward: str, batch: VideoBatch) -> bytes:
     """Body of a request that ``reward`` scores the clips; their dtype is kept."""
     tensors = {"video": batch.video, "fps": batch.fps_per_sample()}
-    return bytes(
-        save(
-            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-            metadata={"reward": reward, "prompts": json.dumps(list(batch.prompts))},
-        )
-    )
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    metadata = {"reward": reward, "prompts": json.dumps(list(batch.prompts))}
+    return bytes(save(tensors, metadata))
 
 
 def read_token(file: Path | None = None) -> str | None:
     """The shared secret from ``file``, or else from the environment; None without either.
 
-    A token on the command line would be visible to every user of the machine, so there is no such
-    option.
+    On the command line it would be visible to every user of the machine: there is no such option.
     """
     try:
         token = file.read_text("utf-8").strip() if file else os.environ.get(TOKEN_VARIABLE)
-        if token is not None and (
-            len(token) < MIN_TOKEN_LENGTH or not all("!" <= letter <= "~" for letter in token)
-        ):
+        if token is not None and not re.fullmatch(rf"[!-~]{{{MIN_TOKEN_LENGTH},}}", token):
             raise ValueError(f"{len(token)} characters")  # never the token itself
     except (OSError, ValueError) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeError) else error
@@ -276,16 +255,12 @@ def read_token(file: Path | None = None) -> str | None:
 
 
 def _checked(address: str) -> str:
-    """The address without a slash at its end."""
-    try:
-        url = httpx.URL(address)
-    except httpx.InvalidURL:
-        url = httpx.URL("")
-    if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query:
+    """The address without a slash at its end; it holds no secret that a log could show."""
+    if not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", address):
         raise UserError(
             "the address of the reward server cannot be used",
             received=address.rsplit("@", 1)[-1],  # never a password
             expected="http://HOST:PORT or https://HOST:PORT, without user, password or query",
             remedy="pass the token through the environment",
         )
-    return str(url).rstrip("/")
+    return address.rstrip("/")

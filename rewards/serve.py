@@ -58,9 +58,8 @@ class ServerConfig(Config):
     """Address and limits of a reward server."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. Anything but a loopback address needs a token."""
     port: NonNegativeInt = 8763
-    """TCP port; 0 lets the system choose."""
+    """0 lets the system choose."""
     queue_size: NonNegativeInt = 8
     """Requests that may wait beside the one that is scored; more get 503 and Retry-After."""
     max_request_bytes: PositiveInt = 512 * 2**20
@@ -91,10 +90,7 @@ class ScoringQueue:
             raise HTTPException(503, "too many requests are waiting", wait)
         self._admitted += 1
         try:
-            try:
-                name, batch = await asyncio.to_thread(decode_request, await request.body())
-            except UserError as error:
-                raise HTTPException(400, str(error)) from error
+            name, batch = await asyncio.to_thread(decode_request, await request.body())
             if name not in self.suites:
                 there = ", ".join(sorted(self.suites))
                 raise HTTPException(404, f"no reward {name!r} here; there are: {there}")
@@ -156,11 +152,9 @@ def reward_app(
         if request.headers.get("Content-Type") != MEDIA_TYPE:
             raise HTTPException(415, f"Content-Type must be {MEDIA_TYPE}")
         length, limit = request.headers.get("Content-Length", ""), config.max_request_bytes
-        if not length.isdecimal():
-            raise HTTPException(411, "Content-Length must be a number of bytes")
-        if int(length) > limit:
-            reason = f"the body has {length} bytes, at most {limit} are accepted; send fewer clips"
-            raise HTTPException(413, reason)
+        if not length.isdecimal() or int(length) > limit:
+            reason = f"Content-Length is {length or 'missing'}, at most {limit} bytes are accepted"
+            raise HTTPException(413 if length.isdecimal() else 411, reason)
         name, scores = await queue.answer(request)
         rows = [[score.value, score.reason, score.note] for score in scores]
         return {"scores": rows, "digest": described[name]["digest"]}
@@ -191,26 +185,18 @@ def decode_request(body: bytes) -> tuple[str, VideoBatch]:
     """The reward's name and the clips of :func:`longtake.rewards.remote.encode_request`."""
     try:
         tensors = load(body)
-    except SafetensorError as error:
-        raise UserError(
-            f"the body is not safetensors: {error}",
-            received=f"{len(body)} bytes",
-            expected="a complete safetensors file",
-        ) from error
-    # `load` drops the metadata; it has checked the length and the JSON of the header.
-    (length,) = struct.unpack_from("<Q", body)
-    metadata = json.loads(body[8 : 8 + length]).get("__metadata__", {})
-    try:
+        # `load` drops the metadata; it has checked the length and the JSON of the header.
+        (length,) = struct.unpack_from("<Q", body)
+        metadata = json.loads(body[8 : 8 + length]).get("__metadata__", {})
         prompts = json.loads(metadata["prompts"])
-        return metadata["reward"], VideoBatch(
-            video=tensors["video"], prompts=prompts, fps=tensors["fps"]
+        batch = VideoBatch(video=tensors["video"], prompts=prompts, fps=tensors["fps"])
+        return metadata["reward"], batch
+    except (SafetensorError, KeyError, ValueError) as error:  # UserErrors are ValueErrors
+        reason = (
+            f"the body cannot be used: {error}; expected are complete safetensors with the tensors "
+            "video and fps, and as metadata reward and prompts (a JSON list)"
         )
-    except (KeyError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"the body is incomplete: {error}",
-            received=f"tensors {sorted(tensors)}, metadata {sorted(metadata)}",
-            expected="tensors video and fps, metadata reward and prompts (a JSON list)",
-        ) from error
+        raise HTTPException(400, reason) from error
 
 
 @contextmanager
@@ -257,21 +243,17 @@ def _listen(config: ServerConfig, *, has_token: bool) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(
             config.host or "0.0.0.0", config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        if has_token or ipaddress.ip_address(str(address[0]).split("%")[0]).is_loopback:
-            return socket.create_server(address[:2], family=family, backlog=_MAX_CONNECTIONS)
+        # Whoever reaches the port could run the GPU and read the captions of others.
+        if not has_token and not ipaddress.ip_address(str(address[0]).split("%")[0]).is_loopback:
+            raise OSError("refusing to serve other machines without a token")
+        return socket.create_server(address[:2], family=family, backlog=_MAX_CONNECTIONS)
     except OSError as error:
         raise UserError(
             f"cannot listen: {error.strerror or error}",
             received=f"{config.host}:{config.port}",
-            expected="a name or address of this machine, and a free port",
-            remedy="choose another --port, or --port 0 for any free one",
+            expected="a free port, and an address of this machine: loopback, or with a token",
+            remedy=f"choose another --port (0 for any free one); set {TOKEN_VARIABLE}",
         ) from error
-    raise UserError(
-        "refusing to serve other machines without a token",
-        received=config.host or "every address",
-        expected="a loopback address, or a token",
-        remedy=f"set {TOKEN_VARIABLE} or pass --token-file",
-    )
 
 
 def serve(

@@ -28,9 +28,7 @@ class Normalization(Config):
     """Scale of a score: (raw - mean) / std. It cancels in advantages normalised by group."""
 
     mean: float
-    """Subtracted from the raw score."""
     std: float = Field(gt=0)
-    """Divides it."""
 
 
 class RewardSpec(Config):
@@ -39,11 +37,9 @@ class RewardSpec(Config):
     kind: RewardKind
     """``hpsv3`` scores still frames, ``videoreward`` (VideoAlign) scores clips."""
     model: RewardModelConfig
-    """Backbone, head, reward token ids, rotary precision, LoRA."""
     reward_tokens: tuple[str, ...]
     """Text of the reward tokens, in the order of their ids in ``model``."""
     pixels: PixelConfig
-    """How frames become patches."""
     sampler: FrameSampler | None = None
     """How frames of a clip are chosen; None for a reward of still frames."""
     color_mode: ColorMode = "rgb"
@@ -54,26 +50,17 @@ class RewardSpec(Config):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         clips = self.kind == "videoreward"
-        for fits, expected in (
-            (
-                (self.model.head == "ranknet") != clips,
-                "a ranknet head for hpsv3, a linear one for videoreward",
-            ),
-            (
-                (self.sampler is not None) == clips,
-                "a frame sampler for videoreward and none for hpsv3",
-            ),
-            (
-                len(self.reward_tokens) == len(self.model.reward_token_ids),
-                "one reward token per id",
-            ),
-            (
-                set(self.normalization) <= (set(DIMENSIONS) if clips else set()),
-                f"normalisation of {', '.join(DIMENSIONS)} for videoreward, of none for hpsv3",
-            ),
+        if (
+            (self.model.head == "ranknet") == clips
+            or (self.sampler is None) == clips
+            or len(self.reward_tokens) != len(self.model.reward_token_ids)
+            or not set(self.normalization) <= (set(DIMENSIONS) if clips else set())
         ):
-            if not fits:
-                raise ValueError(f"the parts of the reward do not fit: {expected}")
+            raise ValueError(
+                "the parts of the reward do not fit: expected are one reward token per id; a "
+                "linear head, a frame sampler for videoreward and normalisation of "
+                f"{', '.join(DIMENSIONS)}; or a ranknet head, no sampler and none for hpsv3"
+            )
         return self
 
     @property

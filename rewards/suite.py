@@ -58,18 +58,12 @@ class RewardSuite:
         if not rewards:
             raise UserError("reward suite is empty", remedy="name a reward")
         for name, (reward, weight) in rewards.items():
-            if not isinstance(reward, Reward):
+            if not isinstance(reward, Reward) or not 0 <= weight < math.inf:
                 raise UserError(
-                    f"{name!r} is not a reward",
-                    received=type(reward).__name__,
-                    expected="a class derived from longtake.rewards.contract.Reward",
-                )
-            if not (math.isfinite(weight) and weight >= 0):
-                raise UserError(
-                    f"weight of reward {name!r} cannot be used",
-                    received=weight,
-                    expected="a finite number >= 0",
-                    remedy="use 0 to log a reward without training on it",
+                    f"reward {name!r} or its weight cannot be used",
+                    received=f"{type(reward).__name__}, weight {weight}",
+                    expected="a class derived from longtake.rewards.contract.Reward, and a finite "
+                    "weight >= 0; 0 logs a reward without training on it",
                 )
         self.rewards: dict[str, Reward] = {name: reward for name, (reward, _) in rewards.items()}
         self.weights: dict[str, float] = {name: float(w) for name, (_, w) in rewards.items()}

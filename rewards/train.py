@@ -35,13 +35,19 @@ from transformers import (
     TrainingArguments,
 )
 
-from longtake.core.weights import iter_tensors, shard_paths, write_shards
+from longtake.core.weights import (
+    check_keys,
+    check_shape,
+    iter_tensors,
+    shard_paths,
+    write_shards,
+)
 from longtake.rewards.directory import RewardDirectory
 from longtake.rewards.losses import PairLoss, is_labelled, pair_metrics, rating_loss
 from longtake.rewards.pixels import PixelConfig, normalize_patches
 from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
 from longtake.rewards.train_config import HeadTrainingConfig
-from longtake.runtime.errors import CheckpointError, ConfigError, UserError
+from longtake.runtime.errors import ConfigError, UserError
 from longtake.runtime.progress import ProgressBar, progress_bar
 from longtake.runtime.rng import derive_key, generator
 from longtake.runtime.run_directory import RunDirectory
@@ -58,14 +64,13 @@ class PairObjective:
     """Clips are better or worse than others; batches of ``pair_dataset.collate_pairs``.
 
     ``targets`` names the entries of a batch that are no inputs of the model. An update divides the
-    sum of ``loss`` over its micro-batches by the sum of ``weight``; ``metrics`` are those of the
-    whole held-out set, ``loss`` among them.
+    sum of ``loss`` over its micro-batches by the sum of ``weight``, the number of labels;
+    ``metrics`` are those of the whole held-out set, ``loss`` among them.
     """
 
     pair_loss: PairLoss
     dimensions: tuple[str, ...]
     seed: int
-    """Names the noise of the uncertainty loss."""
     targets = ("labels", "pairs")
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], step: int) -> Tensor:
@@ -80,7 +85,7 @@ class PairObjective:
         return is_labelled(batch["labels"]).sum()
 
     def metrics(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
-        """Loss and accuracies (:func:`pair_metrics`)."""
+        """Loss and accuracies."""
         labels, pairs = batch["labels"], batch["pairs"]
         return pair_metrics(outputs, labels, pairs, self.dimensions, self.pair_loss)
 
@@ -107,9 +112,8 @@ class RatingObjective:
 
     def metrics(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
         """The loss, in float64."""
-        return {
-            "loss": float(self.loss(outputs.double(), batch, 0) / self.weight(batch).clamp(min=1))
-        }
+        total = self.loss(outputs.double(), batch, 0)
+        return {"loss": float(total / self.weight(batch).clamp(min=1))}
 
 
 Objective = PairObjective | RatingObjective
@@ -145,7 +149,7 @@ class Scorer(nn.Module):
 
 
 class HeadTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
-    """Trainer of a :class:`Scorer`; ``options`` are further arguments of transformers' Trainer."""
+    """Trainer of a :class:`Scorer`; ``options`` are those of transformers' Trainer."""
 
     def __init__(
         self,
@@ -187,17 +191,14 @@ class HeadTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, Tensor, tuple[Tensor, ...]]:
-        """Head outputs and targets of a batch; the loss is computed over the whole set instead."""
+        """Head outputs and targets; a mean of batch losses would not be the loss of the set."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = self._outputs(model, inputs)
         return None, outputs.float(), tuple(inputs[name] for name in self.objective.targets)
 
-    def _outputs(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        outputs: Tensor = model(
-            **{k: v for k, v in inputs.items() if k not in self.objective.targets}
-        )
-        return outputs
+    def _outputs(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+        return model(**{k: v for k, v in inputs.items() if k not in self.objective.targets})
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         outputs = torch.from_numpy(prediction.predictions)
@@ -229,31 +230,18 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 def load_trained(model: nn.Module, folder: Path) -> None:
     """Fill the trained parameters from a checkpoint, which holds them all and no others."""
     state = trained_state(model)
-    missing = set(state)
-    strange = []
-    for path in shard_paths(folder, TRAINED_STEM):
-        for name, tensor in iter_tensors(path):
-            if name in missing and tensor.shape == state[name].shape:
-                state[name].copy_(tensor)
-                missing.remove(name)
-            else:
-                strange.append(f"{name} {tuple(tensor.shape)}")
-    if missing or strange:
-        raise CheckpointError(
-            "the checkpoint does not fit what is trained",
-            received=f"{folder}: {len(missing)} missing, {len(strange)} strange, for example "
-            + min([*strange, *missing]),
-            expected=f"{len(state)} parameters of the same configuration",
-            remedy="resume with the configuration of the run, or from an earlier checkpoint",
-        )
+    stored = {k: v for path in shard_paths(folder, TRAINED_STEM) for k, v in iter_tensors(path)}
+    check_keys(stored, state, folder)
+    for name, tensor in stored.items():
+        check_shape(name, tensor, state[name].shape, folder)
+        state[name].copy_(tensor)
 
 
 def make_trainable(model: Qwen2VLRewardModel, config: HeadTrainingConfig) -> None:
     """Mark what is trained and give it float32 weights; everything else is frozen.
 
-    Trained are the head, the rows of the reward tokens (apart from the embedding matrix, which
-    stays frozen), the LoRA or the language model, and the vision tower if asked. Weights that are
-    trained keep float32: updates of 2e-6 vanish in bfloat16.
+    Trained are the head, the rows of the reward tokens (the embedding matrix stays frozen), the
+    LoRA or the language model, and the vision tower if asked.
     """
     model.requires_grad_(False)
     if config.method == "lora":
@@ -262,19 +250,17 @@ def make_trainable(model: Qwen2VLRewardModel, config: HeadTrainingConfig) -> Non
                 config.lora.rank, config.lora.alpha, config.seed, dropout=config.lora.dropout
             )
         trained = [p for name, p in model.named_parameters() if ".lora_" in name]
+    elif model.config.lora_rank:
+        raise ConfigError(
+            "the base has an unmerged LoRA", received="method full", expected="method lora"
+        )
     else:
-        if model.config.lora_rank:
-            raise ConfigError(
-                "the base has an unmerged LoRA",
-                received="method full",
-                expected="method lora, which trains it on",
-                remedy="use method lora, or merge the base first",
-            )
         embedding = model.embedding.weight
         trained = [p for p in model.model.language_model.parameters() if p is not embedding]
     if config.train_vision:
         trained += model.model.visual.parameters()
     trained += [*model.rm_head.parameters(), model.split_reward_rows()]
+    # Updates of 2e-6 vanish in bfloat16.
     for parameter in trained:
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
@@ -291,9 +277,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         other = ("embed", "rm_head", "reward_rows")
-        hidden = [p.ndim == 2 and not any(part in name for part in other) for name, p in named]
-        matrices = [p for (_, p), is_hidden in zip(named, hidden, strict=True) if is_hidden]
-        rest = [p for (_, p), is_hidden in zip(named, hidden, strict=True) if not is_hidden]
+        # Orthogonal steps suit maps between hidden states, not tables of rows or single outputs.
+        hidden = {k for k, p in named if p.ndim == 2 and not any(part in k for part in other)}
+        matrices = [p for name, p in named if name in hidden]
+        rest = [p for name, p in named if name not in hidden]
         self._parts = [
             torch.optim.Muon(matrices, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(rest, learning_rate, weight_decay=weight_decay),
@@ -304,7 +291,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # Trainer gives none
-        """One step of both."""
+        """Step both."""
         for part in self._parts:
             part.step()
 
@@ -320,11 +307,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 class PromptSampler(Sampler[int]):
-    """Visits every row once per epoch, prompt by prompt.
+    """Visits every row once per epoch, prompt by prompt, in an order of the seed and the epoch.
 
     Pairs of one prompt share clips, and a batch scores a clip once: six pairs of four clips cost
-    four forward passes in place of twelve. The order within a prompt and of the prompts is drawn
-    anew for each epoch, and depends on the seed and the epoch alone.
+    four forward passes in place of twelve.
     """
 
     def __init__(self, groups: Sequence[Sequence[int]], seed: int) -> None:
@@ -347,15 +333,15 @@ class PromptSampler(Sampler[int]):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedHead:
-    """The weights with the lowest held-out loss, and what they give on the held-out set."""
+    """The weights with the lowest held-out loss, and what they give on the held-out set.
+
+    ``outputs`` are of the held-out rows, in their order; ``metrics`` are ``eval_*``.
+    """
 
     model: Qwen2VLRewardModel
     outputs: Tensor
-    """Head outputs of the held-out rows, in their order."""
     metrics: dict[str, float]
-    """``eval_*``."""
     updates: int
-    """Updates that were made."""
     best_update: int
     """Updates after which the weights were taken."""
 
@@ -365,6 +351,8 @@ class HeadTraining:
     """One training: what is trained on what, and how often.
 
     Rows of both data sets become batches by ``collate``; the targets of ``objective`` are in them.
+    ``batch`` is the rows per update, a multiple of ``config.micro_batch``; without a ``sampler``
+    the training rows are shuffled.
     """
 
     source: RewardDirectory
@@ -376,9 +364,7 @@ class HeadTraining:
     collate: Callable[[Sequence[Any]], dict[str, Tensor]]
     updates: int
     batch: int
-    """Rows per update, a multiple of ``config.micro_batch``."""
     sampler: Sampler[int] | None = None
-    """Order of the training rows; None shuffles them."""
 
     def run(
         self, run: RunDirectory, trackers: Trackers, device: torch.device, console: Console
@@ -435,11 +421,9 @@ class HeadTraining:
             seed=noise_seed(config.seed),
         )
         args._n_gpu = min(args.n_gpu, 1)  # else DataParallel would cut the patches of a batch
-        callbacks = []
-        if config.patience:
-            callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.patience))
         scorer = Scorer(model, self.tokens, self.source.spec.pixels)
         muon = config.optimizer == "muon"
+        patience = config.patience
         trainer = HeadTrainer(
             scorer,
             args,
@@ -448,7 +432,7 @@ class HeadTraining:
             train_dataset=self.train,
             eval_dataset=self.held_out,
             data_collator=self.collate,
-            callbacks=callbacks,
+            callbacks=[EarlyStoppingCallback(patience)] if patience else [],
             optimizers=(
                 MuonWithAdamW(scorer, config.learning_rate, config.weight_decay) if muon else None,
                 None,
@@ -506,8 +490,7 @@ def noise_seed(seed: int) -> int:
 class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     """Metrics to the run directory, progress to the screen, a validation after the last update.
 
-    ``update`` of a record is the number of the last finished update, counted from 0; -1 is the
-    validation before the first one.
+    ``update`` of a record counts from 0; -1 is the validation before the first update.
     """
 
     def __init__(self, trackers: Trackers, bar: ProgressBar) -> None:
@@ -530,7 +513,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no type
         **_: Any,
     ) -> None:
         """Record numbers; end a training that diverged."""
-        if not logs or "train_runtime" in logs:
+        if not logs or "train_runtime" in logs:  # Trainer's summary at the end
             return
         update = state.global_step - 1
         _require_finite(update, **{k: logs[k] for k in ("loss", "grad_norm") if k in logs})

@@ -16,7 +16,6 @@ from pydantic import (
 )
 
 from longtake.runtime.config import Config
-from longtake.runtime.errors import ConfigError
 
 Method = Literal["lora", "full"]
 Schedule = Literal["constant", "cosine"]
@@ -43,7 +42,6 @@ class HeadTrainingConfig(Config):
     dimensions: tuple[str, ...]
     """What is trained together."""
     method: Method = "lora"
-    """How the language model is trained."""
     lora: LoraSettings = LoraSettings()
     """Settings of method lora; an unmerged LoRA of the base is trained on with its own rank."""
     train_vision: bool = True
@@ -57,9 +55,7 @@ class HeadTrainingConfig(Config):
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the updates in which the rate rises linearly. Both papers: 0.05."""
     weight_decay: NonNegativeFloat = 0.0
-    """Decoupled."""
     max_grad_norm: PositiveFloat = 1.0
-    """Gradients are scaled down to this norm."""
     micro_batch: PositiveInt = 1
     """Rows (pairs, clips) per forward. Changes memory and speed, not the update (dropout apart)."""
     gradient_checkpointing: bool = False
@@ -82,11 +78,7 @@ class HeadTrainingConfig(Config):
     @model_validator(mode="after")
     def _dimensions_differ(self) -> Self:
         if not self.dimensions or len(set(self.dimensions)) < len(self.dimensions):
-            raise ConfigError(
-                "dimensions cannot be trained",
-                received=list(self.dimensions),
-                expected="one or more different names",
-            )
+            raise ValueError(f"dimensions {self.dimensions}: one or more different names")
         return self
 
 
@@ -117,7 +109,6 @@ class RewardTrainingConfig(HeadTrainingConfig):
     """Training of the head, the reward-token rows and the backbone of one reward."""
 
     data: PairDataConfig = PairDataConfig()
-    """The preference pairs."""
     dimensions: tuple[str, ...] = ("MQ",)
     """Dimensions trained together: VQ, MQ, TA of a video reward; one label column of an image
     reward (Overall for HPSv3's files). The report trains MQ and TA apart."""
@@ -147,9 +138,5 @@ class RewardTrainingConfig(HeadTrainingConfig):
     @model_validator(mode="after")
     def _batch_is_cut(self) -> Self:
         if self.batch_pairs % self.micro_batch:
-            raise ConfigError(
-                "batch_pairs cannot be cut into micro-batches",
-                received=f"batch_pairs {self.batch_pairs}, micro_batch {self.micro_batch}",
-                expected="a multiple",
-            )
+            raise ValueError(f"batch_pairs: a multiple of micro_batch, {self.micro_batch}")
         return self

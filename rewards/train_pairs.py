@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -64,16 +63,14 @@ REWARD_FOLDER, PUBLIC_FOLDER = "reward", "public"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What is trained on what."""
+    """What is trained on what; training may stop before ``updates``."""
 
     spec: RewardSpec
     """Of the result: the base's, in the colour mode of the training, not normalised."""
     loss: PairLoss
     train: PairDataset
     validation: PairDataset
-    """Pairs of other prompts."""
     updates: int
-    """Unless training stops early."""
 
     def table(self) -> Table:
         """Numbers of pairs, prompts and labels."""
@@ -101,9 +98,7 @@ def train_reward(
 ) -> Path | None:
     """Train a reward: settings of a file, of ``key=value`` overrides, then ``base`` and ``data``.
 
-    Returns:
-        The trained reward directory, ``output_dir/reward``; None for a dry run, which prints the
-        plan and writes nothing.
+    Returns ``output_dir/reward``; None for a dry run, which prints the plan and writes nothing.
     """
     config = merge_config(RewardTrainingConfig(), config_file, overrides)
     if base is not None:
@@ -126,6 +121,7 @@ def train_reward(
         files = {"data": config.data.train, "validation": config.data.validation}
         provenance = collect({name: Path(file) for name, file in files.items() if file})
         run.write_json("provenance.json", {**provenance, "base": source.fingerprint()})
+        by_prompt = PromptSampler(plan.train.rows_of_prompts(), config.seed)
         head = HeadTraining(
             source=source,
             config=config,
@@ -138,9 +134,7 @@ def train_reward(
             collate=collate_pairs,
             updates=plan.updates,
             batch=config.batch_pairs,
-            sampler=PromptSampler(plan.train.rows_of_prompts(), config.seed)
-            if config.group_by_prompt
-            else None,
+            sampler=by_prompt if config.group_by_prompt else None,
         ).run(run, trackers, where, console)
         scores = score_statistics(plan.validation, head.outputs)
         summary = {
@@ -156,7 +150,11 @@ def train_reward(
             "validation": head.metrics,
             "scores": scores,
         }
-        reward = _export(run, config, source, _normalized(plan.spec, scores), head)
+        # Validation scores get mean 0 and deviation 1, as VideoAlign publishes; HPSv3's are raw,
+        # and a head that gives every clip one score has no scale.
+        scales = {k: Normalization(**v) for k, v in scores.items() if v["std"] > 0}
+        spec = plan.spec.replace(normalization={} if plan.spec.kind == "hpsv3" else scales)
+        reward = _export(run, config, source, spec, head)
         run.write_json("summary.json", summary)
     rows: list[tuple[str, float]] = list(head.metrics.items())
     console.print(result_table(f"validation of {reward}", ["metric", "value"], rows))
@@ -188,19 +186,15 @@ def plan_training(config: RewardTrainingConfig, source: RewardDirectory) -> Trai
     spec = source.spec.replace(normalization={}, color_mode=_color_mode(config, source.spec))
     ranknet = spec.model.head == "ranknet"
     kind = config.loss or ("uncertainty" if ranknet else "bradley_terry_ties")
-    if kind == "uncertainty" and not ranknet:
+    images = spec.kind == "hpsv3" and config.data.frames_per_clip > 1
+    # Every second frame of a clip gets the general prompt.
+    if (kind == "uncertainty" and not ranknet) or (config.data.general_prompt and not images):
         raise ConfigError(
-            "the head has no uncertainty",
-            received=f"loss uncertainty for a {spec.model.head} head",
-            expected="bradley_terry_ties or bradley_terry",
-        )
-    if config.data.general_prompt and (spec.kind != "hpsv3" or config.data.frames_per_clip < 2):
-        raise ConfigError(
-            "the general prompt cannot be shown",
-            received=f"data.general_prompt for a reward of kind {spec.kind}, "
-            f"data.frames_per_clip {config.data.frames_per_clip}",
-            expected="an image reward (hpsv3) and at least 2 frames of each clip: every second "
-            "one gets the prompt",
+            "the reward has no uncertainty, or the general prompt cannot be shown",
+            received=f"loss {kind}, data.general_prompt {config.data.general_prompt}, "
+            f"data.frames_per_clip {config.data.frames_per_clip} for a reward of kind {spec.kind}",
+            expected="for hpsv3 2 or more frames with the general prompt; for videoreward "
+            "bradley_terry_ties or bradley_terry, and no general prompt",
         )
     train, validation = _read(config)
     train_data, validation_data = (
@@ -244,8 +238,7 @@ def _color_mode(config: RewardTrainingConfig, spec: RewardSpec) -> ColorMode:
         raise ConfigError(
             "dimensions of different colour modes are trained together",
             received=", ".join(config.dimensions),
-            expected="MQ alone (gray), or VQ and TA (colour)",
-            remedy="train MQ apart, or set color_mode for all of them",
+            expected="MQ alone (gray), VQ and TA (colour), or a color_mode for all of them",
         )
     return modes.pop()
 
@@ -266,8 +259,7 @@ def _read(config: RewardTrainingConfig) -> tuple[list[PreferencePair], list[Pref
         raise UserError(
             "prompts are in the training and in the validation data",
             received=f"{len(shared)} prompts, for example {min(shared)!r}",
-            expected="other prompts in each",
-            remedy="leave data.validation out to split data.train by prompt",
+            expected="other prompts in each, or no data.validation to split data.train by prompt",
         )
     return tables[0], tables[1]
 
@@ -282,9 +274,7 @@ def _usable(
             raise UserError(
                 f"no pair has a label for {name} that the loss can use",
                 received=f"{len(pairs)} pairs",
-                expected="A or B" + (" or same" if keep_ties else "") + " in some of them",
-                remedy="choose another dimension, other data"
-                + ("" if keep_ties else ", or the loss bradley_terry_ties"),
+                expected="A or B in some of them, or same with the loss bradley_terry_ties",
             )
     return [pair for pair in pairs if any(pair.label(name) not in unused for name in dimensions)]
 
@@ -295,25 +285,13 @@ def score_statistics(data: PairDataset, outputs: Tensor) -> dict[str, dict[str, 
     Head outputs are [rows, 2, K]; a clip of several pairs counts once.
     """
     scores = scores_of(outputs, len(data.dimensions)).double()
-    by_clip = {
-        key: scores[row, side]
-        for row, keys in enumerate(data.clip_keys())
-        for side, key in enumerate(keys)
-    }
+    keys = enumerate(data.clip_keys())
+    by_clip = {key: scores[row, side] for row, both in keys for side, key in enumerate(both)}
     table = torch.stack(list(by_clip.values()))
     return {
         name: {"mean": float(column.mean()), "std": float(column.std(correction=0))}
         for name, column in zip(data.dimensions, table.unbind(-1), strict=True)
     }
-
-
-def _normalized(spec: RewardSpec, scores: dict[str, dict[str, float]]) -> RewardSpec:
-    """With scores of the validation clips at mean 0 and deviation 1, as VideoAlign publishes."""
-    if spec.kind == "hpsv3":
-        return spec
-    # A head that gives every clip one score has no scale.
-    scales = {k: Normalization(**v) for k, v in scores.items() if v["std"] > 0}
-    return spec.replace(normalization=scales)
 
 
 def _export(
@@ -325,15 +303,11 @@ def _export(
 ) -> Path:
     path = run.path / REWARD_FOLDER
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    training = {
-        "updates": head.updates,
-        "best_update": head.best_update,
-        "validation": head.metrics,
-    }
     # A threshold that does not exist is NaN, which JSON has not.
-    provenance: dict[str, Any] = to_plain(
-        {"trained_from": source.fingerprint(), "training": training}
+    training = to_plain(
+        {"updates": head.updates, "best_update": head.best_update, "validation": head.metrics}
     )
+    provenance = {"trained_from": source.fingerprint(), "training": training}
     with run.writing(REWARD_FOLDER):
         shutil.rmtree(path, ignore_errors=True)  # of the same run, finished before
         export_reward(head.model, path, source, spec, dtype, provenance)

@@ -29,7 +29,6 @@ from longtake.rewards.spec import DIMENSIONS
 from longtake.runtime.errors import UserError
 
 COLUMNS = {f"videoalign_{dimension.lower()}": dimension for dimension in DIMENSIONS}
-"""Name of the reward -> dimension."""
 TOKENS_PER_PASS = 16384
 """Tokens of one forward pass, padding included: some six clips of 93 frames at 15 fps."""
 
@@ -56,10 +55,9 @@ class VideoAlignReward(Reward):
         self._tokens_per_pass = tokens_per_pass
 
     def score(self, batch: VideoBatch) -> Sequence[Score]:
-        """Scores of clips, each independent of the rest of the batch.
+        """Scores of clips, on the scale of the directory if it has one for the dimension.
 
-        A clip with fewer than two frames or (TA) a caption that spells a reserved token is
-        unscored. Scores are on the scale of the directory, if it has one for the dimension.
+        A clip with fewer than two frames or (TA) a caption that spells a reserved token has none.
         """
         scores: dict[Hashable, Score] = {}
         clips: list[ClipInputs] = []
@@ -72,13 +70,8 @@ class VideoAlignReward(Reward):
         for indices in token_batches([len(clip.ids) for clip in clips], self._tokens_per_pass):
             group = [clips[index] for index in indices]
             inputs = collate_clips(group)
-            raw = self._model.score(
-                inputs["input_ids"],
-                inputs["attention_mask"],
-                normalize_patches(inputs["pixel_values"], self._directory.spec.pixels),
-                inputs["grid_thw"],
-                (self._token,),
-            )
+            pixels = normalize_patches(inputs.pop("pixel_values"), self._directory.spec.pixels)
+            raw = self._model.score(**inputs, pixel_values=pixels, tokens=(self._token,))
             raw = raw[:, 0].float().cpu()
             # The scale cancels in group advantages; it makes scores of runs comparable.
             if self._scale is not None:
@@ -121,9 +114,6 @@ def load_videoalign(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, VideoAlignReward]:
-    """The rewards of a directory of kind ``videoreward``, with one copy of its weights.
-
-    ``dtype`` is the backbone's; the head is float32.
-    """
+    """The rewards of a directory of kind ``videoreward``, with one copy of its weights."""
     model = directory.load_model(device, dtype)
     return {name: VideoAlignReward(directory, model, name) for name in names}

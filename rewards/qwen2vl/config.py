@@ -38,7 +38,6 @@ class RewardModelConfig(Config):
     backbone: Any
     """Qwen2VLConfig: sizes and token ids; fields of a Qwen2-VL config.json are taken too."""
     head: HeadKind
-    """Form of the head."""
     reward_token_ids: tuple[int, ...]
     """Vocabulary ids of the reward tokens, in the order in which they stand in the prompt."""
     rotary: RotaryPrecision = "bf16"
@@ -83,7 +82,6 @@ def backbone_config(fields: Mapping[str, Any]) -> Qwen2VLConfig:
             f"the backbone configuration cannot be used: {error}",
             received=sorted(fields),
             expected="the fields of a Qwen2-VL config.json",
-            remedy="copy config.json again from its source",
         ) from error
 
 
@@ -99,12 +97,7 @@ def hpsv3_config() -> RewardModelConfig:
 def videoreward_config(
     head: HeadKind = "shared_linear", *, lora: bool = False
 ) -> RewardModelConfig:
-    """VideoReward (VideoAlign): Qwen2-VL-2B; visual quality, motion quality, text alignment.
-
-    Args:
-        head: as :func:`~longtake.rewards.qwen2vl.layers.infer_head` reads it off the checkpoint.
-        lora: keep the published LoRA (rank 64, alpha 128) unmerged.
-    """
+    """VideoReward (VideoAlign): Qwen2-VL-2B; ``lora`` is the published, unmerged one."""
     return RewardModelConfig(
         backbone=_published_backbone(1536, 8960, heads=12, key_value_heads=2, reward_tokens=3),
         head=head,

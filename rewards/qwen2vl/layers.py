@@ -43,17 +43,19 @@ def inverse_frequencies(
     return frequencies.to(device)
 
 
-class TextRotary(nn.Module):
+class _Rotary(nn.Module):
+    def __init__(self, head_dim: int, theta: float, precision: RotaryPrecision) -> None:
+        super().__init__()
+        self.head_dim, self.theta, self.precision = head_dim, theta, precision
+
+
+class TextRotary(_Rotary):
     """Cosines and sines for the language model, from plain 1-D positions.
 
     Qwen2-VL splits the channels into three sections with a position each (time, height, width). The
     public reward models never pass those positions, so all three are the token index and the
     sections play no part.
     """
-
-    def __init__(self, head_dim: int, theta: float, precision: RotaryPrecision) -> None:
-        super().__init__()
-        self.head_dim, self.theta, self.precision = head_dim, theta, precision
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,12 +66,8 @@ class TextRotary(nn.Module):
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
 
-class VisionRotary(nn.Module):
+class VisionRotary(_Rotary):
     """Cosines and sines for the vision tower: half the channels by row, half by column."""
-
-    def __init__(self, head_dim: int, theta: float, precision: RotaryPrecision) -> None:
-        super().__init__()
-        self.head_dim, self.theta, self.precision = head_dim, theta, precision
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,14 +136,8 @@ class RanknetHead(nn.Sequential):
     """HPSv3's head: 1024 and 16 hidden units with ReLU, two outputs; keys 0, 3 and 5."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(
-            nn.Linear(width, 1024),
-            nn.ReLU(),
-            nn.Dropout(0.05),
-            nn.Linear(1024, 16),
-            nn.ReLU(),
-            nn.Linear(16, 2),
-        )
+        first, second, last = nn.Linear(width, 1024), nn.Linear(1024, 16), nn.Linear(16, 2)
+        super().__init__(first, nn.ReLU(), nn.Dropout(0.05), second, nn.ReLU(), last)
 
     def score_rows(self, rows: Tensor, tokens: Sequence[int]) -> Tensor:
         """Rows [B, 1, D] to [B, 2]: the score mu and the raw sigma; sigma = exp(raw sigma)."""
@@ -196,6 +188,5 @@ def infer_head(shapes: Mapping[str, Sequence[int]]) -> HeadKind:
         "the checkpoint has no reward head of a known form",
         received=str(head) if head else f"no tensor named {HEAD_PREFIX}*",
         expected=f"{HEAD_PREFIX}weight with 1 or {DIAGONAL_ROWS} rows (VideoAlign), or "
-        f"{HEAD_PREFIX}0, 3 and 5 with biases (HPSv3)",
-        remedy="use a complete reward checkpoint, not the base model it was trained from",
+        f"{HEAD_PREFIX}0, 3 and 5 with biases (HPSv3); the base model has none",
     )

@@ -32,25 +32,21 @@ from longtake.rewards.qwen2vl.layers import (
 )
 
 LORA_TARGETS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
 """Linear layers of the language model that VideoAlign's LoRA adapts, all of them."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values of the first tokens of B sequences, computed once."""
+    """The first P tokens of B sequences, computed once.
+
+    Per layer, keys and values [B, key-value heads, P, head dim]; lengths [B] without padding.
+    """
 
     key_values: tuple[tuple[Tensor, Tensor], ...]
-    """Per layer, keys and values [B, key-value heads, P, head dim]."""
     lengths: Tensor
-    """[B] int64, tokens of each row without its padding."""
 
 
 class Qwen2VLRewardModel(nn.Module):
@@ -108,18 +104,13 @@ class Qwen2VLRewardModel(nn.Module):
         grid_thw: Tensor,
         tokens: Sequence[int] | None = None,
     ) -> Tensor:
-        """Scores of B prompts, with gradients when the caller's mode asks for them.
+        """Scores of B prompts, float32: [B, 2] (mu, raw sigma) of a ranknet head, else [B, n].
 
-        Args:
-            input_ids: [B, L] int64, padded on the right; one image or video token per merged patch.
-            attention_mask: [B, L], 1 for tokens and 0 for padding.
-            pixel_values: [sum of t h w, 1176] normalised patches of all rows, in their order.
-            grid_thw: [V, 3] int64, patches along time, height and width of each image or video.
-            tokens: indices into ``config.reward_token_ids`` of the scores, None for all. With (1,)
-                VideoAlign stops at its motion token and never reads the caption.
-
-        Returns:
-            float32: [B, 2] (mu, raw sigma) of a ranknet head, [B, n] of a linear one.
+        ``input_ids`` and ``attention_mask`` (0 for padding) are [B, L], padded on the right, with
+        one image or video token per merged patch; ``pixel_values`` [sum of t h w, 1176] the
+        normalised patches of all rows in their order; ``grid_thw`` [V, 3] the patches along time,
+        height and width of each image or video. ``tokens`` are indices of reward tokens, None for
+        all: with (1,) VideoAlign stops at its motion token and never reads the caption.
         """
         ids, lengths = self._prompts(input_ids, attention_mask)
         chosen = self._tokens(tokens)
@@ -334,13 +325,7 @@ def score_variants(
 ) -> list[Tensor]:
     """Scores of S prompts for each of B pictures; equal to S calls of ``model.score``.
 
-    Args:
-        model: the reward model.
-        variants: S pairs (input_ids [B, L_s], attention_mask [B, L_s]), padded on the right; the
-            lengths may differ.
-        pixel_values: patches of the B pictures, as :meth:`Qwen2VLRewardModel.forward` takes them.
-        grid_thw: their grids.
-        tokens: which scores, as there.
+    ``variants`` are S pairs (input_ids, attention_mask) [B, L_s] of any lengths.
     """
     shared = common_lengths(variants, model.config.reward_token_ids)
     ids = variants[0][0]

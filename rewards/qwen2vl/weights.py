@@ -20,11 +20,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from longtake.core.weights import check_unique, fill_model, listed
+from longtake.core.weights import check_unique, fill_model
 from longtake.rewards.qwen2vl.config import RewardModelConfig
 from longtake.rewards.qwen2vl.layers import HEAD_PREFIX
 from longtake.rewards.qwen2vl.model import Qwen2VLRewardModel
-from longtake.runtime.errors import CheckpointError
 
 Layout = Literal["current", "legacy", "peft"]
 PEFT_PREFIX = "base_model.model."
@@ -84,28 +83,12 @@ def merge_lora(state: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]
     The scaling is alpha / rank; the published VideoReward has 128 / 64.
     """
     current = current_layout(state)
-    problems: list[str] = []
     updates: dict[str, Tensor] = {}
     for module in lora_modules(current):
-        names = [f"{module}.base_layer.weight"]
-        names += [f"{module}.{factor}.{_ADAPTER}.weight" for factor in ("lora_A", "lora_B")]
-        absent = [name for name in names if name not in current]
-        if absent:
-            problems += [f"{name} is missing" for name in absent]
-            continue
-        base, down, up = (current[name] for name in names)
-        if up.shape[1] != down.shape[0] or (up.shape[0], down.shape[1]) != tuple(base.shape):
-            shapes = " x ".join(str(tuple(t.shape)) for t in (up, down))
-            problems.append(f"{module}: {shapes} does not fit {tuple(base.shape)}")
-            continue
-        update = up.float() @ down.float()
-        updates[names[0]] = (base.float() + scaling * update).to(base.dtype)
-    if problems:
-        raise CheckpointError(
-            "the LoRA cannot be merged",
-            received=f"{len(problems)} problems: {listed(problems)}",
-            expected="base_layer, lora_A and lora_B of every adapted layer",
-            remedy="copy the checkpoint again from its source",
+        base = current[f"{module}.base_layer.weight"]
+        down, up = (current[f"{module}.lora_{part}.{_ADAPTER}.weight"].float() for part in "AB")
+        updates[f"{module}.base_layer.weight"] = (base.float() + scaling * (up @ down)).to(
+            base.dtype
         )
     return {
         key.replace(".base_layer.", "."): updates.get(key, tensor)
@@ -128,8 +111,8 @@ def load_reward_model(
 ) -> Qwen2VLRewardModel:
     """Build a reward model, inert and in evaluation mode, from weights in any key layout.
 
-    The weights are a state dict, or a directory with ``model.safetensors`` (or shards), which is
-    streamed tensor by tensor onto the device. ``dtype`` is that of the backbone and its LoRA.
+    A directory with ``model.safetensors`` (or shards) is streamed tensor by tensor onto the device.
+    ``dtype`` is that of the backbone and its LoRA.
     """
     model = empty_reward_model(config)
     fill_model(

@@ -11,8 +11,7 @@ from longtake import cli
 from longtake.core.video import write_mp4
 from longtake.evaluation.pairs import evaluate_pairs
 from longtake.rewards.pairs import A_WINS, B_WINS, TIE, PreferencePair, write_pairs
-from longtake.rewards.score_files import score_clips
-from longtake.rewards.score_table import find_inputs
+from longtake.rewards.score_files import find_inputs, score_clips
 from longtake.runtime.errors import UserError
 
 REWARD = "general"

@@ -143,7 +143,7 @@ DAMAGED = {
     "tensor": (drop_tensor, "text_projection"),
     "no weights": (lambda weights, _: weights.unlink(), "could not be loaded"),
     "no json": (lambda _, config: config.write_text("{"), "cannot read open_clip_config.json"),
-    "empty": (lambda _, config: config.write_text("{}"), "no open_clip model configuration"),
+    "empty": (lambda _, config: config.write_text("{}"), "model_cfg"),
     "code": (pickled, "cannot load"),
     "download": (downloading, "hf_model_name=xlm-roberta-base"),
 }

@@ -95,8 +95,6 @@ GOOD = "class Good(Reward):\n    needs_prompt = needs_time = False\n    def scor
     [
         ("mine.py:God", r"Good\?"),
         ("min.py:Good", r"mine.py\?"),
-        ("mine.py:Odd", "without needs_prompt, needs_time"),
-        ("mine.py:Loose", "fingerprint"),
         ("broken.py:Good", "no Python source"),
         ("longtake.sandbox.absent:Good", "not there"),
         ("longtake.sandbox.analytic_rewards:Genera", r"General\?"),
@@ -105,13 +103,25 @@ GOOD = "class Good(Reward):\n    needs_prompt = needs_time = False\n    def scor
 )
 def test_a_source_that_cannot_be_used_is_refused_at_the_door(source, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    odd = "class Odd(Reward):\n    def score(self, batch): ..."
-    loose = "class Loose:\n    needs_prompt = needs_time = False\n    def score(self, batch): ..."
-    Path("mine.py").write_text("\n".join((GOOD, odd, loose)))
+    Path("mine.py").write_text(GOOD)
     Path("broken.py").write_text("class")
     check_sources(["x"], {"x": "mine.py:Good"})
     with pytest.raises(UserError, match=words):
         check_sources(["x"], {"x": source})
+
+
+@pytest.mark.parametrize(
+    ("code", "missing"),
+    [
+        ("class Odd(Reward):\n    def score(self, batch): ...", "needs_prompt, needs_time"),
+        ("class Odd:\n    needs_prompt = needs_time = False", "score, to, fingerprint"),
+    ],
+)
+def test_a_class_without_a_member_is_no_reward(code, missing, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(f"from longtake.rewards.contract import Reward\n{code}\n")
+    with pytest.raises(UserError, match=f"without {missing}"):
+        load_rewards(["x"], {"x": f"{file}:Odd"})
 
 
 def test_names_that_do_not_fit_are_refused(hpsv3):

@@ -154,14 +154,14 @@ def request(**changes):
 
 WHOLE = encode_request("text_alignment", batch())
 REFUSED = {
-    "no video": (request(video=None), "incomplete"),
-    "half a list": (request(prompts="["), "incomplete"),
-    "two captions": (request(prompts='["a", "b"]'), "captions do not fit"),
-    "shape": (request(video=torch.zeros(3, 4, 8, 8)), "wrong shape"),
-    "dtype": (request(video=torch.zeros(3, 4, 3, 8, 8, dtype=torch.int32)), "cannot be used"),
-    "rate": (request(fps=torch.tensor([8.0, 0.0, 8.0])), "playback rate"),
-    "pickle": (pickle.dumps({"video": 1}), "not safetensors"),
-    "cut": (WHOLE[:-1], "not safetensors"),
+    "no video": (request(video=None), "cannot be used"),
+    "half a list": (request(prompts="["), "cannot be used"),
+    "two captions": (request(prompts='["a", "b"]'), "cannot be scored"),
+    "shape": (request(video=torch.zeros(3, 4, 8, 8)), "cannot be scored"),
+    "dtype": (request(video=torch.zeros(3, 4, 3, 8, 8, dtype=torch.int32)), "cannot be scored"),
+    "rate": (request(fps=torch.tensor([8.0, 0.0, 8.0])), "cannot be scored"),
+    "pickle": (pickle.dumps({"video": 1}), "cannot be used"),
+    "cut": (WHOLE[:-1], "cannot be used"),
 }
 
 
@@ -323,7 +323,7 @@ def test_a_server_that_is_gone_comes_back_and_must_be_the_same():
 
 BROKEN = {
     "cut": (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc", "connection failed"),
-    "garbage": (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "unreadable answer"),
+    "garbage": (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "answer unusable"),
     "gateway": (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", "status 502: Bad Gat"),
 }
 

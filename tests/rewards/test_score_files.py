@@ -16,12 +16,13 @@ from longtake.core.video import read_video, to_uint8, write_mp4
 from longtake.rewards import score_files as engine
 from longtake.rewards.contract import VideoBatch
 from longtake.rewards.registry import load_suite
-from longtake.rewards.score_files import print_report, score_clips
-from longtake.rewards.score_table import (
+from longtake.rewards.score_files import (
     NAMED_NOTE,
     ScoreRow,
     find_inputs,
+    print_report,
     read_table,
+    score_clips,
     write_table,
 )
 from longtake.rewards.suite import RewardSuite

@@ -101,7 +101,7 @@ def test_broken_clips_never_reach_a_reward():
     ("rewards", "words"),
     [
         ({}, "empty"),
-        ({"a": (lambda clips: 0, 1.0)}, "not a reward"),
+        ({"a": (lambda clips: 0, 1.0)}, "cannot be used"),
         ({"a": (Brightness(), -1.0)}, "weight"),
         ({"a": (Brightness(), math.nan)}, "weight"),
     ],
