@@ -20,7 +20,7 @@ from longtake.evaluation.compare import (
 from longtake.evaluation.comparison import ComparisonSettings
 from longtake.evaluation.vbench.results import parse_dimension, write_results
 from longtake.evaluation.vbench.suites import VBENCH2
-from longtake.rewards.score_table import ScoreRow, write_table
+from longtake.rewards.score_files import ScoreRow, write_table
 from longtake.runtime.errors import UserError
 
 EVIL = "A <script>alert('x')</script> & \"quoted\" prompt"
