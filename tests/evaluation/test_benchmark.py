@@ -16,12 +16,10 @@ from longtake.evaluation.benchmark import (
     ImagePrompt,
     ReferenceImage,
     TextPrompt,
-    of_category,
     pixel_digest,
     read_records,
     read_taxonomy,
     read_text_set,
-    sample_prompts,
     scene_name,
     trigrams,
     write_images,
@@ -113,16 +111,6 @@ def test_records_with_other_fields_are_refused(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         read_text_set("t2v_human", tmp_path)
     assert read_records(INTERNAL_SUITE / "t2v_human.jsonl", TextPrompt)[0].id == line["id"]
-
-
-def test_subsets_are_named_by_their_seed():
-    drawn = sample_prompts(human(), 8, seed=3)
-    assert drawn == sample_prompts(human(), 8, seed=3) != sample_prompts(human(), 8, seed=4)
-    assert [p.id for p in drawn] == sorted(p.id for p in drawn)
-    assert all("lighting" in p.categories for p in of_category(human(), "lighting"))
-    for call in (lambda: sample_prompts(human(), 501, 0), lambda: of_category(human(), "drama")):
-        with pytest.raises(UserError):
-            call()
 
 
 def test_images_are_drawn_at_their_size_with_a_manifest(tmp_path):

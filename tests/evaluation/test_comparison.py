@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from longtake.evaluation import comparison
-from longtake.evaluation.comparison import ComparisonSettings, compare_models, mean_draws
+from longtake.evaluation.comparison import ComparisonSettings, compare_models
 from longtake.evaluation.dimensions import TASKS
 from longtake.runtime.statistics import paired_bootstrap, sign_flip_test
 
@@ -108,19 +107,3 @@ def test_holm_counts_all_pairs_and_dimensions():
     smallest = differences.loc[differences["p"].idxmin()]
     assert len(differences) == 6
     assert smallest["p_holm"] == pytest.approx(min(6 * smallest["p"], 1.0))
-
-
-def test_blocks_of_columns_change_nothing(monkeypatch, published_mos, make_exact_scores):
-    scores = make_exact_scores(published_mos["t2v"], TASKS["t2v"], clusters=30)
-    settings = ComparisonSettings(resamples=300)
-    whole = compare(scores, TASKS["t2v"], settings)[0]
-    monkeypatch.setattr(comparison, "_BLOCK", 3)
-    again = compare(scores, TASKS["t2v"], settings)[0]
-    assert again["ci_low"].to_numpy() == pytest.approx(whole["ci_low"].to_numpy())
-
-
-def test_mean_draws_are_the_bootstrap_of_the_means(make_exact_scores):
-    scores = make_exact_scores({"A": (3.0,), "B": (2.0,)}, ["d"], clusters=50)
-    draws = mean_draws(scores, ["B", "A"], SETTINGS, seed=0)
-    cell = compare(scores)[0].loc["d", "A"]
-    assert np.quantile(draws[:, 1], [0.025, 0.975]) == pytest.approx([cell.ci_low, cell.ci_high])

@@ -1,7 +1,6 @@
 """The state machine, the assignments, and a whole study driven by sheets."""
 
 import csv
-import random
 
 import pytest
 
@@ -12,7 +11,6 @@ from longtake.evaluation.protocol import (
     State,
     assess,
     assign,
-    protocol_status,
     write_assignments,
 )
 from longtake.evaluation.ratings import Sample, import_ratings, read_samples, write_samples
@@ -79,30 +77,6 @@ def test_the_first_raters_are_those_who_finish_first():
     ratings.append(("s", "r1", "motion", 1.0))
     unit = one(ratings)
     assert unit.state is State.AGREED and unit.complete == ("r2", "r3", "r4", "r1")
-
-
-def test_a_study_driven_by_assignments_ends_as_the_protocol_says():
-    rng = random.Random(0)
-    rule = ProtocolConfig(scope="dimension")
-    samples = [f"s{i}" for i in range(25)]
-    ratings = []
-    for rounds in range(5):  # noqa: B007
-        assignments, short = assign(assess(ratings, DIMENSIONS, rule, samples), RATERS)
-        assert not short
-        if not assignments:
-            break
-        seen = {(r, s, d) for s, r, d, _ in ratings}
-        for item in assignments:
-            for dimension in item.dimensions:
-                assert (item.rater, item.sample, dimension) not in seen  # nobody rates twice
-                ratings.append((item.sample, item.rater, dimension, float(rng.randint(2, 5))))
-    assert rounds == 2  # the first raters, the extra ones, nothing
-    units = assess(ratings, DIMENSIONS, rule, samples)
-    for unit in units:
-        assert unit.state in (State.AGREED, State.RESOLVED) and not unit.surplus
-        assert len(unit.complete) == (3 if unit.state is State.AGREED else 5)
-    status = protocol_status(units, rule)
-    assert status.budget_factor == pytest.approx(1 + 2 / 3 * status.escalated / len(units))
 
 
 def test_assignments_are_balanced_and_shuffled():

@@ -11,7 +11,7 @@ from longtake.rewards.directory import (
 from longtake.rewards.frames import FrameSampler
 from longtake.rewards.model_inputs import PromptTemplate
 from longtake.rewards.spec import Normalization
-from longtake.runtime.errors import CheckpointError, UserError
+from longtake.runtime.errors import CheckpointError
 from longtake.sandbox.recipes.tiny_vlm import byte_tokenizer
 from longtake.tests.tiny_reward import tiny_reward_model, tiny_spec, write_tiny_reward
 
@@ -212,17 +212,3 @@ def test_a_tokenizer_of_another_model_is_refused(make_reward, tmp_path):
     assert "<|VQ_reward|> is missing" in message and "<|MQ_reward|> has id 262, not 263" in message
     assert "263 tokens for 265 embedding rows" in message
     assert not (tmp_path / "new").exists()
-
-
-def test_parts_that_do_not_fit_are_refused(make_reward):
-    clip, still = make_reward("videoreward").spec, make_reward("hpsv3").spec
-    wrong = [
-        (still, {"kind": "videoreward"}),
-        (still, {"sampler": FrameSampler()}),
-        (still, {"normalization": {"MQ": Normalization(mean=0.0, std=1.0)}}),
-        (clip, {"normalization": {"XQ": Normalization(mean=0.0, std=1.0)}}),
-        (clip, {"reward_tokens": ("<|a|>",)}),
-    ]
-    for spec, change in wrong:
-        with pytest.raises(UserError, match="do not fit"):
-            spec.replace(**change)

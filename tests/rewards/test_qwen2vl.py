@@ -117,22 +117,6 @@ def test_the_gradient_of_the_reward_rows_is_that_of_the_embedding():
         torch.testing.assert_close(rows.grad, expected)
 
 
-def test_split_rows_act_and_join_again():
-    model = video_model()
-    batch = random_prompts(model.config, 0, [12], VIDEO)
-    before, state = model.score(**batch), dict(model.state_dict())
-    rows = model.split_reward_rows()
-    assert rows is model.split_reward_rows() and rows.dtype == torch.float32
-    assert torch.equal(model.score(**batch), before)
-    with torch.no_grad():
-        rows.add_(0.5)
-    moved = model.score(**batch)
-    assert difference(moved, before) > 1e-2
-    model.join_reward_rows()
-    assert model.state_dict().keys() == state.keys()
-    assert torch.equal(model.score(**batch), moved)
-
-
 def test_a_new_lora_changes_no_score_and_is_named_by_its_seed():
     model = video_model()
     batch = random_prompts(model.config, 0, [12], VIDEO)

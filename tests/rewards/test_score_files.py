@@ -1,7 +1,6 @@
 """Files in, table out: inputs, per-row failures, resume after a kill, and what is printed."""
 
 import csv
-import dataclasses
 import json
 import math
 
@@ -339,14 +338,3 @@ def test_json_for_machines(folder, capsys):
     assert [row["scores"] for row in printed["rows"]] == [dict(row.scores) for row in report.rows]
     assert printed["unscored"] == report.unscored() and printed["mean"] == report.means()
     assert printed["rewards"]["general"]["kind"] == "analytic"
-
-
-def test_a_table_for_people(folder, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-    report = run(folder)
-    assert capsys.readouterr().out == ""
-    many = dataclasses.replace(report, rows=list(report.rows) * 10)
-    print_report(many, as_json=False)
-    printed = capsys.readouterr().out
-    assert "unscored by text_alignment: the clip has no caption" in printed
-    assert "10 more rows are not shown" in printed and "mean of 30" in printed

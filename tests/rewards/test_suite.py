@@ -71,12 +71,6 @@ def test_only_the_clip_that_causes_the_error_is_lost():
     torch.testing.assert_close(scores.scores[0, 3], clips.video[3].mean())
 
 
-def test_ctrl_c_is_not_swallowed():
-    suite = RewardSuite({"a": (Brightness(fail=raise_on(None, KeyboardInterrupt())), 1.0)})
-    with pytest.raises(KeyboardInterrupt):
-        suite.score(batch())
-
-
 @pytest.mark.parametrize("wrong", [None, [1.0] * 4, 3.0, [Score(1.0)] * 8])
 def test_what_is_not_one_score_per_clip_is_reported(wrong):
     suite = RewardSuite({"a": (Brightness(fail=lambda clips, scores: wrong), 1.0)})

@@ -205,15 +205,6 @@ def test_only_what_is_asked_for_is_trained(start, pair_folder, method, vision):
     assert any("q_proj.weight" in name for name in changed)
 
 
-def test_bfloat16_training_moves_the_weights(start, pair_folder):
-    _, reward = start("max_updates=1", "precision=bfloat16", "learning_rate=2e-6")
-    head = weights(reward)["rm_head.weight"]
-    before = weights(read_reward_directory(pair_folder / "videoreward"))["rm_head.weight"]
-    # In bfloat16 the step of 2e-6 would round away.
-    assert head.dtype == torch.float32
-    assert 1e-6 < (head - before).abs().max() < 1e-5
-
-
 @pytest.mark.parametrize(
     ("kind", "extra"),
     [

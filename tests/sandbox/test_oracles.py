@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from longtake.sandbox.captions import caption, parse_caption
-from longtake.sandbox.corruptions import CORRUPTIONS
 from longtake.sandbox.facts import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, SPEEDS
 from longtake.sandbox.oracles import ORACLES, UNPROMPTED_MOTION, oracle_scores
 from longtake.sandbox.oracles.alignment import alignment_of, fact_scores
@@ -36,16 +35,6 @@ def test_separate_and_shared_calls_agree_on_any_batch_split(name, clean):
     parts = torch.cat([oracle(video[:1], TEXTS[:1]), oracle(video[1:], TEXTS[1:6])])
     assert torch.equal(parts, oracle(video, TEXTS[:6]))
     assert torch.equal(parts, clean[name][:6])
-
-
-def test_decoder_softness_and_grain_cost_little():
-    video = render(SCENES[:24], dtype=torch.float32)
-    soft = CORRUPTIONS["blur"](video, 0.75 / 3.0, torch.Generator())
-    grain = torch.randn(soft.shape, generator=torch.Generator().manual_seed(0))
-    scores = oracle_scores((soft + 0.02 * grain).clamp(0, 1), TEXTS[:24])
-    assert scores["visual"].mean() >= 0.93
-    assert scores["alignment"].mean() >= 0.98
-    assert scores["motion"].mean() >= 0.98
 
 
 def _swapped(scene, attribute):
@@ -104,13 +93,6 @@ def test_a_wrong_number_of_sprites_lowers_alignment():
     assert scores[0] > 0.98 and scores[1] < 0.65
     assert ORACLES["alignment"](video, [text_one, text_one])[0] < 0.95
     assert ORACLES["motion"](video, [text_two, text_two])[1] < 0.6
-
-
-def test_a_clip_without_a_sprite_scores_low():
-    empty = torch.full((2, 17, 3, 64, 64), 0.4)
-    scores = oracle_scores(empty, ["red circle", TEXTS[0]])
-    assert scores["alignment"].max() < 0.35
-    assert scores["motion"].max() < 0.1 and scores["visual"].max() < 0.1
 
 
 def test_not_finite_pixels_are_unscored():

@@ -79,11 +79,3 @@ def test_colours_at_the_centre_and_in_the_corner():
             for frame, (x, y) in enumerate(sprite.centres()):
                 pixel = clip[frame, :, int(y), int(x)].tolist()
                 assert pixel == pytest.approx(COLOURS[sprite.colour], abs=0.003)
-
-
-def test_other_sizes_rescale_the_scene():
-    scenes = sample_scenes(13, 0, 6)
-    small = render(scenes, dtype=torch.float32)
-    large = render(scenes, size=128, dtype=torch.float32)
-    pooled = torch.nn.functional.avg_pool2d(large.flatten(0, 1), 2).unflatten(0, large.shape[:2])
-    assert (pooled - small).abs().mean() < 2e-3
