@@ -101,18 +101,15 @@ def mos_assign(
     Example: python cli.py eval mos assign --samples videos --output-dir round1
     --set protocol.threshold=3 --set protocol.scope=dimension
     """
+    from longtake.evaluation import protocol, tables
     from longtake.evaluation.annotation.study_pages import write_mos_pages
-    from longtake.evaluation.protocol import write_assignments
     from longtake.evaluation.ratings import read_samples
-    from longtake.evaluation.tables import print_findings
 
     settings = _mos_settings(task, dimension, overrides)
-    rule = settings.protocol
-    listed = read_samples(samples)
+    rule, names = settings.protocol, settings.dimensions
+    listed, earlier = read_samples(samples), ratings or ()
     raters = rater or [f"rater{number}" for number in range(1, rule.first_raters + 1)]
-    report = write_assignments(
-        listed, ratings or (), settings.dimensions, rule, raters, output_dir, seed=seed
-    )
+    report = protocol.write_assignments(listed, earlier, names, rule, raters, output_dir, seed=seed)
     states = ", ".join(f"{count} {state}" for state, count in report.status.states.items())
     typer.echo(f"{'videos' if rule.scope == 'video' else 'videos and dimensions'}: {states}")
     for line in report.sheets or ["nothing to rate"]:
@@ -122,7 +119,7 @@ def mos_assign(
         embed = round(embed_mb * 1e6)
         pages = write_mos_pages(output_dir, listed, report.assignments, report.files, embed)
         findings += _show_pages(pages)
-    print_findings(findings)
+    tables.print_findings(findings)
 
 
 @mos.command("score")
@@ -158,20 +155,19 @@ def mos_report(
     Example: python cli.py eval mos report --ratings ratings.jsonl --samples videos
     --output-dir report --set comparison.confidence=0.9 --set rules.exclude_raters=[ann]
     """
-    from longtake.evaluation.figures import write_mos_figure
+    from longtake.evaluation import figures, tables
     from longtake.evaluation.mos import mos_from_files, mos_tables
-    from longtake.evaluation.tables import present
 
     settings = _mos_settings(task, dimension, overrides)
     result = mos_from_files(ratings, settings, samples=samples, automatic=automatic)
-    present(
+    tables.present(
         "mos",
         result.as_record(),
         mos_tables(result),
         result.findings,
         inputs=[path for path in (*ratings, samples, automatic) if path is not None],
         folder=output_dir,
-        draw=lambda path: write_mos_figure(result, path),
+        draw=lambda path: figures.write_mos_figure(result, path),
         as_json=as_json,
         shown=("overview", "comparisons", "merged_overview", "agreement", "protocol"),
     )
@@ -202,7 +198,7 @@ def mos_simulate(
 
 
 @gsb.command("plan")
-def gsb_plan(
+def gsb_plan_command(
     samples: Samples,
     output_dir: Annotated[Path, folder_option("Folder of the plan.")],
     reference: Annotated[str | None, typer.Option(help="Its wins are G. Default: all.")] = None,
@@ -218,22 +214,21 @@ def gsb_plan(
 
     Example: python cli.py eval gsb plan --samples samples.csv --reference A --output-dir plan
     """
+    from longtake.evaluation import dimensions, gsb_plan, ratings, tables
     from longtake.evaluation.annotation.study_pages import write_gsb_pages
-    from longtake.evaluation.dimensions import dimension_names
-    from longtake.evaluation.gsb_plan import plan_pairs, write_plan
-    from longtake.evaluation.ratings import read_samples
-    from longtake.evaluation.tables import print_findings
 
-    listed = read_samples(samples)
-    pairs, findings = plan_pairs(listed, reference=reference, rivals=rival or (), seed=seed)
-    names = dimension_names(task, dimension or ())
-    sheet = write_plan(output_dir, pairs, listed, names)
+    listed = ratings.read_samples(samples)
+    pairs, findings = gsb_plan.plan_pairs(
+        listed, reference=reference, rivals=rival or (), seed=seed
+    )
+    names = dimensions.dimension_names(task, dimension or ())
+    sheet = gsb_plan.write_plan(output_dir, pairs, listed, names)
     typer.echo(f"{len(pairs)} pairs; give raters a page, or {sheet} with the videos; keep the key")
     if page:
         embed = round(embed_mb * 1e6)
         pages = write_gsb_pages(output_dir, listed, pairs, names, rater or (), embed)
         findings += _show_pages(pages)
-    print_findings((*listed.findings, *findings))
+    tables.print_findings((*listed.findings, *findings))
 
 
 @gsb.command("score")
@@ -271,24 +266,22 @@ def gsb_report(
 
     Example: python cli.py eval gsb report plan --output-dir report --set confidence=0.9
     """
-    from longtake.evaluation.dimensions import dimension_names
-    from longtake.evaluation.figures import write_gsb_figure
-    from longtake.evaluation.gsb import ANSWER_LOG, GsbSettings, gsb_from_files, gsb_tables
-    from longtake.evaluation.gsb_plan import KEY_FILE
-    from longtake.evaluation.tables import present
+    from longtake.evaluation import dimensions, figures, gsb_plan, tables
+    from longtake.evaluation import gsb as study
     from longtake.runtime.config import merge_config
 
-    files = answers or [plan / ANSWER_LOG]
-    settings = merge_config(GsbSettings(), None, overrides or ())
-    result = gsb_from_files(plan, files, dimension_names(task, dimension or ()), settings)
-    present(
+    files = answers or [plan / study.ANSWER_LOG]
+    settings = merge_config(study.GsbSettings(), None, overrides or ())
+    names = dimensions.dimension_names(task, dimension or ())
+    result = study.gsb_from_files(plan, files, names, settings)
+    tables.present(
         "gsb",
         result.as_record(),
-        gsb_tables(result),
+        study.gsb_tables(result),
         result.findings,
-        inputs=[plan / KEY_FILE, *files],
+        inputs=[plan / gsb_plan.KEY_FILE, *files],
         folder=output_dir,
-        draw=lambda path: write_gsb_figure(result, path),
+        draw=lambda path: figures.write_gsb_figure(result, path),
         as_json=as_json,
         shown=("overview", "tests", "ranking", "position", "agreement"),
     )
@@ -318,9 +311,8 @@ def bench_list(directory: BenchFolder = None, category: BenchCategory = None) ->
         (entry.name, *(sum(entry.name in p.categories for p in part) for part in sets.values()))
         for entry in benchmark.read_taxonomy(folder / benchmark.TAXONOMY_FILE)
     ]
-    console = Console()
-    console.print(result_table("sets", ["set", "samples"], sizes))
-    console.print(result_table("categories", ["category", *sets], rows))
+    Console().print(result_table("sets", ["set", "samples"], sizes))
+    Console().print(result_table("categories", ["category", *sets], rows))
 
 
 @bench.command("sample")
@@ -399,18 +391,16 @@ def rescore_command(
     Example: python cli.py eval rescore --samples samples.csv --reward motion_quality
     --output scores.jsonl
     """
-    from longtake.evaluation.ratings import read_samples
-    from longtake.evaluation.score import RewardScorer, rescore
-    from longtake.evaluation.tables import print_findings
+    from longtake.evaluation import ratings, score, tables
     from longtake.runtime.progress import progress_bar
 
-    listed = read_samples(samples)
-    scorer = RewardScorer(reward, device=device)
+    listed = ratings.read_samples(samples)
+    scorer = score.RewardScorer(reward, device=device)
     with progress_bar("scoring", len(listed.samples)) as bar:
-        report = rescore(listed, scorer, output, bar.update)
+        report = score.rescore(listed, scorer, output, bar.update)
     already = f"{report.kept} were there already, {report.unscored} without a score"
     typer.echo(f"{report.scored} scores added to {output}, {already}")
-    print_findings((*listed.findings, *report.findings))
+    tables.print_findings((*listed.findings, *report.findings))
     raise typer.Exit(1 if report.unscored else 0)
 
 
@@ -428,8 +418,8 @@ def power_command(
     from longtake.evaluation.power import USUAL, power_statement
     from longtake.runtime.config import merge_config
 
-    settings = merge_config(USUAL, None, overrides or ())
-    typer.echo(power_statement(kind, n=n, effect=effect, settings=settings))
+    assumed = merge_config(USUAL, None, overrides or ())
+    typer.echo(power_statement(kind, n=n, effect=effect, settings=assumed))
 
 
 for name, commands in (

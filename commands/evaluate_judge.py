@@ -29,15 +29,12 @@ Samples = Annotated[Path | None, file_option("CSV: sample, model, prompt, captio
 def judge_train(
     output_dir: Annotated[Path, folder_option("Run directory.")],
     kind: Annotated[
-        Literal["regression", "generative"],
-        typer.Option(help="A head on the rewards' backbone, or a Qwen-VL that answers in text."),
+        Literal["regression", "generative"], typer.Option(help="A head, or answers in text.")
     ] = "regression",
     base: Annotated[Path | None, folder_option("Reward directory; generative: checkpoint.")] = None,
     ratings: Annotated[list[Path] | None, file_option("Ratings to learn; repeatable.")] = None,
     samples: Samples = None,
-    held_out_model: Annotated[
-        list[str] | None, names_option("--held-out-model", "Only tested; repeatable.")
-    ] = None,
+    held_out_model: Annotated[list[str] | None, names_option("--held-out-model", "Tested.")] = None,
     config: Annotated[Path | None, file_option("YAML of settings.")] = None,
     overrides: Overrides = None,
     resume: Resume = False,
@@ -86,30 +83,29 @@ def judge_calibrate(
     """
     from rich.console import Console
 
+    from longtake.evaluation import tables
+    from longtake.evaluation.judge import data, score
     from longtake.evaluation.judge.calibration import Calibration, CalibrationSettings, fit_curves
-    from longtake.evaluation.judge.data import read_rated_clips
     from longtake.evaluation.judge.directory import read_judge, set_calibration
-    from longtake.evaluation.judge.score import raw_scores
-    from longtake.evaluation.tables import print_findings
     from longtake.runtime.config import merge_config
     from longtake.runtime.device import pick_device
     from longtake.runtime.progress import progress_bar, result_table
 
     own = read_judge(directory)
     settings = merge_config(CalibrationSettings(), None, overrides or ())
-    clips = read_rated_clips(ratings, samples, own.dimensions)
+    clips = data.read_rated_clips(ratings, samples, own.dimensions)
     on = pick_device(device)
     with progress_bar("raw scores", len(clips.samples.samples)) as bar:
-        scores = raw_scores(own, clips, output_dir, device=on, on_progress=bar.update)
+        scores = score.raw_scores(own, clips, output_dir, device=on, on_progress=bar.update)
     curves = fit_curves(clips, scores, settings)
     set_calibration(own, Calibration(judge=own.digest, curves=curves))
-    columns = ["dimension", "curve", "n", "prompts", "RMSE isotonic", "RMSE logistic"]
+    columns = ["dimension", "curve", "n", "prompts", "isotonic", "logistic"]  # errors: RMSE, points
     rows = [
-        [name, c.method, c.n, c.n_prompts, c.errors["isotonic"], c.errors["logistic"]]
+        [name, c.method, c.n, c.n_prompts, *(c.errors[kind] for kind in columns[-2:])]
         for name, c in curves.items()
     ]
     Console().print(result_table(f"Calibration of {own.name}", columns, rows))
-    print_findings(clips.findings)
+    tables.print_findings(clips.findings)
 
 
 @judge.command("score")
@@ -126,21 +122,19 @@ def judge_score(
     Example: python cli.py eval judge score runs/judge/judge --samples runs/judge/test.csv
     --control all --output-dir runs/scores
     """
-    from longtake.evaluation.judge.card import CONTROLS
-    from longtake.evaluation.judge.directory import read_judge
-    from longtake.evaluation.judge.score import score_samples
-    from longtake.evaluation.ratings import read_samples
-    from longtake.evaluation.tables import print_findings
+    from longtake.evaluation import ratings, tables
+    from longtake.evaluation.judge import card, score
+    from longtake.evaluation.judge import directory as judges
     from longtake.runtime.device import pick_device
     from longtake.runtime.progress import progress_bar
 
-    listed = read_samples(samples)
-    names = list(CONTROLS) if control and "all" in control else list(control or ())
+    listed = ratings.read_samples(samples)
+    names = list(card.CONTROLS) if control and "all" in control else list(control or ())
     total, order = len(listed.samples), ["scores", *names]
     with progress_bar("scores", total * len(order)) as bar:
-        reports = score_samples(
+        reports = score.score_samples(
             listed,
-            read_judge(directory),
+            judges.read_judge(directory),
             output_dir,
             device=pick_device(device),
             calibrated=not raw,
@@ -150,7 +144,7 @@ def judge_score(
     for name, done in reports.items():
         counts = f"{done.scored} scores, {done.unscored} without a score"
         typer.echo(f"{name}: {counts}, {done.kept} were there already")
-    print_findings(listed.findings)
+    tables.print_findings(listed.findings)
 
 
 @judge.command("report")
@@ -172,13 +166,13 @@ def judge_report(
     --samples runs/judge/test.csv --scores runs/scores/scores.jsonl
     --controls runs/scores/controls.jsonl --judge runs/judge/judge --output-dir runs/card
     """
-    from longtake.evaluation.judge.card import report_card_from_files, report_tables
+    from longtake.evaluation.judge import card as cards
     from longtake.evaluation.judge.data import JUDGED
     from longtake.evaluation.judge.levels import LevelSettings
     from longtake.evaluation.tables import present
     from longtake.runtime.config import merge_config
 
-    card = report_card_from_files(
+    card = cards.report_card_from_files(
         ratings,
         samples,
         scores,
@@ -191,7 +185,7 @@ def judge_report(
     present(
         "judge_report",
         card.as_record(),
-        report_tables(card),
+        cards.report_tables(card),
         card.findings,
         inputs=[path for path in (*ratings, samples, scores, controls) if path is not None],
         folder=output_dir,

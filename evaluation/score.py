@@ -30,21 +30,13 @@ VideoScores = Mapping[str, Score]
 class Scorer(Protocol):
     """A model that rates videos."""
 
-    @property
-    def name(self) -> str:
-        """Name and version: scores of two names are never mixed."""
-
-    @property
-    def dimensions(self) -> tuple[str, ...]:
-        """What it scores."""
-
-    @property
-    def calibration(self) -> str:
-        """What maps its scores to the raters' scale; empty when nothing does."""
-
-    @property
-    def batch(self) -> int:
-        """Videos that are scored together, and lost together when the run is stopped."""
+    name: str
+    """Name and version: scores of two names are never mixed."""
+    dimensions: tuple[str, ...]
+    calibration: str
+    """What maps its scores to the raters' scale; empty when nothing does."""
+    batch: int
+    """Videos that are scored together, and lost together when the run is stopped."""
 
     def score(self, clips: Sequence[tuple[Path, str]]) -> list[VideoScores]:
         """The scores of each video with its caption."""
