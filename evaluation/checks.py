@@ -233,7 +233,6 @@ def _check_repeats(sieve: _Sieve, policy: str) -> None:
         raise UserError(
             f"{len(cases)} contradictory ratings",
             received="; ".join(cases[:3]),
-            expected="one score of a rater for a sample and dimension",
             remedy="correct the file, or --set rules.contradictions=last (or mean)",
         )
     effects = {"last": "the last one is used", "mean": "their mean is used"}

@@ -97,11 +97,8 @@ def plan_pairs(
             )
     findings.add("video without a partner", "not in a pair", unpaired)
     if not pairs:
-        raise UserError(
-            "no two models have a video of the same prompt",
-            received=f"{len(samples.samples)} samples of {', '.join(models)}",
-            expected="at least two models with videos of the same prompts",
-        )
+        received = f"{len(samples.samples)} samples of {', '.join(models)}"
+        raise UserError("no two models have a video of the same prompt", received=received)
     rng.shuffle(pairs)  # before the ids are given, which would show the models by their order
     numbered = (dataclasses.replace(p, pair=f"p{i:05d}") for i, p in enumerate(pairs, start=1))
     return tuple(numbered), tuple(findings)
@@ -134,12 +131,8 @@ def write_plan(
     """
     key, key_path = _key_text(pairs), folder / KEY_FILE
     if key_path.exists() and key_path.read_text(encoding="utf-8") != key:
-        raise UserError(
-            "the folder holds another plan",
-            received=str(folder),
-            expected="a new folder, or the same samples and seed",
-            remedy="answers belong to one key: choose another --output-dir",
-        )
+        remedy = "answers belong to one key: choose another --output-dir"
+        raise UserError("the folder holds another plan", received=str(folder), remedy=remedy)
     write_text(key_path, key)
     by_id = samples.by_id
     rows = []
@@ -188,7 +181,6 @@ def read_key(folder: Path) -> tuple[Pair, ...]:
         raise UserError(
             "the key of the plan is missing or damaged",
             received=f"{path}: {text[:80]}",
-            expected="the key as it was written; without it the answers mean nothing",
             remedy="plan again with the same samples and --seed: the plan will be the same",
         )
     return pairs

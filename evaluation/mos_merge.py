@@ -93,16 +93,11 @@ def merge_scores(
             scores = (float(mean_h), float(mean_a), math.nan if refused else float(merged))
             rows.append((dimension, model, *scores, *ends, len(own_h), len(own_a), refused))
     findings = Findings()
-    findings.add(
-        "model that only the judge scored",
-        "not in the result",
-        sorted(set(automatic["model"]) - set(models)),
-    )
-    findings.add(
-        "prompt of both raters and judge",
-        "the interval of the merged score takes the two sets for independent",
-        sorted(set(human["prompt"]) & set(automatic["prompt"])),
-    )
+    unrated = sorted(set(automatic["model"]) - set(models))
+    findings.add("model that only the judge scored", "not in the result", unrated)
+    effect = "the interval of the merged score takes the two sets for independent"
+    both = sorted(set(human["prompt"]) & set(automatic["prompt"]))
+    findings.add("prompt of both raters and judge", effect, both)
     return pd.DataFrame(rows, columns=list(MERGED_COLUMNS)), tuple(findings)
 
 

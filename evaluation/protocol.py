@@ -114,11 +114,8 @@ def assess(
 def _unit(
     sample: str, dimensions: tuple[str, ...], by_rater: Mapping[str, _Given], config: ProtocolConfig
 ) -> Unit:
-    finished = {
-        rater: max(given[d][1] for d in dimensions)
-        for rater, given in by_rater.items()
-        if all(d in given for d in dimensions)
-    }
+    every = {r: given for r, given in by_rater.items() if all(d in given for d in dimensions)}
+    finished = {rater: max(given[d][1] for d in dimensions) for rater, given in every.items()}
     complete = tuple(sorted(finished, key=finished.__getitem__))
     some = (r for r, given in by_rater.items() if any(d in given for d in dimensions))
     state, discrepancy, asked = State.WAITING, None, config.first_raters
@@ -248,11 +245,8 @@ def write_assignments(
     names in ``videos/``; samples whose video is missing are not assigned.
     """
     if not raters or len(set(raters)) < len(raters):
-        raise UserError(
-            "the raters cannot be used",
-            received=", ".join(raters) or "nobody",
-            expected="different names, at least one",
-        )
+        received, expected = ", ".join(raters) or "nobody", "different names, at least one"
+        raise UserError("the raters cannot be used", received=received, expected=expected)
     given, irregular = read_ratings(ratings, dimensions)
     findings = Findings((*samples.findings, *irregular))
     lost, by_id = samples.missing_videos(), samples.by_id

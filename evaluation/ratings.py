@@ -135,11 +135,8 @@ def read_samples(path: Path) -> SampleList:
     elif path.suffix.lower() == ".jsonl":
         rows = dict(enumerate(cast(list[dict[Hashable, Any]], read_jsonl(path)), start=1))
     else:
-        raise UserError(
-            "the list of samples has an unknown format",
-            received=str(path),
-            expected="a .csv or .jsonl file (sample, model, prompt), or a folder of videos",
-        )
+        what, expected = "the list of samples has an unknown format", ".csv, .jsonl or a folder"
+        raise UserError(what, received=str(path), expected=expected)
     # A list with a bad row is used: the report names what is missing, while a refusal on the day
     # of the results would cost that day.
     names = [item.name for item in fields(Sample)]
@@ -156,11 +153,7 @@ def read_samples(path: Path) -> SampleList:
     findings.add("sample without id, model or prompt", "not used", incomplete)
     findings.add("sample listed twice with different contents", "first one used", repeated)
     if not listed:
-        raise UserError(
-            "the list holds no sample",
-            received=str(path),
-            expected="rows with sample, model and prompt",
-        )
+        raise UserError("the list holds no sample", received=str(path), expected="rows of samples")
     return SampleList(samples=tuple(listed.values()), folder=path.parent, findings=tuple(findings))
 
 
@@ -183,11 +176,8 @@ def _samples_of_folder(folder: Path) -> tuple[Sample, ...]:
             )
         )
     if not samples:
-        raise UserError(
-            "the folder holds no video",
-            received=str(folder),
-            expected=f"videos ({', '.join(sorted(VIDEO_ENDINGS))}), in a subfolder for each model",
-        )
+        endings = f"videos ({', '.join(sorted(VIDEO_ENDINGS))}), in a subfolder for each model"
+        raise UserError("the folder holds no video", received=str(folder), expected=endings)
     return tuple(samples)
 
 
@@ -240,7 +230,6 @@ class Rating:
 
 
 _FIELDS = tuple(item.name for item in fields(Rating))
-
 
 ReadCell = Callable[[object], tuple[float | None, str]]
 """A JSON value or the text of a cell -> (score, why there is none); ValueError if it is neither."""
@@ -299,11 +288,8 @@ def read_ratings(
         elif ending == ".csv":
             records, read = _sheet_records(path, dimensions, rater, findings), read_cell
         else:
-            raise UserError(
-                "the ratings have an unknown format",
-                received=str(path),
-                expected="a .jsonl log or a .csv sheet",
-            )
+            what, expected = "the ratings have an unknown format", "a .jsonl log or a .csv sheet"
+            raise UserError(what, received=str(path), expected=expected)
         unusable = []
         for where, record in records:
             try:
@@ -333,11 +319,8 @@ def _sheet_records(
         kept = [name for name in sheet if name in _FIELDS and name not in ("dimension", "score")]
         sheet = sheet.melt(kept, asked, "dimension", "score", ignore_index=False)
         sheet = sheet.sort_index(kind="stable")  # row by row, as they were filled in
-    rows = cast(list[dict[str, Any]], sheet.to_dict("records"))
-    records = [
-        (f"{path.name}:{line}, {row['dimension']}", row)
-        for line, row in zip(sheet.index, rows, strict=True)
-    ]
+    rows = zip(sheet.index, cast(list[dict[str, Any]], sheet.to_dict("records")), strict=True)
+    records = [(f"{path.name}:{line}, {row['dimension']}", row) for line, row in rows]
     # A blank is a rater who is not done; "na" is one who cannot say.
     findings.add("empty cell", "not rated", [where for where, row in records if not row["score"]])
     return [(where, row) for where, row in records if row["score"]]

@@ -46,11 +46,8 @@ def write_mos_pages(
     asked = list(dict.fromkeys(item.sample for item in assignments))
     shown = [sample for sample in asked if sample in files]
     findings = Findings()
-    findings.add(
-        "sample without a video",
-        "not on a page; the sheet has it",
-        (sample for sample in asked if sample not in files),
-    )
+    without = (sample for sample in asked if sample not in files)
+    findings.add("sample without a video", "not on a page; the sheet has it", without)
     blind = {sample: folder / files[sample] for sample in shown}
     _look_at(blind, samples.models, findings)
     images = _place_images(folder, samples, {sample: sample for sample in shown}, findings)
@@ -88,11 +85,8 @@ def write_gsb_pages(
     findings = Findings()
     by_id = samples.by_id
     named = {pair.pair: blind_videos(pair, by_id) for pair in pairs}
-    findings.add(
-        "pair without videos",
-        "not on a page; the sheet has it",
-        (pair for pair, names in named.items() if not all(names)),
-    )
+    without = (pair for pair, names in named.items() if not all(names))
+    findings.add("pair without videos", "not on a page; the sheet has it", without)
     shown = [pair for pair in pairs if all(named[pair.pair])]
     blind = {pair.pair: tuple(folder / name for name in named[pair.pair]) for pair in shown}
     sides = {f"{pair} {path.stem}": path for pair, paths in blind.items() for path in paths}
