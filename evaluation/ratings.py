@@ -246,7 +246,7 @@ def read_score(value: object) -> tuple[float | None, str]:
             raise ValueError
         number = float(value)
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"`score` is {value!r}, expected a number or null") from error
+        raise ValueError(f"`score` is {value!r}, expected a number") from error
     return (number, "") if math.isfinite(number) else (None, f"the score is {number}")
 
 
