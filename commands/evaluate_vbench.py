@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
-from longtake.commands.options import Checkpoint, Device, DryRun, Overrides
+from longtake.commands.options import Checkpoint, Device, Overrides
 
 if TYPE_CHECKING:
     from longtake.evaluation.vbench.plan import Plan
@@ -16,45 +17,31 @@ if TYPE_CHECKING:
 SuiteName = Literal["vbench2", "vbench1"]
 ScoredSuiteName = Literal["vbench2", "vbench1", "vbench1_i2v"]
 
-SuiteOption = Annotated[SuiteName, typer.Option("--suite", help="VBench 2.0 or 1.0.")]
-ScoredSuiteOption = Annotated[
-    ScoredSuiteName, typer.Option("--suite", help="VBench 2.0, 1.0, or 1.0 image-to-video.")
-]
-PlanFile = Annotated[Path, typer.Option("--plan", metavar="FILE", help="Made by `plan`.")]
+Suite = Annotated[SuiteName, Option(help="VBench 2.0 or 1.0.")]
+ScoredSuite = Annotated[ScoredSuiteName, Option(help="VBench 2.0, 1.0, or 1.0 image-to-video.")]
+PlanFile = Annotated[Path, Option("--plan", metavar="FILE", help="Made by `plan`.")]
 OptionalPlan = Annotated[
     Path | None,
-    typer.Option("--plan", metavar="FILE", help="Videos to expect. Default: official numbers."),
+    Option("--plan", metavar="FILE", help="Videos to expect. Default: official numbers."),
 ]
 Dimensions = Annotated[
-    list[str] | None,
-    typer.Option("--dimension", metavar="NAME", help="Only this one; repeatable."),
+    list[str] | None, Option("--dimension", metavar="NAME", help="Only this one; repeatable.")
 ]
-Videos = Annotated[
-    Path, typer.Option(metavar="DIR", help="Videos, flat or in a folder per dimension.")
-]
-VideoSeed = Annotated[int, typer.Option(min=0, help="Base of the videos' seeds.")]
-Checkout = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Clone of the public VBench repository.")
-]
+Videos = Annotated[Path, Option(metavar="DIR", help="Videos, flat or in a folder per dimension.")]
+VideoSeed = Annotated[int, Option(min=0, help="Base of the videos' seeds.")]
+Results = Annotated[Path, Argument(metavar="RESULTS", help="Folder at any depth, zip or JSON.")]
+Checkout = Annotated[Path | None, Option(metavar="DIR", help="Clone of the public repository.")]
 Pythons = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--python",
         metavar="[DIMENSION=]PATH",
         help="bin/python of an environment of your own, instead of one that uv makes; repeatable.",
     ),
 ]
-WeightsDir = Annotated[
-    Path | None,
-    typer.Option("--weights", metavar="DIR", help="Weights. Default: ~/.cache/vbench2 (vbench)."),
-]
-Commit = Annotated[
-    str | None, typer.Option(metavar="SHA", help="Commit of the checkout. Default: 45e79ec.")
-]
-UpstreamDevice = Annotated[str, typer.Option("--device", help="Device of the public code.")]
-Downloads = Annotated[
-    bool, typer.Option("--allow-downloads", help="Let the public code fetch weights itself.")
-]
+Commit = Annotated[str, Option(metavar="SHA", help="Commit of the checkout.")]
+# Of 2026-03-23; suites.toml, requirements.toml and upstream.py were studied against it.
+PINNED_COMMIT = "45e79ec"
 
 vbench = typer.Typer(
     invoke_without_command=True,
@@ -66,14 +53,10 @@ vbench = typer.Typer(
 def round_trip(
     context: typer.Context,
     output_dir: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where everything goes; continued if it exists.")
+        Path, Option(metavar="DIR", help="Where everything goes; continued if it exists.")
     ] = Path("runs/vbench_sample"),
-    prompts: Annotated[int, typer.Option(min=2, help="Number of prompts.")] = 4,
-    samples: Annotated[int, typer.Option(min=1, help="Videos per prompt.")] = 2,
-    source: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Your copy of VBench 1.0. Default: sandbox prompts."),
-    ] = None,
+    prompts: Annotated[int, Option(min=2, help="Number of prompts.")] = 4,
+    samples: Annotated[int, Option(min=1, help="Videos per prompt.")] = 2,
     checkpoint: Checkpoint = None,
     overrides: Overrides = None,
     device: Device = "auto",
@@ -86,7 +69,7 @@ def round_trip(
     if context.invoked_subcommand is not None:
         return
     from longtake.evaluation.vbench.generate import generate_videos
-    from longtake.evaluation.vbench.plan import make_plan, read_suite, sandbox_data, write_plan
+    from longtake.evaluation.vbench.plan import make_plan, sandbox_data, write_plan
     from longtake.evaluation.vbench.results import read_results
     from longtake.evaluation.vbench.run import score_natively
     from longtake.evaluation.vbench.scores import aggregate
@@ -96,41 +79,32 @@ def round_trip(
     from longtake.evaluation.vbench.videos import find_videos
 
     native = [name for name in VBENCH1.dimensions if is_native(VBENCH1, name)]
-    data = sandbox_data(VBENCH1, native) if source is None else read_suite(VBENCH1, source)
-    plan = make_plan(
-        data, seed=seed, dimensions=native, prompts_per_dimension=prompts, samples=samples
-    )
+    data = sandbox_data(VBENCH1, native)
+    plan = make_plan(data, seed=seed, prompts_per_dimension=prompts, samples=samples)
     write_plan(plan, output_dir / "plan.json")
     videos = output_dir / "videos"
     generate_videos(plan, videos, checkpoint=checkpoint, overrides=overrides or (), device=device)
     files = find_videos(plan, videos)
     for name in plan.dimensions:
         score_natively(plan, files, name, output_dir)
-    scores = aggregate(read_results(VBENCH1, output_dir), plan, allow_incomplete=True)
-    _show(*round_trip_report(plan, scores))
-    typer.echo(output_dir)
+    scores = aggregate(read_results(VBENCH1, output_dir), plan)
+    _show(*round_trip_report(plan, scores), str(output_dir))
 
 
 @vbench.command("plan")
 def plan_command(
-    source: Annotated[
-        Path, typer.Option(metavar="PATH", help="Your copy: checkout, wheel or prompt JSON.")
-    ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The plan to write, JSON.")],
-    suite: SuiteOption = "vbench2",
+    source: Annotated[Path, Option(metavar="PATH", help="Your copy: checkout, wheel or JSON.")],
+    out: Annotated[Path, Option(metavar="FILE", help="The plan to write, JSON.")],
+    suite: Suite = "vbench2",
     seed: VideoSeed = 0,
     dimension: Dimensions = None,
-    prompts: Annotated[
-        int | None, typer.Option(min=1, help="Only the first prompts of each dimension.")
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="At most so many videos per prompt.")
-    ] = None,
+    prompts: Annotated[int | None, Option(min=1, help="Only the first of each dimension.")] = None,
+    samples: Annotated[int | None, Option(min=1, help="At most so many per prompt.")] = None,
     texts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Augmented prompts, one a line ...")
+        Path | None, Option(metavar="FILE", help="Augmented prompts, one a line ...")
     ] = None,
     texts_of: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="... and the prompts they stand for.")
+        Path | None, Option(metavar="FILE", help="... and the prompts they stand for.")
     ] = None,
 ) -> None:
     """List the videos of a suite: exact file names, prompts and seeds.
@@ -149,23 +123,21 @@ def plan_command(
         texts=read_texts(texts, texts_of),
     )
     write_plan(plan, out)
-    typer.echo(f"{len(plan.videos):,} videos, {plan.copies:,} with one copy per dimension: {out}")
-    for remark in plan.remarks:
-        typer.echo(f"note: {remark}")
+    _show(f"{len(plan.videos):,} videos, {plan.copies:,} with one copy per dimension: {out}")
+    _show(*(f"note: {remark}" for remark in plan.remarks))
 
 
 @vbench.command("generate")
 def generate_command(
     plan: PlanFile,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the videos.")],
+    out: Annotated[Path, Option(metavar="DIR", help="Folder of the videos.")],
     checkpoint: Checkpoint = None,
     lora: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="LoRA to add. Repeatable.")
+        list[Path] | None, Option(metavar="FILE", help="LoRA to add. Repeatable.")
     ] = None,
     overrides: Overrides = None,
-    rank: Annotated[int, typer.Option(envvar="RANK", help="Number of this process.")] = 0,
-    world: Annotated[int, typer.Option(envvar="WORLD_SIZE", help="Number of processes.")] = 1,
-    dry_run: DryRun = False,
+    rank: Annotated[int, Option(envvar="RANK", min=0, help="Number of this process.")] = 0,
+    world: Annotated[int, Option(envvar="WORLD_SIZE", min=1, help="Number of processes.")] = 1,
     device: Device = "auto",
 ) -> None:
     """Generate the videos of a plan that are not there yet; run it again to go on.
@@ -173,77 +145,62 @@ def generate_command(
     Example: python cli.py eval vbench generate --plan runs/plan.json --out runs/videos
     --checkpoint LongCat-Video --set height=480 --set width=832 --set num_frames=93 --set fps=15
     """
+    if rank >= world:
+        raise typer.BadParameter(f"rank {rank} of {world} processes")
+    from longtake.evaluation.vbench.generate import generate_videos
     from longtake.evaluation.vbench.plan import read_plan
 
-    if dry_run:
-        from longtake.evaluation.vbench.videos import pending_videos
-
-        videos, done = pending_videos(read_plan(plan), out, rank, world)
-    else:
-        from longtake.evaluation.vbench.generate import generate_videos
-
-        videos, done = generate_videos(
-            read_plan(plan),
-            out,
-            checkpoint=checkpoint,
-            loras=lora or (),
-            overrides=overrides or (),
-            device=device,
-            rank=rank,
-            world=world,
-        )
-    verb = "to make" if dry_run else "made"
-    typer.echo(f"process {rank} of {world}: {len(videos)} {verb}, {done} were there: {out}")
+    videos, done = generate_videos(
+        read_plan(plan),
+        out,
+        checkpoint=checkpoint,
+        loras=lora or (),
+        overrides=overrides or (),
+        device=device,
+        rank=rank,
+        world=world,
+    )
+    _show(f"process {rank} of {world}: {len(videos)} made, {done} were there: {out}")
 
 
 @vbench.command("check")
-def check_command(
-    plan: PlanFile,
-    videos: Videos,
-    fps: Annotated[
-        float | None, typer.Option(help="Rate that all should have. Default: the usual one.")
-    ] = None,
-) -> None:
-    """Compare a folder of videos with a plan; exit 1 when something is missing or odd.
+def check_command(plan: PlanFile, videos: Videos) -> None:
+    """Compare a folder of videos with a plan; exit 1 when one is missing or unreadable.
 
     Example: python cli.py eval vbench check --plan runs/plan.json --videos runs/videos
     """
     from longtake.evaluation.vbench.plan import read_plan
-    from longtake.evaluation.vbench.videos import find_videos, probe, unlike_the_rest
+    from longtake.evaluation.vbench.videos import find_videos, probe
 
     files = find_videos(read_plan(plan), videos)
-    facts = {str(path): probe(path) for path in dict.fromkeys(files.paths.values())}
-    odd = unlike_the_rest(facts, fps)
-    typer.echo(
-        f"{len(facts)} videos are there, {len(files.missing_names)} are missing, {len(odd)} are "
-        f"odd, {len(files.extra)} are not planned"
+    problems = {path: probe(path).problem for path in dict.fromkeys(files.paths.values())}
+    torn = [f"unreadable: {path}: {why}" for path, why in problems.items() if why]
+    _show(
+        f"{len(problems)} videos are there, {len(files.missing_names)} are missing, {len(torn)} "
+        f"are unreadable, {len(files.extra)} are not planned",
+        *(f"missing: {name}" for name in files.missing_names),
+        *torn,
+        *(f"not planned: {path}" for path in files.extra),
     )
-    for name in files.missing_names:
-        typer.echo(f"missing: {name}")
-    for name, reason in odd.items():
-        typer.echo(f"odd: {name}: {reason}")
-    for path in files.extra:
-        typer.echo(f"not planned: {path}")
-    raise typer.Exit(1 if files.missing or odd else 0)
+    raise typer.Exit(1 if files.missing or torn else 0)
 
 
 @vbench.command("doctor")
 def doctor_command(
-    suite: SuiteOption = "vbench2",
+    suite: Suite = "vbench2",
     checkout: Checkout = None,
     python: Pythons = None,
-    weights: WeightsDir = None,
-    commit: Commit = None,
+    commit: Commit = PINNED_COMMIT,
     dimension: Dimensions = None,
 ) -> None:
     """Say what each dimension still needs on this machine; exit 1 when one is not ready.
 
-    Example: python cli.py eval vbench doctor --checkout VBench --weights weights
+    Example: python cli.py eval vbench doctor --checkout VBench
     """
     from longtake.evaluation.vbench.tables import doctor_report
     from longtake.evaluation.vbench.upstream import is_native
 
-    upstream = _upstream(suite, checkout, python, weights, commit)
+    upstream = _upstream(suite, checkout, python, commit)
     names = [upstream.suite.dimension(name).name for name in dimension or ()]
     lacking = {name: upstream.missing(name) for name in names or upstream.suite.dimensions}
     _show(*doctor_report(upstream.suite, lacking))
@@ -255,33 +212,26 @@ def doctor_command(
 def run_command(
     plan: PlanFile,
     videos: Videos,
-    output_dir: Annotated[
-        Path, typer.Option(metavar="DIR", help="Results; continued if it exists.")
-    ],
+    output_dir: Annotated[Path, Option(metavar="DIR", help="Results; continued if it exists.")],
     checkout: Checkout = None,
     python: Pythons = None,
-    weights: WeightsDir = None,
-    commit: Commit = None,
-    device: UpstreamDevice = "cuda",
-    allow_downloads: Downloads = False,
+    commit: Commit = PINNED_COMMIT,
+    device: Annotated[str, Option(help="Device of the public code.")] = "cuda",
+    allow_downloads: Annotated[
+        bool, Option("--allow-downloads", help="Let the public code fetch weights itself.")
+    ] = False,
     dimension: Dimensions = None,
     gpu: Annotated[
-        str | None, typer.Option(metavar="ID", help="The only GPU that the public code may see.")
+        str | None, Option(metavar="ID", help="The only GPU that the public code may see.")
     ] = None,
-    timeout: Annotated[
-        float, typer.Option(min=1e-3, help="Seconds without a finished call before a stop.")
-    ] = 3600.0,
-    attempts: Annotated[int, typer.Option(min=1, help="Tries before a prompt is unscored.")] = 2,
+    timeout: Annotated[float, Option(min=1e-3, help="Seconds until a call is stopped.")] = 3600.0,
     prompts_per_call: Annotated[
-        int, typer.Option(min=1, help="A crash loses a call; each call loads its weights.")
+        int, Option(min=1, help="A crash loses a call; each call loads its weights.")
     ] = 8,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Score what is there.")
-    ] = False,
+    allow_missing: Annotated[bool, Option("--allow-missing", help="Score what is there.")] = False,
     ignore_doctor: Annotated[
-        bool, typer.Option("--ignore-doctor", help="Start although something seems missing.")
+        bool, Option("--ignore-doctor", help="Start although something seems missing.")
     ] = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Score videos by the public code, each dimension in its own environment; run again to go on.
 
@@ -289,47 +239,30 @@ def run_command(
     runs/scores --checkout VBench --gpu 0
     """
     from longtake.evaluation.vbench.plan import read_plan
-    from longtake.evaluation.vbench.run import RunSettings, planned_dimensions, run_dimensions
-    from longtake.evaluation.vbench.tables import doctor_report, run_report
-    from longtake.evaluation.vbench.videos import find_videos
+    from longtake.evaluation.vbench.run import RunSettings, run_dimensions
+    from longtake.evaluation.vbench.tables import run_report
 
     planned = read_plan(plan)
-    upstream = _upstream(
-        planned.suite.name, checkout, python, weights, commit, device, allow_downloads
-    )
-    if dry_run:
-        names = planned_dimensions(planned, dimension or ())
-        _show(*doctor_report(planned.suite, {name: upstream.missing(name) for name in names}))
-        files = find_videos(planned, videos)
-        typer.echo(f"{len(files.paths)} videos are there, {len(files.missing_names)} are missing")
-        return
+    upstream = _upstream(planned.suite.name, checkout, python, commit, device, allow_downloads)
     settings = RunSettings(
         timeout_s=timeout,
-        attempts=attempts,
         prompts_per_call=prompts_per_call,
         gpu=gpu,
         allow_missing=allow_missing,
         ignore_doctor=ignore_doctor,
     )
     report = run_dimensions(planned, videos, upstream, output_dir, dimension or (), settings)
-    _show(*run_report(report))
-    typer.echo(output_dir / "results")
+    _show(*run_report(report), str(output_dir / "results"))
     raise typer.Exit(0 if report.is_complete else 1)
 
 
 @vbench.command("aggregate")
 def aggregate_command(
-    results: Annotated[
-        Path, typer.Argument(metavar="RESULTS", help="Folder at any depth, zip or JSON file.")
-    ],
-    suite: ScoredSuiteOption = "vbench2",
+    results: Results,
+    suite: ScoredSuite = "vbench2",
     plan: OptionalPlan = None,
-    allow_incomplete: Annotated[
-        bool,
-        typer.Option("--allow-incomplete", help="Totals although videos (not dimensions) miss."),
-    ] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the table as JSON.")
+        Path | None, Option("--json", metavar="FILE", help="Write the table as JSON.")
     ] = None,
 ) -> None:
     """Dimensions, categories and the total with intervals; exit 1 when there is no total.
@@ -338,14 +271,11 @@ def aggregate_command(
     """
     from longtake.evaluation.vbench.results import read_results
     from longtake.evaluation.vbench.scores import aggregate
-    from longtake.evaluation.vbench.suites import SCORED_SUITES, find_suite
+    from longtake.evaluation.vbench.suites import SCORED_SUITES
     from longtake.runtime.files import write_json
 
-    found = read_results(find_suite(suite, SCORED_SUITES), results)
-    scores = aggregate(found, _read_plan(plan), allow_incomplete=allow_incomplete)
+    scores = aggregate(read_results(SCORED_SUITES[suite], results), _read_plan(plan))
     _show_scores(scores)
-    for name in found.ignored:
-        typer.echo(f"not used: {name}")
     if json_file is not None:
         write_json(json_file, scores.as_record())
     raise typer.Exit(0 if scores.is_complete else 1)
@@ -354,10 +284,10 @@ def aggregate_command(
 @vbench.command("compare")
 def compare_command(
     first: Annotated[
-        str, typer.Argument(metavar="A", help="Folder or zip of results, or a published model.")
+        str, Argument(metavar="A", help="Folder or zip of results, or a published model.")
     ],
-    second: Annotated[str, typer.Argument(metavar="B", help="The same.")],
-    suite: ScoredSuiteOption = "vbench2",
+    second: Annotated[str, Argument(metavar="B", help="The same.")],
+    suite: ScoredSuite = "vbench2",
     plan: OptionalPlan = None,
 ) -> None:
     """Which model is better, and is that more than the noise of the prompts?
@@ -365,22 +295,19 @@ def compare_command(
     Example: python cli.py eval vbench compare LongCat-Video "Vidu Q1"
     """
     from longtake.evaluation.vbench.scores import compare, read_side
-    from longtake.evaluation.vbench.suites import SCORED_SUITES, find_suite
+    from longtake.evaluation.vbench.suites import SCORED_SUITES
     from longtake.evaluation.vbench.tables import comparison_report
 
-    chosen = find_suite(suite, SCORED_SUITES)
-    sides = [read_side(chosen, name) for name in (first, second)]
-    comparison = compare(chosen, sides[0], sides[1], _read_plan(plan))
-    _show(*comparison_report(chosen, comparison, (first, second)))
+    sides = [read_side(SCORED_SUITES[suite], name) for name in (first, second)]
+    comparison = compare(SCORED_SUITES[suite], *sides, _read_plan(plan))
+    _show(*comparison_report(SCORED_SUITES[suite], comparison, (first, second)))
 
 
 @vbench.command("submit")
 def submit_command(
-    results: Annotated[
-        Path, typer.Argument(metavar="RESULTS", help="Complete results at any depth.")
-    ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The zip to write.")],
-    suite: ScoredSuiteOption = "vbench2",
+    results: Results,
+    out: Annotated[Path, Option(metavar="FILE", help="The zip to write.")],
+    suite: ScoredSuite = "vbench2",
     plan: OptionalPlan = None,
 ) -> None:
     """Check results and pack them for the public leaderboard; incomplete ones are refused.
@@ -388,30 +315,28 @@ def submit_command(
     Example: python cli.py eval vbench submit runs/scores --out submission.zip
     """
     from longtake.evaluation.vbench.scores import submit
-    from longtake.evaluation.vbench.suites import SCORED_SUITES, find_suite
+    from longtake.evaluation.vbench.suites import SCORED_SUITES
 
-    _show_scores(submit(find_suite(suite, SCORED_SUITES), results, out, _read_plan(plan)))
-    typer.echo(out)
+    _show_scores(submit(SCORED_SUITES[suite], results, out, _read_plan(plan)))
+    _show(str(out))
 
 
 def _upstream(
     suite: str,
     checkout: Path | None,
     pythons: list[str] | None,
-    weights: Path | None,
-    commit: str | None,
+    commit: str,
     device: str = "cuda",
     allow_downloads: bool = False,
 ) -> "Upstream":
-    from longtake.evaluation.vbench.suites import PINNED_COMMIT, find_suite
+    from longtake.evaluation.vbench.suites import find_suite
     from longtake.evaluation.vbench.upstream import Upstream, parse_pythons
 
     return Upstream(
         suite=find_suite(suite),
         checkout=checkout,
-        commit=commit or PINNED_COMMIT,
+        commit=commit,
         pythons=parse_pythons(find_suite(suite), pythons or ()),
-        weights=weights,
         device=device,
         allow_downloads=allow_downloads,
     )
@@ -426,16 +351,17 @@ def _read_plan(path: Path | None) -> "Plan | None":
 def _show_scores(scores: "Scores") -> None:
     from longtake.evaluation.vbench.tables import score_notes, score_table
 
-    _show(score_table(scores), *score_notes(scores))
+    problems = [f"problem: {problem}" for problem in scores.problems]
+    lines = (*scores.dimensions.values(), *scores.categories.values())
+    _show(score_table(scores), *problems, *score_notes(lines))
 
 
 def _show(*parts: object) -> None:
     """Print tables and lines to standard output."""
     from rich.console import Console
 
-    console = Console()
     for part in parts:  # lines go on for as long as they are, so that paths stay whole
         if isinstance(part, str):
             typer.echo(part)
         else:
-            console.print(part)
+            Console().print(part)

@@ -72,7 +72,7 @@ class RunDirectory:
         path = Path(path)
         with explained("prepare the run directory", path), ExitStack() as on_failure:
             path.mkdir(parents=True, exist_ok=True)
-            run = cls(path, _acquire_lock(path))
+            run = cls(path, acquire_lock(path))
             on_failure.callback(run.close)
             run._open(config_yaml, resume=resume)
             on_failure.pop_all()
@@ -214,7 +214,8 @@ class RunDirectory:
         return self.write_text(name, json.dumps(to_plain(obj), indent=2, allow_nan=False) + "\n")
 
 
-def _acquire_lock(path: Path) -> int:
+def acquire_lock(path: Path) -> int:
+    """Keep other processes out of a folder until the descriptor is closed, or this one dies."""
     descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

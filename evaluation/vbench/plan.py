@@ -67,11 +67,7 @@ class _Record(BaseModel):
 
 
 def read_suite(suite: Suite, source: Path) -> SuiteData:
-    """Read and check the prompts of a suite.
-
-    ``source``: the JSON file, a checkout of the public repository (or a folder inside it that holds
-    the package), or a wheel.
-    """
+    """The prompts of a suite from its JSON file, a checkout (or a folder in it), or the wheel."""
     # The digest goes into every later file: scores of two prompt files are two metrics.
     file, content = _prompt_file(suite, source)
     digest = hashlib.sha256(content).hexdigest()
@@ -88,17 +84,13 @@ def read_suite(suite: Suite, source: Path) -> SuiteData:
         for r in records
     ]
     unique = {(row.prompt, row.dimensions): row for row in reversed(rows)}  # the first one counts
-    remarks = []
-    if len(unique) < len(rows):
-        repeats = [row for row in rows if unique[row.prompt, row.dimensions] is not row]
-        listed = "; ".join(f"`{row.prompt}` in {', '.join(row.dimensions)}" for row in repeats)
-        remarks.append(f"a repeated row is used once: {listed}")
+    repeats = [row.prompt for row in rows if unique[row.prompt, row.dimensions] is not row]
     return SuiteData(
         suite=suite,
         rows=tuple(row for row in rows if unique[row.prompt, row.dimensions] is row),
         source=file,
         digest=digest,
-        remarks=tuple(remarks),
+        remarks=(f"repeated rows are used once: {'; '.join(repeats)}",) if repeats else (),
     )
 
 
@@ -149,24 +141,18 @@ def read_texts(texts: Path | None, prompts: Path | None) -> dict[str, str]:
     """Augmented or translated prompts by English prompt, from two files with parallel lines."""
     if texts is None and prompts is None:
         return {}
-    if texts is None or prompts is None:
-        raise UserError(
-            "texts and the prompts that they stand for belong together",
-            received=f"--texts {texts}, --texts-of {prompts}",
-            expected="both files",
-        )
     try:
+        if texts is None or prompts is None:
+            raise ValueError("one of the two files is missing")
         keys, values = (p.read_text(encoding="utf-8").splitlines() for p in (prompts, texts))
-    except (OSError, UnicodeDecodeError) as error:
+        if len(keys) != len(values) or not all(value.strip() for value in values):
+            raise ValueError("the lines do not run in parallel")
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"a file of prompts cannot be read: {error}", received=f"{texts}, {prompts}"
+            f"the texts cannot be used: {error}",
+            received=f"--texts {texts}, --texts-of {prompts}",
+            expected="two files with as many lines: a text, and the prompt it stands for",
         ) from error
-    if len(keys) != len(values) or not all(value.strip() for value in values):
-        raise UserError(
-            "the texts do not run in parallel with the prompts",
-            received=f"{len(values)} lines in {texts}, {sum(not v.strip() for v in values)} empty",
-            expected=f"{len(keys)} lines with a text each, as in {prompts}",
-        )
     return dict(zip(keys, values, strict=True))
 
 
@@ -177,7 +163,6 @@ class PlannedVideo:
     name: str
     """File name, made of the English prompt whatever the model is given."""
     prompt: str
-    """The suite's English prompt."""
     text: str
     """What the model is given: the prompt, or its augmented form."""
     index: int
@@ -185,7 +170,7 @@ class PlannedVideo:
     seed: int
     """Of the noise, in [0, 2**31)."""
     dimensions: tuple[str, ...]
-    """Dimensions that score it."""
+    """Those that score it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,38 +206,30 @@ class Plan(SuiteData):
     def videos(self) -> tuple[PlannedVideo, ...]:
         """Every video once, in the order of the rows."""
         videos: dict[str, PlannedVideo] = {}
-        for row in self.rows:
-            for dimension in row.dimensions:
-                for index in range(self.samples_of(dimension)):
-                    name = self.suite.video_name(row.prompt, index)
-                    if name not in videos:
-                        videos[name] = self._video(row, name, index)
-                    # Names are cut at 180 characters, so two long prompts can meet in one file.
-                    self._check_name(videos[name], row)
-                    if dimension not in videos[name].dimensions:
-                        scored = (*videos[name].dimensions, dimension)
-                        videos[name] = replace(videos[name], dimensions=scored)
+        members = [(row.prompt, name) for row in self.rows for name in row.dimensions]
+        for prompt, dimension in members:
+            for index in range(self.samples_of(dimension)):
+                name = self.suite.video_name(prompt, index)
+                video = videos.get(name) or PlannedVideo(
+                    name=name,
+                    prompt=prompt,
+                    text=self.texts.get(prompt, prompt),
+                    index=index,
+                    seed=derive_key(self.seed, "vbench", prompt, index) >> (63 - _SEED_BITS),
+                    dimensions=(),
+                )
+                # Names are cut at 180 characters, so two long prompts can meet in one file.
+                if video.prompt != prompt or len(name.encode()) > _LONGEST_NAME:
+                    raise UserError(
+                        "two prompts of the suite share a file name, or it is too long for a file",
+                        received=f"{video.prompt!r} and {prompt!r}",
+                        expected=f"prompts that differ in their first {self.suite.name_length} "
+                        f"characters, names of at most {_LONGEST_NAME} bytes",
+                    )
+                if dimension not in video.dimensions:
+                    video = replace(video, dimensions=(*video.dimensions, dimension))
+                videos[name] = video
         return tuple(videos.values())
-
-    def _video(self, row: PromptRow, name: str, index: int) -> PlannedVideo:
-        return PlannedVideo(
-            name=name,
-            prompt=row.prompt,
-            text=self.texts.get(row.prompt, row.prompt),
-            index=index,
-            seed=derive_key(self.seed, "vbench", row.prompt, index) >> (63 - _SEED_BITS),
-            dimensions=(),
-        )
-
-    def _check_name(self, video: PlannedVideo, row: PromptRow) -> None:
-        if video.prompt != row.prompt:
-            raise UserError(
-                "two prompts of the suite share a file name",
-                received=f"{video.prompt!r} and {row.prompt!r}",
-                expected=f"prompts that differ in the first {self.suite.name_length} characters",
-            )
-        if len(video.name.encode()) > _LONGEST_NAME:
-            raise UserError("a prompt is too long to name a file", received=row.prompt)
 
     @cached_property
     def dimensions(self) -> tuple[str, ...]:
@@ -266,7 +243,7 @@ class Plan(SuiteData):
 
     @property
     def copies(self) -> int:
-        """Videos counted once per dimension: the files of the layout with a folder for each."""
+        """Files of the layout with a folder for each dimension."""
         return sum(len(video.dimensions) for video in self.videos)
 
 

@@ -98,37 +98,19 @@ class DimensionResults:
         """What a reader of the score must know: problems, corrections, upstream's hazards."""
         notes = list(self.problems)
         recomputed = self.recomputed
-        if self.videos and recomputed is None:
-            notes.append("no video counts: all are -1 (not applicable)")
         if self.forced_to_zero:
             notes.append("more than 90 % of the videos are -1; upstream's rule makes this 0")
-        if self.stated is not None and recomputed is not None:
-            notes += self._compare_stated(self.stated, recomputed)
-        name = self.dimension.name
-        ones = sum(v.value == self.dimension.unit for v in self.videos.values())
-        if name == "Human_Anatomy" and ones:
-            notes.append(f"{ones} videos are exactly 1; upstream gives 1 where it finds no person")
-        # Our own runs leave out what upstream gives 1 without a look.
-        if name == "Instance_Preservation" and ones and self.origin == RESULT_FILE:
+        if self.videos and recomputed is None:
+            notes.append("no video counts: all are -1 (not applicable)")
+        # The -1 in the mean, most often, or weights that only the file knows. NaN is off, too.
+        stated = recomputed if self.stated is None else self.stated
+        if recomputed is not None and not abs(stated - recomputed) <= _STATED_TOLERANCE:
             notes.append(
-                f"{ones} videos are exactly 1; upstream also gives 1 to videos under 2 s and where "
-                "judging a clip failed"
+                f"the file states {stated:.6g}; the mean of its videos is {recomputed:.6g}"
             )
-        if name == "Human_Interaction" and self.videos:
-            notes.append("upstream samples one of its language model's answers: not repeatable")
+        if self.videos and self.dimension.hazard:
+            notes.append(self.dimension.hazard)
         return notes
-
-    def _compare_stated(self, stated: float, recomputed: float) -> list[str]:
-        if not math.isfinite(stated):
-            return [f"the file states {stated}; its videos give {recomputed:.6g}"]
-        if abs(stated - recomputed) <= _STATED_TOLERANCE:
-            return []
-        if self.dimension.frames_hidden:
-            return [f"weighted by frames in the file; the plain mean is {recomputed:.6g}"]
-        values = [v.value / self.dimension.unit for v in self.videos.values()]
-        naive = abs(sum(values) / len(values) - stated) <= _STATED_TOLERANCE
-        why = " (the mean with the -1)" if naive else ""
-        return [f"the file states {stated:.6g}{why}; its videos give {recomputed:.6g}"]
 
 
 @dataclass(kw_only=True)
@@ -140,9 +122,6 @@ class ResultSet:
     dimensions: dict[str, DimensionResults] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     """Files that could not be used; nothing of them is in ``dimensions``."""
-    ignored: list[str] = field(default_factory=list)
-    """What no score uses: JSON files that are no results, such as the public code's
-    `_full_info.json`, and dimensions outside of the total."""
 
 
 def read_results(suite: Suite, source: Path) -> ResultSet:
@@ -171,8 +150,6 @@ def read_results(suite: Suite, source: Path) -> ResultSet:
             _add_results(results, name, content)
         elif isinstance(content, list) and name.endswith(RECORD_ENDING):
             records[name.rpartition("/")[2].removesuffix(RECORD_ENDING)] = content
-        else:
-            results.ignored.append(name)
     # After the results: a record may also speak of a dimension without any.
     for dimension, record in records.items():
         _add_record(results, dimension, record)
@@ -229,8 +206,8 @@ def _add_results(results: ResultSet, name: str, content: Mapping[str, Any]) -> N
         # The public code writes some names with spaces.
         dimension = results.suite.dimensions.get(key.replace(" ", "_"))
         if key in results.suite.outside_total:
-            results.ignored.append(f"{name}: {key}, which no total uses")
-        elif dimension is None:
+            continue
+        if dimension is None:
             results.problems.append(f"{name}: `{key}` is no dimension of {results.suite.title}")
         elif not _is_result(value):
             results.problems.append(f"{name}: `{key}` holds no [score, videos]")
@@ -246,7 +223,7 @@ def _add_results(results: ResultSet, name: str, content: Mapping[str, Any]) -> N
 def parse_dimension(
     dimension: Dimension, stated: float | None, items: Sequence[object]
 ) -> DimensionResults:
-    """Check the results of one dimension; what cannot be used is unscored with its reason."""
+    """The results of one dimension; what cannot be used is unscored with its reason."""
     parsed = DimensionResults(dimension=dimension, stated=stated)
     for number, item in enumerate(items):
         if not isinstance(item, Mapping) or not isinstance(item.get("video_path"), str):

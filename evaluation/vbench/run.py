@@ -6,15 +6,14 @@ public format, and our record). Finished videos are kept, so a run that is start
 prompts on which the public code keeps dying are given up with their reason, the others go on.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,17 @@ from longtake.evaluation.vbench.videos import (
     probe,
     temporal_flickering,
 )
-from longtake.runtime.errors import RunDirectoryError, UserError
+from longtake.runtime.errors import UserError
 from longtake.runtime.files import append_jsonl, explained, read_jsonl, write_json
 from longtake.runtime.progress import progress_bar
+from longtake.runtime.run_directory import acquire_lock
 
 _SCORERS = {"temporal_flickering": temporal_flickering}
 """Dimensions that are scored here: those that need no weights."""
 _GRACE_S = 10.0
 """Time between SIGTERM and SIGKILL."""
+_TRIES = 2
+"""Failed calls of a prompt before its videos are unscored; the last one has it alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,6 @@ class RunSettings:
 
     timeout_s: float = 3600.0
     """Of one call; making the environment and loading weights count."""
-    attempts: int = 2
-    """Failed calls of a prompt before its videos are unscored, >= 1; the last one has it alone."""
     prompts_per_call: int = 8
     """Prompts that one call of the public function scores. A crash loses the call, and every call
     loads the weights."""
@@ -72,31 +72,18 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """What a run did."""
+    """What a run did, by dimension."""
 
     results: Mapping[str, DimensionResults]
-    """By dimension that was started."""
+    """Of those that were started."""
     scores: Scores
-    """The same as a table with intervals."""
     not_run: Mapping[str, Mapping[str, str]]
-    """By dimension that could not be started: what is missing, and how to get it."""
+    """Of the others: what is missing, and how to get it."""
 
     @property
     def is_complete(self) -> bool:
         """Whether every dimension was run and every video has a result."""
         return not self.not_run and not any(r.unscored for r in self.results.values())
-
-
-def planned_dimensions(plan: Plan, names: Sequence[str]) -> list[str]:
-    """The dimensions to run: those of these names, or all of the plan."""
-    dimensions = [plan.suite.dimension(name).name for name in names] or list(plan.dimensions)
-    if strange := [name for name in dimensions if name not in plan.dimensions]:
-        raise UserError(
-            "the plan has no videos for these dimensions",
-            received=", ".join(strange),
-            expected=", ".join(plan.dimensions),
-        )
-    return dimensions
 
 
 def run_dimensions(
@@ -111,18 +98,31 @@ def run_dimensions(
 
     ``videos`` is flat or has a folder for each dimension; no ``dimensions`` takes all of the plan.
     """
-    names = planned_dimensions(plan, dimensions)
+    names = [plan.suite.dimension(name).name for name in dimensions] or list(plan.dimensions)
+    if strange := [name for name in names if name not in plan.dimensions]:
+        raise UserError(
+            "the plan has no videos for these dimensions",
+            received=", ".join(strange),
+            expected=", ".join(plan.dimensions),
+        )
     files = find_videos(plan, videos)
     missing = list(dict.fromkeys(name for owner, name in files.missing if owner in names))
     if missing and not settings.allow_missing:
         raise UserError(
             f"{len(missing)} planned videos are missing",
-            received="\n    ".join([str(videos), *missing[:5], *["..."] * (len(missing) > 5)]),
-            expected="every video of the plan, by its exact name",
+            received=f"{videos} without {missing[0]}",
+            expected="every video of the plan, by its exact name; `eval vbench check` lists them",
             remedy="make them with `eval vbench generate`, or score the others by --allow-missing",
         )
     # Before anything is scored: a second plan in this folder would mix two sets of videos.
-    _keep_plan(plan, output_dir / "plan.json")
+    kept = output_dir / "plan.json"
+    if kept.exists() and read_plan(kept).videos != plan.videos:
+        raise UserError(
+            "the folder holds results of another plan",
+            received=str(output_dir),
+            remedy="choose another --output-dir, or give the plan of this one",
+        )
+    write_plan(plan, kept)
     lacking = {name: upstream.missing(name) for name in names}
     results: dict[str, DimensionResults] = {}
     for name in names:
@@ -139,18 +139,6 @@ def run_dimensions(
         scores=aggregate(found, plan),
         not_run={name: lacking[name] for name in names if name not in results},
     )
-
-
-def _keep_plan(plan: Plan, path: Path) -> None:
-    if path.exists():
-        if read_plan(path).videos != plan.videos:
-            raise UserError(
-                "the folder holds results of another plan",
-                received=str(path.parent),
-                remedy="choose another --output-dir, or give the plan of this one",
-            )
-        return
-    write_plan(plan, path)
 
 
 def read_entries(work: Path) -> dict[str, dict[str, Any]]:
@@ -227,21 +215,22 @@ class _DimensionRun:
     def run(self) -> DimensionResults:
         """Call the public code until nothing is left or nothing helps; a stop keeps the records."""
         self.work.mkdir(parents=True, exist_ok=True)
-        with (
-            _only_here(self.work / ".lock"),
-            progress_bar(self.dimension.name, len(self.links)) as bar,
-        ):
+        lock = acquire_lock(self.work)
+        try:
             self._give_up_unfit()
-            while not self.problem and (rows := self._next_rows()):
-                outcome, log = self._call(rows)
-                if "videos" in outcome:
-                    self._keep(rows, outcome["videos"], log)
-                elif outcome["stage"] == "compute":
-                    self._blame(rows, outcome["error"], log)
-                else:  # no call will come further
-                    self.problem = f"{outcome['stage']}: {outcome['error']} (see {log})"
-                bar.update(len(read_entries(self.work)))
+            with progress_bar(self.dimension.name, len(self.links)) as bar:
+                while not self.problem and (rows := self._next_rows()):
+                    outcome, log = self._call(rows)
+                    if "videos" in outcome:
+                        self._keep(rows, outcome["videos"], log)
+                    elif outcome["stage"] == "compute":
+                        self._blame(rows, outcome["error"], log)
+                    else:  # no call will come further
+                        self.problem = f"{outcome['stage']}: {outcome['error']} (see {log})"
+                    bar.update(len(read_entries(self.work)))
             return self._results()
+        finally:
+            os.close(lock)
 
     @property
     def provenance(self) -> dict[str, object]:
@@ -307,7 +296,7 @@ class _DimensionRun:
         """Count a failed call against its prompts."""
         self.failures.update(row["prompt_en"] for row in rows)
         tries = self.failures[rows[0]["prompt_en"]]
-        if len(rows) > 1 or tries < self.settings.attempts:
+        if len(rows) > 1 or tries < _TRIES:
             return
         # Where nothing has ever come out, the environment is at fault and not the prompts.
         if self.given_up and not read_entries(self.work):
@@ -400,18 +389,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE_S)
     process.wait()
-
-
-@contextmanager
-def _only_here(path: Path) -> Iterator[None]:
-    """Keep a second process out; the kernel frees the lock when its holder dies."""
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunDirectoryError(
-                "another process is scoring this dimension here",
-                received=str(path.parent),
-                remedy="wait for it, or choose another --output-dir",
-            ) from error
-        yield

@@ -8,19 +8,16 @@ and x_d is a ratio of sums over prompts; to first order prompt p moves L by
 
     z_p = sum_d a_d (sum of p's values - x_d * p's weight) / W_d,     Var L = sum_p z_p^2,
 
-where W_d is the weight of all prompts. That is the variance that resampling prompts tends to; it
-needs no draws, holds for all lines at once and shares prompts between dimensions correctly. Each
-dimension's part v_d gets the factor n_d / (n_d - 1), and the lines of few prompts (Diversity has
-ten) Student's t with the degrees of freedom of Welch and Satterthwaite: percentiles of resamples of
-ten prompts end where the prompts end.
+where W_d is the weight of all prompts (docs/vbench.md). No draws are needed, and percentiles of
+resamples of ten prompts (Diversity) would end where the prompts end.
 """
 
 import json
 import math
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,14 +33,13 @@ from longtake.evaluation.vbench.results import (
     public_content,
     read_results,
 )
-from longtake.evaluation.vbench.suites import Suite, find_suite
+from longtake.evaluation.vbench.suites import Suite
 from longtake.runtime.errors import UserError
 from longtake.runtime.files import explained, replacing
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "benchmarks_data" / "published"
 CONFIDENCE = 0.95
 PAIRED, ROUGH = "paired prompts", "rough bound"
-_Interval = Callable[[str, float | None], tuple[float, float] | None]
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the bytes of the zip depend on the results only
 
 
@@ -57,29 +53,24 @@ class ScoreLine:
     """One line of the table."""
 
     name: str
-    score: float | None
+    score: float | None = None
     """In [0, 1]; None when it cannot be given."""
-    interval: tuple[float, float] | None
+    interval: tuple[float, float] | None = None
     """95 % over prompts; None without results of videos, or from one prompt."""
     videos: int = 0
     """Videos in the mean (Diversity: prompts)."""
     prompts: int = 0
     not_applicable: int = 0
     """Videos that left the mean because their result is -1."""
-    unscored: Mapping[str, str] | None = None
+    unscored: Mapping[str, str] = field(default_factory=dict)
     """Reason by video, for videos that should count and do not."""
     origin: str = ""
     notes: tuple[str, ...] = ()
     """Why there is no score, and what to know about the one there is."""
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether there is a score and every video it needs is in it."""
-        return self.score is not None and not self.unscored
-
     def as_record(self) -> dict[str, Any]:
         """The line in JSON; a score that is missing is null."""
-        record = asdict(self) | {"ci95": self.interval, "unscored": dict(self.unscored or {})}
+        record = asdict(self) | {"ci95": self.interval}
         return {key: value for key, value in record.items() if key not in ("name", "interval")}
 
 
@@ -110,13 +101,10 @@ class Scores:
         }
 
 
-def aggregate(
-    found: ResultSet, plan: Plan | None = None, *, allow_incomplete: bool = False
-) -> Scores:
+def aggregate(found: ResultSet, plan: Plan | None = None) -> Scores:
     """Score a model from its results.
 
     ``plan`` says which videos should be there; None compares numbers with the official suite.
-    ``allow_incomplete`` gives totals also where videos (never dimensions) are missing.
     """
     suite = found.suite
     results = planned_results(found, plan)
@@ -129,21 +117,38 @@ def aggregate(
         half = _half_width(error, CONFIDENCE)
         return score - half, score + half
 
-    lines = {name: _dimension_line(name, results.get(name), interval) for name in suite.dimensions}
+    lines = {name: ScoreLine(name=name, notes=("no result",)) for name in suite.dimensions}
+    for name, own in results.items():
+        counted = own.applicable
+        lines[name] = ScoreLine(
+            name=name,
+            score=own.score,
+            interval=interval(name, own.score),
+            videos=len(counted),
+            prompts=len({prompt_of(video) for video in counted}),
+            not_applicable=len(own.videos) - len(counted),
+            unscored=own.unscored,
+            origin=own.origin,
+            notes=tuple(own.notes()),
+        )
     # Only complete lines: a mean over what happens to be there is another metric.
-    totals = suite.totals(
-        {
-            name: line.score
-            for name, line in lines.items()
-            if line.score is not None and (line.is_complete or allow_incomplete)
-        }
-    )
+    complete = {n: v.score for n, v in lines.items() if v.score is not None and not v.unscored}
+    totals = suite.totals(complete)
     groups = {c.name: [lines[d.name] for d in c.dimensions] for c in suite.categories}
-    groups["Total"] = list(lines.values())
-    categories = {
-        name: _category_line(name, totals.get(name), members, interval)
-        for name, members in groups.items()
-    }
+    categories = {}
+    for name, members in {**groups, "Total": list(lines.values())}.items():
+        notes = []
+        if missing := [line.name for line in members if line.score is None]:
+            notes.append(f"no score without {', '.join(missing)}")
+        if partial := [line.name for line in members if line.score is not None and line.unscored]:
+            notes.append(f"no score while videos are missing: {', '.join(partial)}")
+        categories[name] = ScoreLine(
+            name=name,
+            score=totals.get(name),
+            interval=interval(name, totals.get(name)),
+            videos=sum(line.videos for line in members),
+            notes=tuple(notes),
+        )
     return Scores(
         suite=suite, dimensions=lines, categories=categories, problems=tuple(found.problems)
     )
@@ -182,47 +187,6 @@ def _planned(results: DimensionResults, plan: Plan | None) -> DimensionResults:
     return replace(results, videos=videos, unscored=unscored, problems=problems)
 
 
-def _dimension_line(name: str, results: DimensionResults | None, interval: _Interval) -> ScoreLine:
-    if results is None:
-        return ScoreLine(name=name, score=None, interval=None, notes=("no result",))
-    counted = results.applicable
-    return ScoreLine(
-        name=name,
-        score=results.score,
-        interval=interval(name, results.score),
-        videos=len(counted),
-        prompts=len({prompt_of(video) for video in counted}),
-        not_applicable=len(results.videos) - len(counted),
-        unscored=dict(results.unscored),
-        origin=results.origin,
-        notes=tuple(results.notes()),
-    )
-
-
-def _category_line(
-    name: str,
-    score: float | None,
-    members: list[ScoreLine],
-    interval: _Interval,
-) -> ScoreLine:
-    """A category or the total, with the reason where it has no score."""
-    missing = [line.name for line in members if line.score is None]
-    partial = [line.name for line in members if line.score is not None and line.unscored]
-    notes = []
-    if missing:
-        notes.append(f"no score without {', '.join(missing)}")
-    if partial:
-        word = "incomplete" if score is not None else "no score while videos are missing"
-        notes.append(f"{word}: {', '.join(partial)}")
-    return ScoreLine(
-        name=name,
-        score=score,
-        interval=interval(name, score),
-        videos=sum(line.videos for line in members),
-        notes=tuple(notes),
-    )
-
-
 def prompt_moves(results: Mapping[str, DimensionResults]) -> pd.DataFrame:
     """How far each prompt moves each dimension, [prompts, dimensions]: z_p before the a_d.
 
@@ -248,7 +212,8 @@ def standard_error(
     """Standard error of a line and its degrees of freedom; see the head of this file.
 
     ``moves`` are of one model, or of the first minus the second; ``prompts`` is n_d by dimension.
-    None when one of the line's dimensions has fewer than two prompts.
+    Each dimension's part gets n_d / (n_d - 1); degrees of freedom by Welch and Satterthwaite. None
+    when one of the line's dimensions has fewer than two prompts.
     """
     shares = suite.shares(line)
     n = np.array([prompts.get(name, 0) for name in shares])
@@ -272,33 +237,32 @@ def _half_width(error: tuple[float, float], confidence: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedModel:
-    """One row of a published table, such as Table 8 of the report."""
+    """One row of a published table, such as Table 8 of the report; scores in [0, 1]."""
 
     name: str
     source: str
     evaluated: str
     """Year and month of the evaluation."""
     categories: Mapping[str, float]
-    """Categories and `Total`, in [0, 1]."""
+    """Categories and `Total`."""
     dimensions: Mapping[str, float]
-    """In [0, 1]; empty where only categories were published."""
+    """Empty where only categories were published."""
 
 
-def published_models(suite: Suite, folder: Path = PUBLISHED) -> dict[str, PublishedModel]:
+def published_models(suite: Suite) -> dict[str, PublishedModel]:
     """All published rows of a suite by name; empty where none are shipped."""
-    path = folder / f"{suite.name}.json"
+    path = PUBLISHED / f"{suite.name}.json"
     if not path.is_file():
         return {}
     content = json.loads(path.read_text(encoding="utf-8"))
     unit = {"percent": 100.0, "fraction": 1.0}[content["unit"]]
-    assert find_suite(content["suite"]) is suite, path
     return {
         row["model"]: PublishedModel(
             name=row["model"],
             source=row["source"],
             evaluated=row["evaluated"],
-            categories={k: float(v) / unit for k, v in row["categories"].items()},
-            dimensions={k: float(v) / unit for k, v in row.get("dimensions", {}).items()},
+            categories={k: v / unit for k, v in row["categories"].items()},
+            dimensions={k: v / unit for k, v in row.get("dimensions", {}).items()},
         )
         for row in content["models"]
     }
@@ -375,39 +339,6 @@ def read_side(suite: Suite, name: str) -> ResultSet | PublishedModel:
     return rows[name]
 
 
-class _Side:
-    """Scores of one side and what is known about their noise."""
-
-    def __init__(self, suite: Suite, side: ResultSet | PublishedModel, plan: Plan | None) -> None:
-        self.errors: dict[str, float] = {}
-        self.results: dict[str, DimensionResults] = {}
-        self.remarks: list[str] = []
-        if isinstance(side, PublishedModel):
-            self.scores = {**side.dimensions, **side.categories}
-            self.errors = rough_errors(suite, side.categories)
-            self.remarks.append(
-                f"{side.name}: {side.source}, evaluated {side.evaluated}; no results of videos, so "
-                "its noise is a rough bound from the number of prompts"
-            )
-        else:
-            self.results = planned_results(side, plan)
-            own = {n: r.score for n, r in self.results.items() if r.score is not None}
-            self.scores = {**own, **suite.totals(own)}
-            self.remarks += side.problems
-        for name, results in self.results.items():
-            if results.unscored:
-                self.remarks.append(f"{side.source}: {name} lacks {len(results.unscored)} results")
-            if not results.applicable:
-                self.remarks.append(f"{side.source}: {name} has no results of videos")
-        self.moves = prompt_moves(self.results)
-
-    def error(self, suite: Suite, line: str) -> tuple[float, float] | None:
-        """Standard error of a score and its degrees of freedom; None when unknown."""
-        if line in self.errors:
-            return self.errors[line], math.inf
-        return standard_error(suite, line, self.moves, self.moves.count())
-
-
 def compare(
     suite: Suite,
     first: ResultSet | PublishedModel,
@@ -419,47 +350,79 @@ def compare(
     Two sets of results are compared prompt by prompt. Published scores have no results of videos:
     there, a rough standard error stands in, and the comparison says so.
     """
-    sides = [_Side(suite, side, plan) for side in (first, second)]
+    sides = (first, second)
+    results = [{} if isinstance(s, PublishedModel) else planned_results(s, plan) for s in sides]
+    scores = [_scores(suite, *side) for side in zip(sides, results, strict=True)]
     order = (*suite.dimensions, *(c.name for c in suite.categories), "Total")
-    names = [name for name in order if any(name in side.scores for side in sides)]
+    names = [name for name in order if any(name in own for own in scores)]
     # The total is the question; the other lines are looked at together, after it.
-    family = sum(n != "Total" and all(n in side.scores for side in sides) for n in names)
-    moves = sides[0].moves.sub(sides[1].moves, fill_value=0.0)
-    prompts = pd.concat([side.moves.count() for side in sides], axis=1).min(axis=1)
+    family = sum(n != "Total" and all(n in own for own in scores) for n in names)
+    moves = [prompt_moves(own) for own in results]
+    both = moves[0].sub(moves[1], fill_value=0.0)
+    prompts = pd.concat([own.count() for own in moves], axis=1).min(axis=1)
     # A published row has no videos, so nothing can be paired with it.
-    paired = all(side.results for side in sides)
+    paired = all(results)
+    rough = [
+        rough_errors(suite, s.categories) if isinstance(s, PublishedModel) else {} for s in sides
+    ]
     lines = []
     for name in names:
         level = CONFIDENCE if name == "Total" else 1 - (1 - CONFIDENCE) / max(1, family)
-        scores = [side.scores.get(name) for side in sides]
+        one, other = (own.get(name) for own in scores)
         difference, half_width, basis = None, None, ""
-        if scores[0] is not None and scores[1] is not None:
-            difference, basis = scores[0] - scores[1], PAIRED if paired else ROUGH
+        if one is not None and other is not None:
+            difference, basis = one - other, PAIRED if paired else ROUGH
             if paired:
-                error = standard_error(suite, name, moves, prompts)
-            else:
-                error = _apart(sides[0].error(suite, name), sides[1].error(suite, name))
+                error = standard_error(suite, name, both, prompts)
+            else:  # two scores that share nothing
+                errors = [
+                    (known[name], math.inf)
+                    if name in known
+                    else standard_error(suite, name, own, own.count())
+                    for known, own in zip(rough, moves, strict=True)
+                ]
+                given = [error[0] for error in errors if error is not None]
+                error = (math.hypot(*given), math.inf) if len(given) == len(errors) else None
             if error is None:
                 basis = "no results of videos"
             else:
                 half_width = _half_width(error, level)
-        lines.append(Difference(name, scores[0], scores[1], difference, half_width, basis))
-    remarks = [remark for side in sides for remark in side.remarks]
+        lines.append(Difference(name, one, other, difference, half_width, basis))
+    remarks = [r for side in zip(sides, results, strict=True) for r in _remarks(*side)]
     for key in ("upstream_commit", "suite_sha256"):  # of other code or prompts: another metric
-        own = (results for side in sides for results in side.results.values())
-        values = {str(r.provenance[key]) for r in own if key in r.provenance}
+        every = (own for side in results for own in side.values())
+        values = {str(own.provenance[key]) for own in every if key in own.provenance}
         if len(values) > 1:
             remarks.append(f"not the same {key}: {', '.join(sorted(values))}")
     return Comparison(lines, family, remarks)
 
 
-def _apart(
-    first: tuple[float, float] | None, second: tuple[float, float] | None
-) -> tuple[float, float] | None:
-    """Standard error of the difference of two scores that share nothing."""
-    if first is None or second is None:
-        return None
-    return math.hypot(first[0], second[0]), math.inf
+def _scores(
+    suite: Suite, side: ResultSet | PublishedModel, results: Mapping[str, DimensionResults]
+) -> dict[str, float]:
+    """Score of every dimension, category and `Total` that there is."""
+    if isinstance(side, PublishedModel):
+        return {**side.dimensions, **side.categories}
+    own = {name: r.score for name, r in results.items() if r.score is not None}
+    return {**own, **suite.totals(own)}
+
+
+def _remarks(
+    side: ResultSet | PublishedModel, results: Mapping[str, DimensionResults]
+) -> list[str]:
+    """What a reader of a comparison must know about one side."""
+    if isinstance(side, PublishedModel):
+        return [
+            f"{side.name}: {side.source}, evaluated {side.evaluated}; no results of videos, so its "
+            "noise is a rough bound from the number of prompts"
+        ]
+    remarks = list(side.problems)
+    for name, own in results.items():
+        if own.unscored:
+            remarks.append(f"{side.source}: {name} lacks {len(own.unscored)} results")
+        if not own.applicable:
+            remarks.append(f"{side.source}: {name} has no results of videos")
+    return remarks
 
 
 def submit(suite: Suite, source: Path, out: Path, plan: Plan | None = None) -> Scores:

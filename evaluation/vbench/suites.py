@@ -9,8 +9,6 @@ from typing import Any
 
 from longtake.runtime.errors import UserError
 
-PINNED_COMMIT = "45e79ec"
-"""Commit of the public VBench repository (2026-03-23) that this package was studied against."""
 NOT_APPLICABLE = -1
 """The public code's result of a video to which the dimension does not apply; it leaves the mean."""
 
@@ -48,6 +46,8 @@ class Dimension:
     """The mean is over frames whose numbers no result file holds: the stated score counts."""
     lowest: float = 0.0
     """Smallest possible result of a video, in units of ``unit``."""
+    hazard: str = ""
+    """What a reader of the score must know about upstream's way to it."""
 
     @property
     def scored_samples(self) -> int:

@@ -1,6 +1,6 @@
 """Results as tables and lines for people."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from rich.table import Table
 
@@ -8,7 +8,6 @@ from longtake.evaluation.vbench.plan import Plan
 from longtake.evaluation.vbench.run import RunReport
 from longtake.evaluation.vbench.scores import Comparison, ScoreLine, Scores
 from longtake.evaluation.vbench.suites import SUITES, Suite
-from longtake.evaluation.vbench.upstream import NEEDS, is_native
 from longtake.runtime.progress import result_table
 
 _MISSING = "-"
@@ -40,7 +39,7 @@ def score_table(scores: Scores, only: Collection[str] | None = None) -> Table:
             _interval(line.interval),
             line.videos,
             line.not_applicable,
-            len(line.unscored or {}),
+            len(line.unscored),
             line.origin,
         )
         for line in lines
@@ -50,46 +49,34 @@ def score_table(scores: Scores, only: Collection[str] | None = None) -> Table:
     return result_table(title, columns, rows)
 
 
-def score_notes(scores: Scores) -> list[str]:
-    """Problems, notes and the first reasons of unscored videos, one line each."""
-    lines = [f"problem: {problem}" for problem in scores.problems]
-    for line in (*scores.dimensions.values(), *scores.categories.values()):
-        lines += _line_notes(line)
-    return lines
+def score_notes(lines: Iterable[ScoreLine]) -> list[str]:
+    """Notes and the first reasons of unscored videos, one line each."""
+    notes = []
+    for line in lines:
+        # That a dimension was not run is told once, in the notes of its category.
+        notes += [f"{line.name}: {note}" for note in line.notes if note != "no result"]
+        reasons = [f"{line.name}: unscored {video}: {why}" for video, why in line.unscored.items()]
+        notes += reasons[:_SHOWN]
+        if len(reasons) > _SHOWN:
+            notes.append(f"{line.name}: {len(reasons) - _SHOWN} more unscored videos")
+    return notes
 
 
-def _line_notes(line: ScoreLine) -> list[str]:
-    # That a dimension was not run is told once, in the notes of its category.
-    notes = [note for note in line.notes if note != "no result"]
-    unscored = [f"unscored {video}: {why}" for video, why in (line.unscored or {}).items()]
-    if len(unscored) > _SHOWN:
-        unscored[_SHOWN:] = [f"{len(unscored) - _SHOWN} more unscored videos"]
-    return [f"{line.name}: {text}" for text in (*notes, *unscored)]
-
-
-def doctor_report(suite: Suite, lacking: Mapping[str, Mapping[str, str]]) -> list[Table | str]:
+def doctor_report(suite: Suite, lacking: Mapping[str, Mapping[str, str]]) -> list[str]:
     """What is missing for each dimension, and then once how to get each thing."""
-    rows = []
-    for name, things in lacking.items():
-        need = NEEDS[suite.name][name]
-        ready = "yes" if not things else "ours" if is_native(suite, name) else "no"
-        memory = need.get("memory_gib")
-        rows.append((name, need["environment"], memory, ready, ", ".join(things)))
-    title = f"{suite.title}: what the public code still needs here"
-    columns = ("dimension", "environment", "GPU, GiB", "ready", "missing")
+    lines = [f"{name}: {', '.join(things) or 'nothing'}" for name, things in lacking.items()]
     ways = dict.fromkeys(f"{what}: {how}" for own in lacking.values() for what, how in own.items())
-    return [result_table(title, columns, rows), *ways]
+    return [f"{suite.title}, missing here for the public code:", *lines, "", *ways]
 
 
 def run_report(report: RunReport) -> list[Table | str]:
     """What a run scored, why videos are unscored, and what could not be run."""
     table = [score_table(report.scores, only=report.results)] if report.results else []
-    notes = [n for name in report.results for n in _line_notes(report.scores.dimensions[name])]
     not_run = [
         f"{name}: not run, missing: {', '.join(things)}; see `eval vbench doctor`"
         for name, things in report.not_run.items()
     ]
-    return [*table, *notes, *not_run]
+    return [*table, *score_notes(report.scores.dimensions[n] for n in report.results), *not_run]
 
 
 def comparison_report(

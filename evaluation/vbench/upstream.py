@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from longtake.evaluation.vbench import runner
-from longtake.evaluation.vbench.suites import PINNED_COMMIT, Suite
+from longtake.evaluation.vbench.suites import Suite
 from longtake.evaluation.vbench.videos import VideoFacts
 from longtake.runtime.errors import UserError
 
@@ -45,13 +45,11 @@ class Upstream:
 
     suite: Suite
     checkout: Path | None = None
-    """Root of a clone of the public repository; None: not given."""
-    commit: str = PINNED_COMMIT
+    """Root of a clone of the public repository."""
+    commit: str
     """Commit that the checkout must be at; a prefix is enough."""
     pythons: Mapping[str, Path] = field(default_factory=dict)
     """Interpreter by dimension, instead of uv; the one under the empty name serves all others."""
-    weights: Path | None = None
-    """Folder of the suite's weights; None: the public default."""
     device: str = "cuda"
     """Device of the public code, as torch names it."""
     allow_downloads: bool = False
@@ -91,7 +89,7 @@ class Upstream:
     def cache(self) -> Path:
         """The suite's own folder of weights."""
         default = Path.home() / ".cache" / self.suite.package
-        return Path(self.weights or os.environ.get(self.suite.cache_variable) or default)
+        return Path(os.environ.get(self.suite.cache_variable) or default)
 
     def command(self, dimension: str, job: Path) -> list[str]:
         """The runner in the environment of a dimension, to be started in :attr:`root`."""
@@ -133,16 +131,14 @@ class Upstream:
         """
         need = NEEDS[self.suite.name][dimension]
         lacking: dict[str, str] = {}
-        head = self.head
         if self.checkout is None or not (self.root / self.suite.package).is_dir():
             lacking["checkout"] = (
                 f"git clone https://github.com/Vchitect/VBench; git checkout {self.commit}; "
                 "then --checkout"
             )
-        elif head is None or not head.startswith(self.commit):
+        elif not (self.head or "").startswith(self.commit):
             lacking["the commit"] = (
-                f"the checkout is at {(head or 'an unknown commit')[:17]}: git checkout "
-                f"{self.commit}, or say --commit (another version is another metric)"
+                f"git checkout {self.commit}, or say --commit: another version is another metric"
             )
         by_hand = TABLE["environments"][need["environment"]].get("by_hand")
         if by_hand and self.python(dimension) is None:
@@ -150,19 +146,19 @@ class Upstream:
                 f"{by_hand}; then --python {dimension}=ENV/bin/python"
             )
         for weights in (TABLE["weights"][key] for key in need.get("weights", ())):
+            place = self.place(weights)
             # An empty file is what a failed download of theirs leaves behind.
-            if not self.allow_downloads and not _has_content(self.place(weights)):
+            there = (
+                any(place.iterdir()) if place.is_dir() else place.is_file() and place.stat().st_size
+            )
+            if not self.allow_downloads and not there:
                 how = weights["get"].replace("CACHE", str(self.cache))
-                lacking[weights["name"]] = f"{how}, to {self.place(weights)}"
+                lacking[weights["name"]] = f"{how}, to {place}"
         path = self.variables(python=self.python(dimension)).get("PATH")
         for program in need.get("programs", ()):
             if shutil.which(program, path=path) is None:
                 lacking[program] = "must be on PATH"
         return lacking
-
-
-def _has_content(path: Path) -> bool:
-    return any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size > 0
 
 
 def parse_pythons(suite: Suite, texts: Sequence[str]) -> dict[str, Path]:
@@ -173,13 +169,11 @@ def parse_pythons(suite: Suite, texts: Sequence[str]) -> dict[str, Path]:
         key = suite.dimension(name).name if equals else ""
         # Not resolved: a virtual environment is known by the link to its interpreter.
         python = Path(path).expanduser().absolute()
-        if key in pythons:
-            raise UserError("two interpreters for the same dimensions", received=text)
-        if not os.access(python, os.X_OK) or python.is_dir():
+        if key in pythons or not os.access(python, os.X_OK) or python.is_dir():
             raise UserError(
-                "no such interpreter",
+                "this interpreter cannot be used",
                 received=text,
-                expected="PATH or DIMENSION=PATH of an environment's bin/python",
+                expected="PATH or DIMENSION=PATH of an environment's bin/python, each once",
                 remedy="leave --python out: uv makes the environment",
             )
         pythons[key] = python

@@ -5,7 +5,6 @@ Everything but the score works without torch, so that plans and dry runs answer 
 
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,14 +12,12 @@ from pathlib import Path
 
 import av
 
-from longtake.evaluation.vbench.plan import Plan, PlannedVideo
+from longtake.evaluation.vbench.plan import Plan
 from longtake.runtime.errors import UserError
 from longtake.runtime.files import explained
 
 Key = tuple[str, str]
 """(dimension, file name): in the layout with one folder per dimension, files may differ."""
-_RATE_TOLERANCE = 0.01
-"""Relative: 23.976 and 24 frames per second count as the same rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +53,10 @@ def find_videos(plan: Plan, folder: Path) -> VideoFiles:
             remedy="make it with `eval vbench generate`, or give the folder of your videos",
         )
     # One listing for each folder: 3,000 stat calls take long on network disks.
-    names = {sub: _names(folder / sub) for sub in ("", *plan.dimensions)}
+    names = {
+        sub: set(os.listdir(folder / sub)) if (folder / sub).is_dir() else set()
+        for sub in ("", *plan.dimensions)
+    }
     paths: dict[Key, Path] = {}
     missing: list[Key] = []
     planned: set[Path] = set()
@@ -73,10 +73,6 @@ def find_videos(plan: Plan, folder: Path) -> VideoFiles:
     there = {folder / sub / name for sub, members in names.items() for name in members}
     extra = sorted(p for p in there - planned if p.suffix.lower() in (".mp4", ".gif", ".avi"))
     return VideoFiles(paths=paths, missing=tuple(missing), extra=tuple(extra))
-
-
-def _names(folder: Path) -> set[str]:
-    return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
 def link_view(files: VideoFiles, dimension: str, folder: Path) -> dict[str, Path]:
@@ -108,8 +104,6 @@ class VideoFacts:
     frames: int = 0
     fps: float = math.nan
     """Frames per second; NaN when the file states none."""
-    width: int = 0
-    height: int = 0
     problem: str = ""
     """Why the file cannot be scored; empty when it can."""
 
@@ -125,7 +119,7 @@ def probe(path: Path) -> VideoFacts:
             if not container.streams.video:
                 return VideoFacts(problem="no video stream")
             stream = container.streams.video[0]
-            rate, size, stated = stream.average_rate, (stream.width, stream.height), stream.frames
+            rate, stated = stream.average_rate, stream.frames
             frames, decodable = 0, False
             for packet in container.demux(video=0):
                 frames += packet.size > 0  # the last packet is empty: it flushes the decoder
@@ -137,49 +131,7 @@ def probe(path: Path) -> VideoFacts:
     # A file cut off by a full disk decodes up to its end without an error.
     if frames < stated:
         return VideoFacts(problem=f"torn: {frames} of {stated} frames")
-    fps = float(rate) if rate else math.nan
-    return VideoFacts(frames=frames, fps=fps, width=size[0], height=size[1])
-
-
-def pending_videos(
-    plan: Plan, folder: Path, rank: int = 0, world: int = 1
-) -> tuple[list[PlannedVideo], int]:
-    """The videos of process ``rank`` that are not there or cannot be decoded; how many are."""
-    if not 0 <= rank < world:
-        raise UserError(
-            "no such process", received=f"rank {rank} of {world}", expected="0 <= rank < world"
-        )
-    own = plan.videos[rank::world]
-    paths = {video.name: folder / video.name for video in own}
-    whole = {name for name, path in paths.items() if path.is_file() and not probe(path).problem}
-    return [video for video in own if video.name not in whole], len(whole)
-
-
-def unlike_the_rest(facts: Mapping[str, VideoFacts], fps: float | None = None) -> dict[str, str]:
-    """Files whose rate, length or size differs from most, and why; unreadable ones as well.
-
-    ``fps``: the rate that all files should have; None takes the most frequent one.
-    """
-    readable = [f for f in facts.values() if not f.problem]
-    usual = Counter((f.frames, f.width, f.height) for f in readable).most_common(1)
-    rates = Counter(f.fps for f in readable).most_common(1)
-    expected = fps if fps is not None else rates[0][0] if rates else math.nan
-    odd: dict[str, str] = {}
-    for name, own in facts.items():
-        if own.problem:
-            odd[name] = f"unreadable: {own.problem}"
-            continue
-        reasons = []
-        if not math.isclose(own.fps, expected, rel_tol=_RATE_TOLERANCE):
-            reasons.append(f"{own.fps:g} fps instead of {expected:g}")
-        frames, width, height = usual[0][0]
-        if own.frames != frames:
-            reasons.append(f"{own.frames} frames instead of {frames}")
-        if (own.width, own.height) != (width, height):
-            reasons.append(f"{own.width}x{own.height} instead of {width}x{height}")
-        if reasons:
-            odd[name] = ", ".join(reasons)
-    return odd
+    return VideoFacts(frames=frames, fps=float(rate) if rate else math.nan)
 
 
 def temporal_flickering(path: Path) -> float:

@@ -204,13 +204,13 @@ def stand_in(made_once: Path, tmp_path: Path) -> StandIn:
 
 
 @pytest.fixture
-def upstream(stand_in: StandIn) -> Upstream:
+def upstream(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Upstream:
+    monkeypatch.setenv(VBENCH2.cache_variable, str(stand_in.weights))
     return Upstream(
         suite=VBENCH2,
         checkout=stand_in.checkout,
         commit=stand_in.commit,
         pythons={"": stand_in.python},
-        weights=stand_in.weights,
         device="cpu",
     )
 

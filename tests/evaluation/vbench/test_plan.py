@@ -18,7 +18,6 @@ from longtake.evaluation.vbench.plan import (
     read_plan,
     read_suite,
     read_texts,
-    sandbox_data,
     write_plan,
 )
 from longtake.evaluation.vbench.suites import VBENCH1, VBENCH2, Suite
@@ -95,7 +94,7 @@ def test_names_are_exact() -> None:
 
 @pytest.mark.parametrize("prompts", [("z" * 180 + "one", "z" * 180 + "two"), ("ü" * 180,)])
 def test_names_that_files_cannot_have_are_refused(prompts: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match=r"share a file name|too long"):
+    with pytest.raises(UserError, match=r"share a file name"):
         _ = make_plan(of_rows(VBENCH2, *((prompt, "Material") for prompt in prompts))).videos
 
 
@@ -154,15 +153,9 @@ def test_augmented_texts_leave_names_alone(data: SuiteData, tmp_path: Path) -> N
 def test_texts_that_do_not_fit_are_refused(data: SuiteData, tmp_path: Path) -> None:
     for name, content in (("a", "x\ny\n"), ("b", "x\n"), ("c", "x\n \n")):
         (tmp_path / name).write_text(content)
-    for texts, prompts, problem in (
-        ("b", "a", "parallel"),
-        ("c", "a", "1 empty"),
-        ("a", "absent", "cannot be read"),
-    ):
-        with pytest.raises(UserError, match=problem):
+    for texts, prompts in (("b", "a"), ("c", "a"), ("a", "absent")):
+        with pytest.raises(UserError, match="texts cannot be used"):
             read_texts(tmp_path / texts, tmp_path / prompts)
-    with pytest.raises(UserError, match="belong together"):
-        read_texts(tmp_path / "a", None)
     with pytest.raises(UserError, match="have no text"):
         make_plan(data, texts={"x": "y"})
 
@@ -204,11 +197,6 @@ def test_official_numbers() -> None:
     assert sum(d.prompts for d in dimensions) == 1230
     assert sum(d.prompts * d.samples for d in dimensions) == 3860
     assert len(dimensions) == 18 and len(VBENCH1.dimensions) == 16
-
-
-def test_the_sandbox_stands_in_for_a_suite() -> None:
-    data = sandbox_data(VBENCH1, ["temporal_flickering"])
-    assert len(data.rows) == 256 and "not of VBench 1.0" in data.remarks[0]
 
 
 def test_planning_and_scoring_need_no_torch(suite_json: Path) -> None:

@@ -15,7 +15,6 @@ from longtake.evaluation.vbench.results import (
     write_results,
 )
 from longtake.evaluation.vbench.suites import VBENCH1, VBENCH2
-from longtake.runtime.errors import UserError
 
 Entries = Callable[..., list[dict[str, Any]]]
 
@@ -37,7 +36,7 @@ def test_minus_one_leaves_the_mean() -> None:
     found = parse_dimension(VBENCH2.dimensions["Human_Clothes"], naive, entries)
     assert found.score == pytest.approx(145 / 174)
     assert len(found.applicable) == 174 and len(found.videos) == 225
-    assert any("the mean with the -1" in note for note in found.notes())
+    assert "the file states 0.417778; the mean of its videos is 0.833333" in found.notes()
     right = parse_dimension(VBENCH2.dimensions["Human_Clothes"], 145 / 174, entries)
     assert not right.notes()
 
@@ -85,11 +84,6 @@ def test_repeated_entries_count_once_and_contradictions_not_at_all() -> None:
     assert found.unscored["b-0.mp4"].startswith("two results")
 
 
-def test_entries_without_a_video_are_a_problem() -> None:
-    found = parse_dimension(VBENCH2.dimensions["Composition"], None, ["x", {"video_results": 1}])
-    assert len(found.problems) == 2 and found.score is None
-
-
 def test_units_and_frames_of_vbench_1() -> None:
     imaging = parse_dimension(
         VBENCH1.dimensions["imaging_quality"], 0.6, [item("a-0.mp4", 50.0), item("b-0.mp4", 70.0)]
@@ -112,7 +106,7 @@ def test_units_and_frames_of_vbench_1() -> None:
 def test_only_the_file_knows_the_weights_of_subject_consistency() -> None:
     entries = [item("a-0.mp4", 0.9), item("b-0.mp4", 0.7)]
     found = parse_dimension(VBENCH1.dimensions["subject_consistency"], 0.82, entries)
-    assert found.score == 0.82 and "plain mean is 0.8" in found.notes()[0]
+    assert found.score == 0.82 and "mean of its videos is 0.8" in found.notes()[0]
     assert parse_dimension(VBENCH1.dimensions["subject_consistency"], None, entries).score == 0.8
 
 
@@ -139,7 +133,7 @@ def test_the_official_layout_is_read(plan: Plan, entries: Entries, tmp_path: Pat
         found = read_results(VBENCH2, source)
         assert set(found.dimensions) == set(plan.dimensions)
         assert [round(r.score or 0, 9) for r in found.dimensions.values()] == [0.5] * 3
-        assert not found.problems and len(found.ignored) == 3
+        assert not found.problems
 
 
 def archive(folder: Path) -> Path:
@@ -149,11 +143,6 @@ def archive(folder: Path) -> Path:
             out.write(file, file.relative_to(folder))
         out.writestr("__MACOSX/._x.json", "junk")
     return path
-
-
-def test_flat_and_printed_names_are_read(plan: Plan, entries: Entries, tmp_path: Path) -> None:
-    put(tmp_path / "all.json", {"Human Anatomy": [1.0, entries(plan, "Human_Anatomy", 1)]})
-    assert read_results(VBENCH2, tmp_path / "all.json").dimensions["Human_Anatomy"].score == 1.0
 
 
 def test_torn_and_foreign_files_are_problems_and_the_rest_counts(
@@ -173,7 +162,6 @@ def test_torn_and_foreign_files_are_problems_and_the_rest_counts(
         "strange.json",
         "torn.json",
     ]
-    assert found.ignored == ["config.json"]
 
 
 def test_two_files_of_a_dimension_count_neither(
@@ -184,12 +172,6 @@ def test_two_files_of_a_dimension_count_neither(
         put(tmp_path / "out" / f"run{number}.json", value)
     found = read_results(VBENCH2, tmp_path / "out").dimensions["Human_Anatomy"]
     assert found.score is None and "run0.json" in found.problems[0]
-
-
-def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
-    for nothing in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(UserError, match=r"no result files|cannot be read"):
-            read_results(VBENCH2, nothing)
 
 
 def test_written_results_read_back(plan: Plan, entries: Entries, tmp_path: Path) -> None:
