@@ -43,8 +43,7 @@ def compare_command(
         str,
         typer.Argument(
             metavar="A",
-            help="Scores of a model: a run of grpo, a score table, VBench results; or the name of "
-            "a model of --inputs.",
+            help="Scores of a model: a run of grpo, a score table; or a model of --inputs.",
         ),
     ],
     second: Annotated[str, typer.Argument(metavar="B", help="The same.")],

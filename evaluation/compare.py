@@ -5,7 +5,6 @@ of these are one, and two of the same kind can be compared:
 
 - a run of `grpo run`: its held-out samples after training, by metric and reward;
 - a table of `rewards score`, or the `scores.jsonl` of `eval judge score`;
-- VBench results, one score for each video;
 - ratings of people, with the list of samples that says which model made which video.
 """
 
@@ -24,10 +23,8 @@ from longtake.evaluation.comparison import ComparisonSettings, compare_models
 from longtake.evaluation.dimensions import title_of
 from longtake.evaluation.mos import video_scores
 from longtake.evaluation.ratings import Finding, Findings, SampleList, read_ratings, read_samples
-from longtake.evaluation.vbench.results import read_any_suite
-from longtake.evaluation.vbench.scores import prompt_of
 from longtake.runtime.errors import UserError
-from longtake.runtime.files import explained, read_csv, read_jsonl, replacing
+from longtake.runtime.files import read_csv, read_jsonl, write_text
 from longtake.runtime.html import MEDIA, Embedder, render_page
 
 FEWEST_PROMPTS = 10
@@ -54,8 +51,8 @@ class ScoreLog:
 def read_score_log(paths: Sequence[Path]) -> ScoreLog:
     """The scores that files and folders hold together.
 
-    A folder is a run of `grpo run`, VBench results, the videos of a study, or holds ratings or
-    judge scores with their `samples.csv`.
+    A folder is a run of `grpo run`, the videos of a study, or holds ratings or judge scores with
+    their `samples.csv`.
     """
     tables: list[pd.DataFrame] = []
     captions: dict[str, str] = {}
@@ -65,10 +62,7 @@ def read_score_log(paths: Sequence[Path]) -> ScoreLog:
     findings = Findings()
     for path in [part for given in paths for part in _parts(given)]:
         if path.is_dir():
-            if any(path.rglob("*.json")):
-                tables.append(_vbench_scores(path))
-            else:
-                listed = read_samples(path)
+            listed = read_samples(path)
             continue
         rows = _rows(path)
         columns = set(rows[0]) if rows else set()
@@ -91,7 +85,7 @@ def read_score_log(paths: Sequence[Path]) -> ScoreLog:
                 "this is no score log",
                 received=f"{path}: {', '.join(sorted(columns)) or 'empty'}",
                 expected="a run of grpo, a table of `rewards score`, scores.jsonl of `eval judge "
-                "score`, VBench results, or ratings with their list of samples",
+                "score`, or ratings with their list of samples",
             )
     if ratings:
         table, remarks = _rated(ratings, listed)
@@ -120,31 +114,21 @@ def two_logs(
     A model is a path with its scores, or the name of a model of ``inputs``, which hold both.
     """
     common = read_score_log(inputs) if inputs else None
-    known = () if common is None else tuple(common.table["model"].unique())
     logs, names = [], []
     for name in (first, second):
-        if common is not None and name in known:
-            own = common.table[common.table["model"] == name]
-            clips = {key: path for key, path in common.clips.items() if key[0] == name}
-            logs.append(replace(common, table=own, clips=clips))
-            names.append(name)
-            continue
-        if not Path(name).exists():
-            raise UserError(
-                "no such model",
-                received=name,
-                expected=f"a file or folder of scores, or a model of --inputs: {', '.join(known)}",
-            )
-        log = read_score_log([Path(name)])
-        models = list(log.table["model"].unique())
+        if common is not None and name in set(common.table["model"]):
+            log, models = common, [name]
+        else:
+            log = read_score_log([Path(name)])
+            models = list(log.table["model"].unique())
         if len(models) != 1:
             raise UserError(
                 "this holds the scores of several models",
                 received=f"{name}: {', '.join(models)}",
-                expected="the scores of one model",
                 remedy=f"name two of them: eval compare {models[0]} {models[1]} --inputs {name}",
             )
-        logs.append(log)
+        clips = {key: path for key, path in log.clips.items() if key[0] == models[0]}
+        logs.append(replace(log, table=log.table[log.table["model"] == models[0]], clips=clips))
         names.append(models[0])
     if names[0] == names[1]:
         names = [first, second]
@@ -152,9 +136,13 @@ def two_logs(
 
 
 def _parts(path: Path) -> list[Path]:
-    """The files of a folder that hold scores; VBench results stay a folder."""
+    """The files of a folder that hold scores; videos of a study stay a folder."""
     if not path.exists():
-        raise UserError("no such score log", received=str(path))
+        raise UserError(
+            "no such score log, and no model of --inputs",
+            received=str(path),
+            expected="a file or folder of scores, or the name of a model",
+        )
     if path.is_file():
         return [path]
     if (path / f"{HELD_OUT}.jsonl").is_file():
@@ -188,20 +176,6 @@ def _long(rows: Sequence[dict[str, Any]], model: str, groups: Sequence[str]) -> 
     return pd.DataFrame(cells, columns=list(_LOG))
 
 
-def _vbench_scores(folder: Path) -> pd.DataFrame:
-    """Scores of videos in [0, 1]; those to which a dimension does not apply have none."""
-    results = read_any_suite(folder)
-    return pd.DataFrame(
-        [
-            (name, folder.name, prompt_of(video), prompt_of(video), video, score)
-            for name, own in results.dimensions.items()
-            for video, result in own.applicable.items()
-            for score in [result.value / own.dimension.unit]
-        ],
-        columns=list(_LOG),
-    )
-
-
 def _rated(paths: Sequence[Path], listed: SampleList | None) -> tuple[pd.DataFrame, list[Finding]]:
     """Mean ratings of videos by people or by one judge, checked as for a MOS."""
     ratings, irregular = read_ratings(paths)
@@ -228,7 +202,6 @@ class Row:
     means: tuple[float, float]
     n_samples: tuple[int, int]
     diff: float
-    """Mean over the shared prompts."""
     low: float
     """95 % interval over prompts; NaN with fewer than two."""
     high: float
@@ -236,7 +209,6 @@ class Row:
     """Of the scores of single videos, both models together: the unit of the chart."""
     n_prompts: int
     p: float
-    """Of "no difference", by flipping the signs of prompts."""
     different: bool
     """Whether p, corrected by Holm for all dimensions of the page, is below 5 %."""
 
@@ -253,24 +225,19 @@ def compare_logs(
 ) -> tuple[list[Row], tuple[Finding, ...]]:
     """Paired by prompt, in every dimension that both logs have."""
     logs = (first.table.assign(model="first"), second.table.assign(model="second"))
-    names = [list(dict.fromkeys(log["dimension"])) for log in logs]
-    shared = [name for name in names[0] if name in names[1]]
+    names, prompts = ([set(log[key]) for log in logs] for key in ("dimension", "prompt"))
     findings = Findings((*first.findings, *second.findings))
-    findings.add(
-        "dimension of one model only", "not compared", sorted(set(names[0]) ^ set(names[1]))
-    )
-    prompts = [set(log["prompt"]) for log in logs]
-    findings.add("prompt of one model only", "not compared", sorted(prompts[0] ^ prompts[1]))
-    # Means over other prompts would compare prompts, not models.
+    for what, (one, other) in (("dimension", names), ("prompt", prompts)):
+        findings.add(f"{what} of one model only", "not compared", sorted(one ^ other))
+        if not one & other:
+            raise UserError(
+                f"the two logs share no {what}",
+                received="; ".join(", ".join(sorted(part)[:6]) for part in (one, other)),
+                expected="scores of the same dimensions on the same prompts",
+            )
+    shared = [name for name in dict.fromkeys(logs[0]["dimension"]) if name in names[1]]
     common = prompts[0] & prompts[1]
-    if not shared or not common:
-        raise UserError(
-            f"the two logs share no {'prompt' if shared else 'dimension'}",
-            received="; ".join(
-                ", ".join(sorted(part)[:6]) for part in (prompts if shared else names)
-            ),
-            expected="scores of the same dimensions on the same prompts",
-        )
+    # Means over other prompts would compare prompts, not models.
     table = pd.concat(logs, ignore_index=True)
     table = table[table["prompt"].isin(common)]
     # A prompt has one cluster (image-to-video: its image), whoever scored it.
@@ -278,24 +245,24 @@ def compare_logs(
     means, differences = compare_models(table, shared, settings)
     cells = {(cell["dimension"], cell["model"]): cell for cell in means.to_dict("records")}
     rows = []
-    for found in differences.to_dict("records"):
-        name = str(found["dimension"])
-        own = [cells[name, model] for model in ("first", "second")]
+    for cell in differences.to_dict("records"):
+        own = [cells[cell["dimension"], model] for model in ("first", "second")]
         # The table puts the better model first, the page the first one.
-        sign = 1.0 if found["better"] == "first" else -1.0
-        low, high = sorted((sign * found["ci_low"], sign * found["ci_high"]))
+        sign = 1.0 if cell["better"] == "first" else -1.0
+        low, high = sorted((sign * cell["ci_low"], sign * cell["ci_high"]))
+        scores = table.loc[table["dimension"] == cell["dimension"], "score"]
         rows.append(
             Row(
-                dimension=name,
+                dimension=str(cell["dimension"]),
                 means=(own[0]["mean"], own[1]["mean"]),
                 n_samples=(own[0]["n_samples"], own[1]["n_samples"]),
-                diff=sign * found["diff"],
+                diff=sign * cell["diff"],
                 low=low,
                 high=high,
-                sd=float(table.loc[table["dimension"] == name, "score"].std()),
-                n_prompts=found["n_prompts"],
-                p=found["p"],
-                different=found["different"],
+                sd=float(scores.std()),
+                n_prompts=cell["n_prompts"],
+                p=cell["p"],
+                different=cell["different"],
             )
         )
     return rows, tuple(findings)
@@ -330,8 +297,7 @@ def write_comparison(
         findings=tuple(findings),
         fewest=FEWEST_PROMPTS,
     )
-    with explained("write the page", page), replacing(page) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+    write_text(page, html)
     return rows
 
 

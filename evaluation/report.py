@@ -4,6 +4,7 @@ Folders are told by the files that our own commands write there: ``ratings.jsonl
 ``samples.csv`` (a study), ``key.jsonl`` with ``answers.jsonl`` (blind pairs), results of VBench.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from longtake.evaluation.vbench.plan import read_plan
 from longtake.evaluation.vbench.results import read_any_suite
 from longtake.evaluation.vbench.scores import aggregate
 from longtake.runtime.errors import UserError
-from longtake.runtime.files import digest, explained, replacing
+from longtake.runtime.files import digest, write_text
 from longtake.runtime.html import data_uri, render_page
+from longtake.runtime.progress import cell_text
 
 _FIRST = ("overview", "comparisons", "tests", "ranking", "merged_overview", "vbench")
 """Tables that the page shows unfolded."""
@@ -68,8 +70,7 @@ def write_report(
         first=_FIRST,
         cells=_cells,
     )
-    with explained("write the page", page), replacing(page) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+    write_text(page, html)
     return sections
 
 
@@ -126,10 +127,11 @@ def _vbench(folder: Path) -> Section:
     scores = aggregate(results, read_plan(planned) if planned.is_file() else None)
     rows = []
     for line in (*scores.dimensions.values(), *scores.categories.values()):
-        score = None if line.score is None else 100 * line.score
-        low, high = line.interval or (float("nan"), float("nan"))
-        text = "-" if score is None else interval_text(score, 100 * low, 100 * high)
-        rows.append((line.name, text, line.videos, len(line.unscored or {}), "; ".join(line.notes)))
+        text = "-"
+        if line.score is not None:
+            ends = line.interval or (math.nan, math.nan)
+            text = interval_text(100 * line.score, 100 * ends[0], 100 * ends[1])
+        rows.append((line.name, text, line.videos, len(line.unscored), "; ".join(line.notes)))
     columns = ["dimension", "score", "videos", "unscored", "notes"]
     table = Table(
         name="vbench",
@@ -137,12 +139,8 @@ def _vbench(folder: Path) -> Section:
         frame=pd.DataFrame(rows, columns=columns),
         note="95 % intervals over prompts. A missing dimension is not 0.",
     )
-    return Section(
-        title=f"{results.suite.title}: {folder.name}",
-        note="",
-        tables=[table],
-        sources=[folder],
-    )
+    title = f"{results.suite.title}: {folder.name}"
+    return Section(title=title, note="", tables=[table], sources=[folder])
 
 
 def _shown(tables: Sequence[Table]) -> list[Table]:
@@ -159,12 +157,4 @@ def _drawn(draw: Callable[[Path], object]) -> str:
 
 
 def _cells(table: Table) -> list[list[str]]:
-    """Rows of a table as texts: four significant digits, `-` for missing."""
-    return [
-        ["-" if cell != cell or cell is None else _text(cell) for cell in row]
-        for row in table.frame.itertuples(index=False)
-    ]
-
-
-def _text(cell: object) -> str:
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+    return [[cell_text(cell) for cell in row] for row in table.frame.itertuples(index=False)]

@@ -111,7 +111,7 @@ def result_table(
             raise ValueError(f"row of {len(row)} cells in a table of {len(columns)}: {row!r}")
     table = Table(title=title, title_justify="left")
     for index, name in enumerate(columns):
-        cells = [_cell(row[index]) for row in rows]
+        cells = [cell_text(row[index]) for row in rows]
         # A cut number would be a wrong number; text and headings may go on in the next line.
         numbers = index > 0 and not any(isinstance(row[index], str) for row in rows)
         widest = max((len(cell) for cell in cells), default=1)
@@ -122,11 +122,12 @@ def result_table(
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*(Text(_cell(cell)) for cell in row))
+        table.add_row(*(Text(cell_text(cell)) for cell in row))
     return table
 
 
-def _cell(cell: str | float | None) -> str:
+def cell_text(cell: str | float | None) -> str:
+    """A cell as people read it: numbers with four significant digits, `-` for missing."""
     if isinstance(cell, str):
         return cell
     return str(cell) if isinstance(cell, int) else format_value(cell)

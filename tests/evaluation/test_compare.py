@@ -18,8 +18,6 @@ from longtake.evaluation.compare import (
     write_comparison,
 )
 from longtake.evaluation.comparison import ComparisonSettings
-from longtake.evaluation.vbench.results import parse_dimension, write_results
-from longtake.evaluation.vbench.suites import VBENCH2
 from longtake.rewards.score_files import ScoreRow, write_table
 from longtake.runtime.errors import UserError
 
@@ -112,20 +110,6 @@ def test_tables_of_rewards(tmp_path, ending):
     assert [finding.items for finding in log.findings] == [("1 of a, hpsv3_general",)]
 
 
-def test_vbench_results(tmp_path):
-    for name, seed in (("a", 1), ("b", 2)):
-        values = np.random.default_rng(seed).random((12, 3))
-        entries = [
-            {"video_path": f"/x/p{p}-{i}.mp4", "video_results": -1 if i == 2 else values[p, i]}
-            for p in range(12)
-            for i in range(3)
-        ]
-        results = parse_dimension(VBENCH2.dimensions["Material"], None, entries)
-        write_results(tmp_path / name, results, {})
-    row = compared(tmp_path / "a", tmp_path / "b")["Material"]
-    assert row.n_prompts == 12 and row.n_samples == (24, 24)  # -1 does not apply
-
-
 @pytest.fixture
 def study(tmp_path):
     """Ratings of two models with clips, and the scores of a judge."""
@@ -191,7 +175,7 @@ def test_what_cannot_be_compared(study, tmp_path):
     table = reward_table(tmp_path / "t.csv", [1.0, 2.0])
     (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
     reads = [
-        (lambda: two_logs(str(run), "nobody"), "no such model"),
+        (lambda: two_logs(str(run), "nobody"), "no such score log"),
         (lambda: two_logs(str(study), str(run)), "several models"),
         (lambda: two_logs(str(tmp_path / "notes.csv"), str(run)), "no score log"),
         (lambda: compared(run, other), "share no prompt"),
