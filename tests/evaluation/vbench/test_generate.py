@@ -33,7 +33,7 @@ def distance(first: Path, second: Path) -> float:
     """Mean difference of two videos in levels of 255.
 
     Sums over threads may round in another order (the number of threads changes the last bits), so
-    one video made twice is the same within a level and not byte by byte; other noise is far away.
+    a video made twice is the same within a tenth of a level, not byte by byte; other noise is not.
     """
     clips = [read_video(path)[0].float() for path in (first, second)]
     return float((clips[0] - clips[1]).abs().mean())
@@ -45,7 +45,7 @@ def test_names_and_frames_are_those_of_the_plan(two_prompts: Plan, whole: Path) 
     assert (whole / f"{'r' * 179} -2.mp4").is_file()
     paths = [whole / video.name for video in two_prompts.videos]
     assert all(read_video(path)[0].shape == (5, 3, 32, 32) for path in paths)
-    assert all(distance(paths[0], path) > 4 for path in paths[1:])  # seeds differ
+    assert all(distance(paths[0], path) > 0.3 for path in paths[1:])  # seeds differ
 
 
 def test_shards_make_the_same_files(two_prompts: Plan, whole: Path, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_shards_make_the_same_files(two_prompts: Plan, whole: Path, tmp_path: Pa
         )
         assert (len(made), done) == (3, 0)
     for video in two_prompts.videos:
-        assert distance(tmp_path / video.name, whole / video.name) <= 1
+        assert distance(tmp_path / video.name, whole / video.name) <= 0.1
 
 
 def test_only_what_is_not_whole_is_made_again(
@@ -77,7 +77,7 @@ def test_only_what_is_not_whole_is_made_again(
     monkeypatch.setattr(generate, "sample_to_file", noted)
     generate_videos(two_prompts, tmp_path, overrides=FAST, device="cpu")
     assert made == [gone.name, torn.name]
-    assert distance(tmp_path / torn.name, whole / torn.name) <= 1
+    assert distance(tmp_path / torn.name, whole / torn.name) <= 0.1
     assert generate_videos(two_prompts, tmp_path, overrides=FAST, device="cpu") == ([], 6)
 
 
