@@ -20,20 +20,20 @@ from longtake.commands.options import (
 judge = group("The automatic judge: train on ratings, calibrate, score videos, report card.")
 
 JudgeDir = Annotated[Path, typer.Argument(metavar="DIR", help="Judge directory.")]
-# Without --samples: one CSV with path, prompt, dimension, rating, as tests and notebooks have it.
-Ratings = Annotated[list[Path], file_option("Log, sheet, or CSV of rated paths; repeatable.")]
-Samples = Annotated[Path | None, file_option("CSV: sample, model, prompt, caption, video.")]
+Ratings = Annotated[list[Path], file_option("Log or sheet of ratings; repeatable.")]
+Samples = Annotated[Path, file_option("List: sample, model, prompt, caption, video.")]
 
 
 @judge.command("train")
 def judge_train(
     output_dir: Annotated[Path, folder_option("Run directory.")],
     kind: Annotated[
-        Literal["regression", "generative"], typer.Option(help="A head, or answers in text.")
+        Literal["regression", "generative"],
+        typer.Option(help="A head on the rewards' backbone, or a Qwen-VL that answers in text."),
     ] = "regression",
     base: Annotated[Path | None, folder_option("Reward directory; generative: checkpoint.")] = None,
     ratings: Annotated[list[Path] | None, file_option("Ratings to learn; repeatable.")] = None,
-    samples: Samples = None,
+    samples: Annotated[Path | None, file_option("List of their samples.")] = None,
     held_out_model: Annotated[list[str] | None, names_option("--held-out-model", "Tested.")] = None,
     config: Annotated[Path | None, file_option("YAML of settings.")] = None,
     overrides: Overrides = None,
@@ -62,8 +62,10 @@ def judge_train(
     )
     from longtake.evaluation.judge.train import train_judge  # with torch: settings are right by now
 
-    run = {"output_dir": output_dir, "resume": resume, "dry_run": dry_run, "device": device}
-    if trained := train_judge(settings, **run):
+    trained = train_judge(
+        settings, output_dir=output_dir, resume=resume, dry_run=dry_run, device=device
+    )
+    if trained is not None:
         typer.echo(trained)
 
 
@@ -71,8 +73,8 @@ def judge_train(
 def judge_calibrate(
     directory: JudgeDir,
     ratings: Ratings,
+    samples: Samples,
     output_dir: Annotated[Path, folder_option("For the raw scores; resumed.")],
-    samples: Samples = None,
     overrides: Overrides = None,
     device: Device = "auto",
 ) -> None:
@@ -81,37 +83,33 @@ def judge_calibrate(
     Example: python cli.py eval judge calibrate runs/judge/judge --ratings ratings.jsonl
     --samples runs/judge/calibration.csv --output-dir runs/raw --set min_points=100
     """
-    from rich.console import Console
-
-    from longtake.evaluation import tables
-    from longtake.evaluation.judge import data, score
     from longtake.evaluation.judge.calibration import Calibration, CalibrationSettings, fit_curves
+    from longtake.evaluation.judge.data import read_rated_clips
     from longtake.evaluation.judge.directory import read_judge, set_calibration
+    from longtake.evaluation.judge.score import raw_scores
+    from longtake.evaluation.tables import print_result, table_of_rows
     from longtake.runtime.config import merge_config
     from longtake.runtime.device import pick_device
-    from longtake.runtime.progress import progress_bar, result_table
 
     own = read_judge(directory)
     settings = merge_config(CalibrationSettings(), None, overrides or ())
-    clips = data.read_rated_clips(ratings, samples, own.dimensions)
-    on = pick_device(device)
-    with progress_bar("raw scores", len(clips.samples.samples)) as bar:
-        scores = score.raw_scores(own, clips, output_dir, device=on, on_progress=bar.update)
+    clips = read_rated_clips(ratings, samples, own.dimensions)
+    scores = raw_scores(own, clips, output_dir, pick_device(device))
     curves = fit_curves(clips, scores, settings)
     set_calibration(own, Calibration(judge=own.digest, curves=curves))
-    columns = ["dimension", "curve", "n", "prompts", "isotonic", "logistic"]  # errors: RMSE, points
+    columns = ("dimension", "curve", "n", "prompts", "RMSE isotonic", "RMSE logistic")
     rows = [
-        [name, c.method, c.n, c.n_prompts, *(c.errors[kind] for kind in columns[-2:])]
+        (name, c.method, c.n, c.n_prompts, c.errors["isotonic"], c.errors["logistic"])
         for name, c in curves.items()
     ]
-    Console().print(result_table(f"Calibration of {own.name}", columns, rows))
-    tables.print_findings(clips.findings)
+    table = table_of_rows("curves", f"Calibration of {own.name}", columns, rows)
+    print_result([table], clips.findings, shown=("curves",))
 
 
 @judge.command("score")
 def judge_score(
     directory: JudgeDir,
-    samples: Annotated[Path, file_option("List of samples with caption and video.")],
+    samples: Samples,
     output_dir: Annotated[Path, folder_option("For the logs; resumed.")],
     control: Annotated[list[str] | None, typer.Option(help="Which, or all; repeatable.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Without calibration.")] = False,
@@ -122,19 +120,21 @@ def judge_score(
     Example: python cli.py eval judge score runs/judge/judge --samples runs/judge/test.csv
     --control all --output-dir runs/scores
     """
-    from longtake.evaluation import ratings, tables
-    from longtake.evaluation.judge import card, score
-    from longtake.evaluation.judge import directory as judges
+    from longtake.evaluation.judge.card import CONTROLS
+    from longtake.evaluation.judge.directory import read_judge
+    from longtake.evaluation.judge.score import score_samples
+    from longtake.evaluation.ratings import read_samples
+    from longtake.evaluation.tables import print_findings
     from longtake.runtime.device import pick_device
     from longtake.runtime.progress import progress_bar
 
-    listed = ratings.read_samples(samples)
-    names = list(card.CONTROLS) if control and "all" in control else list(control or ())
+    listed = read_samples(samples)
+    names = list(CONTROLS) if control and "all" in control else list(control or ())
     total, order = len(listed.samples), ["scores", *names]
     with progress_bar("scores", total * len(order)) as bar:
-        reports = score.score_samples(
+        reports = score_samples(
             listed,
-            judges.read_judge(directory),
+            read_judge(directory),
             output_dir,
             device=pick_device(device),
             calibrated=not raw,
@@ -144,18 +144,17 @@ def judge_score(
     for name, done in reports.items():
         counts = f"{done.scored} scores, {done.unscored} without a score"
         typer.echo(f"{name}: {counts}, {done.kept} were there already")
-    tables.print_findings(listed.findings)
+    print_findings(listed.findings)
 
 
 @judge.command("report")
 def judge_report(
     ratings: Ratings,
+    samples: Samples,
     scores: Annotated[Path, file_option("scores.jsonl of the judge.")],
-    samples: Samples = None,
     controls: Annotated[Path | None, file_option("controls.jsonl of the judge.")] = None,
     directory: Annotated[Path | None, typer.Option("--judge", help="Checks leakage.")] = None,
     judge_name: Annotated[str, typer.Option(help="Which judge of the log.")] = "",
-    dimension: Annotated[list[str] | None, names_option("--dimension", "Repeatable.")] = None,
     output_dir: Annotated[Path | None, folder_option("Write JSON and CSV tables.")] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -166,28 +165,26 @@ def judge_report(
     --samples runs/judge/test.csv --scores runs/scores/scores.jsonl
     --controls runs/scores/controls.jsonl --judge runs/judge/judge --output-dir runs/card
     """
-    from longtake.evaluation.judge import card as cards
-    from longtake.evaluation.judge.data import JUDGED
+    from longtake.evaluation.judge.card import report_card_from_files, report_tables
     from longtake.evaluation.judge.levels import LevelSettings
     from longtake.evaluation.tables import present
     from longtake.runtime.config import merge_config
 
-    card = cards.report_card_from_files(
+    card = report_card_from_files(
         ratings,
         samples,
         scores,
         controls=controls,
         judge=directory,
         judge_name=judge_name,
-        dimensions=dimension or JUDGED,
         settings=merge_config(LevelSettings(), None, overrides or ()),
     )
     present(
         "judge_report",
         card.as_record(),
-        cards.report_tables(card),
+        report_tables(card),
         card.findings,
-        inputs=[path for path in (*ratings, samples, scores, controls) if path is not None],
+        inputs=[*ratings, samples, scores, *([controls] if controls else [])],
         folder=output_dir,
         as_json=as_json,
         shown=("agreement", "coverage", "controls"),

@@ -40,7 +40,6 @@ from longtake.rewards.model_inputs import (
     add_reward_tokens,
     check_tokenizer,
     load_tokenizer,
-    text_digest,
 )
 from longtake.rewards.pixels import HPSV3_PIXELS, VIDEOALIGN_PIXELS, PixelConfig
 from longtake.rewards.qwen2vl.config import (
@@ -59,6 +58,7 @@ from longtake.rewards.qwen2vl.weights import (
 )
 from longtake.rewards.spec import DIMENSIONS, ColorMode, Normalization, RewardKind, RewardSpec
 from longtake.runtime.errors import CheckpointError, UserError
+from longtake.runtime.files import text_digest
 from longtake.runtime.progress import progress_bar
 
 CONFIG_FILE, FULL_FILE = "model_config.json", "model.pth"

@@ -5,7 +5,6 @@ own (a reward token, a vision token, the end of a turn) would be read as that to
 caption is refused with a reason and its clip stays unscored.
 """
 
-import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,16 +58,6 @@ class PromptTemplate:
     def render(self, caption: str) -> str:
         """The text with the caption in its place; braces in the caption stay as they are."""
         return self.text.replace(PLACEHOLDER, caption)
-
-
-def prompt_key(prompt: str) -> str:
-    """The prompt without case and extra spaces: what tells two prompts apart."""
-    return " ".join(prompt.casefold().split())
-
-
-def text_digest(text: str) -> str:
-    """sha256 of the UTF-8 bytes of a text, in hexadecimal."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def chat_text(user_text: str, vision: Vision) -> str:

@@ -14,10 +14,9 @@ from typing import Annotated, Literal
 import pandas as pd
 from pydantic import BaseModel, BeforeValidator, Field
 
-from longtake.rewards.model_inputs import prompt_key
 from longtake.rewards.spec import DIMENSIONS
 from longtake.runtime.errors import UserError
-from longtake.runtime.files import checked_rows, read_csv, write_csv
+from longtake.runtime.files import checked_rows, prompt_key, read_csv, write_csv
 from longtake.runtime.rng import derive_key
 
 A_WINS, TIE, B_WINS = 1, 0, -1

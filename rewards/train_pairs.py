@@ -26,7 +26,6 @@ from longtake.rewards.directory import (
 )
 from longtake.rewards.hpsv3 import GENERAL_PROMPT
 from longtake.rewards.losses import PairLoss, scores_of
-from longtake.rewards.model_inputs import prompt_key
 from longtake.rewards.pair_dataset import PairDataset, collate_pairs, trained_tokens
 from longtake.rewards.pairs import (
     A_WINS,
@@ -52,7 +51,7 @@ from longtake.rewards.train_config import RewardTrainingConfig
 from longtake.runtime.config import config_to_yaml, merge_config
 from longtake.runtime.device import pick_device, refuse_launcher
 from longtake.runtime.errors import ConfigError, UserError
-from longtake.runtime.files import to_plain
+from longtake.runtime.files import prompt_key, to_plain
 from longtake.runtime.progress import result_table
 from longtake.runtime.provenance import collect
 from longtake.runtime.run_directory import RunDirectory

@@ -247,6 +247,16 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
+def prompt_key(prompt: str) -> str:
+    """The prompt without case and extra spaces: what tells two prompts apart."""
+    return " ".join(prompt.casefold().split())
+
+
+def text_digest(text: str) -> str:
+    """sha256 of the UTF-8 bytes of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
 def read_csv(path: Path, required: Sequence[str]) -> "pd.DataFrame":
     """A CSV with a header that people edit: stripped texts, rows indexed by their line.
 

@@ -25,9 +25,9 @@ from scipy.special import expit
 
 from longtake.evaluation.dimensions import SCALE
 from longtake.evaluation.judge.data import RatedClips
-from longtake.rewards.model_inputs import prompt_key, text_digest
 from longtake.runtime.config import Config
 from longtake.runtime.errors import CheckpointError, ConfigError, UserError
+from longtake.runtime.files import prompt_key, text_digest
 from longtake.runtime.statistics import FloatArray, IntArray
 
 Method = Literal["isotonic", "logistic"]

@@ -5,10 +5,9 @@ whose scores are in such a log can have one, and none of it needs torch.
 """
 
 import dataclasses
-import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +23,14 @@ from longtake.evaluation.judge.data import (
     read_rated_clips,
 )
 from longtake.evaluation.judge.levels import (
+    MEASURES,
     Judged,
     LevelSettings,
     Measurement,
     measure_levels,
     pearson,
     share,
+    with_interval,
 )
 from longtake.evaluation.judge.prompt import PARSE_FAILURE
 from longtake.evaluation.ratings import Finding, Findings, Rating, read_ratings
@@ -42,12 +43,7 @@ from longtake.evaluation.tables import (
     table_of_rows,
 )
 from longtake.runtime.errors import UserError
-from longtake.runtime.statistics import (
-    FloatArray,
-    IntArray,
-    percentile_interval,
-    resampled,
-)
+from longtake.runtime.statistics import FloatArray, IntArray
 
 CONTROLS = ("shuffled_prompt", "blank", "frozen", "reversed", "repeat")
 """Inputs made wrong on purpose: see :mod:`longtake.evaluation.judge.score`."""
@@ -55,15 +51,8 @@ CONTROL_MARK = "+"
 """Between the name of a judge and that of a control in the rater of a record."""
 SAME_WITHIN = 0.05
 """A repeated score may differ by this much on average (root mean square), points."""
-_TITLES = {
-    "plcc": "PLCC",
-    "srcc": "SRCC",
-    "krcc": "KRCC",
-    "rmse": "RMSE",
-    "accuracy": "pairs",
-    "accuracy_ties": "pairs, ties",
-}
-_LEVEL_TITLES = {"sample": "videos", "prompt": "within prompts", "model": "models"}
+Expected = Literal["falls", "same", ""]
+Verdict = Literal["as expected", "not as expected", "undecided", ""]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,64 +61,37 @@ class Coverage:
 
     dimension: str
     rated: int
-    """Videos with ratings."""
     scored: int
-    """Of these, with a score: the n of everything at sample level."""
+    """The n of everything at sample level."""
     unscored: int
-    """Of these, with a record that has no score."""
+    """With a record that has no score."""
     missing: int
-    """Of these, without a record."""
+    """Without a record."""
     reasons: dict[str, int]
     """Why there is no score -> number; an answer that could not be parsed is one of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class HumanCeiling:
-    """How well one rater predicts the other raters of the same videos.
-
-    The mean over raters of the Pearson correlation of a rater with the mean of the others. A judge
-    that does better has reached what these ratings can show; it may, because it is compared with
-    the mean of all raters, a rater with the mean of one fewer.
-    """
-
-    dimension: str
-    value: float
-    """NaN where no rater has three shared videos."""
-    ci_low: float
-    """Lower end of the bootstrap interval over prompts."""
-    ci_high: float
-    n_raters: int
-    """Raters in the mean."""
-    n_ratings: int
-    """Ratings of videos with at least two raters."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ControlResult:
-    """What one control did in one dimension."""
+    """What one control did in one dimension, over the videos scored with and without it."""
 
     control: str
     dimension: str
-    expected: Literal["falls", "same", ""]
-    verdict: Literal["as expected", "not as expected", "undecided", ""]
+    expected: Expected
+    verdict: Verdict
     before: float
     """Mean score without the control."""
     after: float
-    """Mean score with it, over the same videos."""
     change: float
-    """after - before."""
     ci_low: float
-    """Lower end of the bootstrap interval of ``change`` over prompts."""
+    """Of ``change``, by a bootstrap over prompts."""
     ci_high: float
     spread: float
     """Root mean square change of a video; for ``repeat`` the deviation of one score is this
     divided by the square root of 2."""
-    plcc_before: float
-    """Correlation with the raters over these videos."""
     plcc_after: float
-    """The same under the control."""
+    """Correlation with the raters under the control."""
     n: int
-    """Videos scored with and without."""
     unscored: int
     """Videos scored without and not with the control."""
 
@@ -144,17 +106,14 @@ class ReportCard:
     """Whether every score names its calibration; otherwise there is no RMSE."""
     coverage: tuple[Coverage, ...]
     measurements: tuple[Measurement, ...]
-    """Dimension x level x measure."""
-    ceilings: tuple[HumanCeiling, ...]
+    ceilings: tuple[Measurement, ...]
+    """How well one rater predicts the others, by dimension; n counts ratings."""
     controls: tuple[ControlResult, ...]
-    """Control x dimension, of those that were run."""
     leakage: Leakage
-    """Training against benchmark."""
     num_prompts: int
     models: tuple[str, ...]
     settings: LevelSettings
     findings: tuple[Finding, ...]
-    """Everything irregular."""
 
     def value(self, dimension: str, level: str, measure: str) -> Measurement:
         """One measurement."""
@@ -170,7 +129,7 @@ class ReportCard:
 
 def report_card_from_files(
     ratings: Sequence[Path],
-    samples: Path | None,
+    samples: Path,
     scores: Path,
     *,
     controls: Path | None = None,
@@ -179,14 +138,10 @@ def report_card_from_files(
     dimensions: Sequence[str] = JUDGED,
     settings: LevelSettings | None = None,
 ) -> ReportCard:
-    """Read the records of a study and make the report card.
-
-    ``ratings`` and ``samples`` are those of :func:`read_rated_clips`, ``scores`` and ``controls``
-    the logs of the judge, ``judge`` its directory, for the leakage check.
-    """
+    """The report card of a study: ``judge`` is its directory, for the leakage check."""
     training = None
     if judge is not None:
-        from longtake.evaluation.judge.directory import read_judge
+        from longtake.evaluation.judge.directory import read_judge  # with torch
 
         training = read_judge(judge).training
     clips = read_rated_clips(ratings, samples, dimensions)
@@ -213,16 +168,9 @@ def make_report_card(
     settings: LevelSettings | None = None,
     earlier: Sequence[Finding] = (),
 ) -> ReportCard:
-    """Compare the scores of a judge with the ratings of people.
+    """Compare the scores of a judge with ratings that it was neither trained nor calibrated on.
 
-    Args:
-        clips: rated videos that the judge was neither trained nor calibrated on.
-        scores: records of the judge.
-        controls: records of the controls.
-        training: what the judge was trained on, for the leakage check.
-        judge: name of the judge, where the records hold several.
-        settings: pairs, intervals.
-        earlier: findings of reading the logs.
+    ``judge`` names one where the records hold several; ``earlier`` are findings of reading them.
     """
     settings = settings or LevelSettings()
     name = find_judge(scores, judge)
@@ -237,7 +185,6 @@ def make_report_card(
         for item in scores
         if item.rater == name and item.score is not None
     )
-    # The latest answers: a video that failed is scored again, and both records stay in the log.
     study = _Study(clips, score_table(scores, name, clips), settings)
     measurements, ceilings, results = [], [], []
     for column, dimension in enumerate(clips.dimensions):
@@ -288,6 +235,7 @@ def find_judge(records: Sequence[Rating], name: str = "") -> str:
 
 def latest_records(records: Iterable[Rating], rater: str) -> dict[tuple[str, str], Rating]:
     """(sample, dimension) -> the last record of one judge (or of one of its controls)."""
+    # A video that failed is scored again, and both records stay in the log.
     return {(item.sample, item.dimension): item for item in records if item.rater == rater}
 
 
@@ -311,9 +259,7 @@ def reasons(records: Iterable[Rating]) -> dict[str, int]:
     return dict(tally.most_common())
 
 
-def _coverage(
-    clips: RatedClips, column: int, answers: Mapping[tuple[str, str], Rating]
-) -> Coverage:
+def _coverage(clips: RatedClips, column: int, answers: dict[tuple[str, str], Rating]) -> Coverage:
     dimension = clips.dimensions[column]
     rated = [s for s, n in zip(clips.samples.samples, clips.count[:, column], strict=True) if n]
     given = [answers[key] for s in rated if (key := (s.sample, dimension)) in answers]
@@ -342,7 +288,7 @@ class _Study:
         self._clusters, names = pd.factorize(np.array(clusters))
         self._num_clusters = len(names)
 
-    def used(self, column: int) -> FloatArray:
+    def used(self, column: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which videos have both a rating and a score."""
         return (self._clips.count[:, column] > 0) & np.isfinite(self._scores[:, column])
 
@@ -357,20 +303,24 @@ class _Study:
             models=np.unique(self._models[used], return_inverse=True)[1],
             clusters=self._clusters[used],
         )
-        measured = measure_levels(
-            self._clips.dimensions[column], data, self._num_clusters, self._settings
-        )
-        none = {"value": math.nan, "ci_low": math.nan, "ci_high": math.nan}
-        reason = "the scores are not calibrated to the raters' scale"
+        name = self._clips.dimensions[column]
+        measured = measure_levels(name, data, self._num_clusters, self._settings)
+        if calibrated:
+            return measured
+        reason, nan = "the scores are not calibrated to the raters' scale", math.nan
         return [
-            m
-            if calibrated or m.measure != "rmse"
-            else dataclasses.replace(m, **none, reason=reason)
+            dataclasses.replace(m, value=nan, ci_low=nan, ci_high=nan, reason=reason)
+            if m.measure == "rmse"
+            else m
             for m in measured
         ]
 
-    def ceiling(self, dimension: str) -> HumanCeiling:
-        """The ceiling of one dimension."""
+    def ceiling(self, dimension: str) -> Measurement:
+        """The mean over raters of the correlation of a rater with the mean of the others.
+
+        A judge that does better has reached what these ratings can show; it may, because it is
+        compared with the mean of all raters, a rater with the mean of one fewer.
+        """
         part = self._clips.ratings
         part = part[part["dimension"] == dimension]
         own = part["score"].to_numpy(dtype=np.float64)
@@ -382,24 +332,25 @@ class _Study:
         rest = (np.bincount(rows, weights=own)[rows] - own)[shared] / others[shared]
         own, raters, clusters = own[shared], raters[shared], self._clusters[rows[shared]]
         # Two points always lie on a line.
-        usable = [who for who in np.unique(raters) if (raters == who).sum() >= 3]
+        each = [np.flatnonzero(raters == who) for who in np.unique(raters)]
+        each = [mine for mine in each if len(mine) >= 3]
 
-        def mean_correlation(counts: FloatArray) -> FloatArray:
-            each = [
-                pearson(own[mine], rest[mine], counts[:, clusters[mine]])
-                for mine in (raters == who for who in usable)
-            ]
-            table = np.array(each).reshape(len(usable), len(counts))  # a resample may lack a rater
-            return share(np.nan_to_num(table).sum(axis=0), np.isfinite(table).sum(axis=0))
+        def statistic(counts: IntArray) -> FloatArray:
+            drawn = [np.repeat(mine, counts[clusters[mine]]) for mine in each]
+            values = np.array([pearson(own[i], rest[i]) for i in drawn])
+            # A resample may lack a rater.
+            return share(np.nansum(values), np.isfinite(values).sum())[None]
 
-        value, low, high = self._interval(mean_correlation)
-        return HumanCeiling(
+        (value,), (low,), (high,) = with_interval(statistic, self._num_clusters, self._settings)
+        return Measurement(
             dimension=dimension,
+            level="one rater",
+            measure="plcc",
             value=value,
             ci_low=low,
             ci_high=high,
-            n_raters=len(usable),
-            n_ratings=int(shared.sum()),
+            n=int(shared.sum()),
+            reason="no rater has three shared videos" if math.isnan(value) else "",
         )
 
     def controls(self, column: int, records: Sequence[Rating], judge: str) -> list[ControlResult]:
@@ -409,64 +360,44 @@ class _Study:
             rater = f"{judge}{CONTROL_MARK}{control}"
             answers = latest_records(records, rater)
             run = np.array([(sample, dimension) in answers for sample in self._row])
-            scores = score_table(records, rater, self._clips)[:, column]
-            both = used & np.isfinite(scores)
             if run.any():
-                unscored = int((used & run & ~both).sum())
-                human, before = self._clips.mean[both, column], self._scores[both, column]
-                values = human, before, scores[both], self._clusters[both]
-                results.append(self._control(control, dimension, *values, unscored))
+                scores = score_table(records, rater, self._clips)[:, column]
+                unscored = int((used & run & ~np.isfinite(scores)).sum())
+                results.append(self._control(control, column, scores, unscored))
         return results
 
     def _control(
-        self,
-        control: str,
-        dimension: str,
-        human: FloatArray,
-        before: FloatArray,
-        after: FloatArray,
-        clusters: IntArray,
-        unscored: int,
+        self, control: str, column: int, scores: FloatArray, unscored: int
     ) -> ControlResult:
-        def mean_of(values: FloatArray, counts: FloatArray) -> FloatArray:
-            weights = counts[:, clusters]
-            return share(weights @ values, weights.sum(axis=1))
+        both = self.used(column) & np.isfinite(scores)
+        before, after, n = self._scores[both, column], scores[both], int(both.sum())
+        change, clusters = after - before, self._clusters[both]
 
-        change, low, high = self._interval(functools.partial(mean_of, after - before))
-        ones = np.ones((1, self._num_clusters))
-        spread = math.sqrt(float(mean_of((after - before) ** 2, ones)[0]))
-        expected = expected_change(control, dimension)
-        weights = np.ones((1, len(after)))
+        def statistic(counts: IntArray) -> FloatArray:
+            weights = counts[clusters]
+            return share(weights @ change, weights.sum())[None]
+
+        (mean,), (low,), (high,) = with_interval(statistic, self._num_clusters, self._settings)
+        spread = math.sqrt(share((change**2).sum(), n))
+        expected = expected_change(control, self._clips.dimensions[column])
         return ControlResult(
             control=control,
-            dimension=dimension,
+            dimension=self._clips.dimensions[column],
             expected=expected,
             verdict=_verdict(expected, high, spread),
-            before=float(mean_of(before, ones)[0]),
-            after=float(mean_of(after, ones)[0]),
-            change=change,
+            before=float(share(before.sum(), n)),
+            after=float(share(after.sum(), n)),
+            change=mean,
             ci_low=low,
             ci_high=high,
             spread=spread,
-            plcc_before=float(pearson(before, human, weights)[0]),
-            plcc_after=float(pearson(after, human, weights)[0]),
-            n=len(after),
+            plcc_after=pearson(after, self._clips.mean[both, column]),
+            n=n,
             unscored=unscored,
         )
 
-    def _interval(
-        self, statistic: Callable[[FloatArray], FloatArray]
-    ) -> tuple[float, float, float]:
-        """Value and both ends of a statistic that maps draw counts [b, C] to [b]."""
-        settings = self._settings
-        draws = resampled(
-            statistic, self._num_clusters, resamples=settings.resamples, seed=settings.seed
-        )
-        (low,), (high,) = percentile_interval(draws[:, None], settings.confidence)
-        return float(statistic(np.ones((1, self._num_clusters)))[0]), float(low), float(high)
 
-
-def expected_change(control: str, dimension: str) -> Literal["falls", "same", ""]:
+def expected_change(control: str, dimension: str) -> Expected:
     """What a good judge does under a control: its mean score falls, stays the same, or either."""
     if control == "repeat":
         return "same"
@@ -474,9 +405,7 @@ def expected_change(control: str, dimension: str) -> Literal["falls", "same", ""
     return "falls" if control == "blank" or target == dimension else ""
 
 
-def _verdict(
-    expected: str, high: float, spread: float
-) -> Literal["as expected", "not as expected", "undecided", ""]:
+def _verdict(expected: Expected, high: float, spread: float) -> Verdict:
     if not expected:
         return ""
     if math.isnan(spread if expected == "same" else high):
@@ -488,29 +417,21 @@ def _verdict(
 
 def report_tables(card: ReportCard) -> tuple[Table, ...]:
     """All tables: the record has every number of the controls, ``measurements`` those of people."""
-    coverage = tuple(
+    coverage = [
         (
-            c.dimension,
-            c.rated,
-            c.scored,
-            c.unscored,
-            c.missing,
+            *(c.dimension, c.rated, c.scored, c.unscored, c.missing),
             "; ".join(f"{reason} ({n})" for reason, n in c.reasons.items()),
         )
         for c in card.coverage
-    )
-    controls = tuple(
+    ]
+    controls = [
         (
-            c.control,
-            c.dimension,
-            c.n,
+            *(c.control, c.dimension, c.n),
             interval_text(c.change, c.ci_low, c.ci_high),
-            c.plcc_after,
-            c.expected or "-",
-            c.verdict or "-",
+            *(c.plcc_after, c.expected or "-", c.verdict or "-"),
         )
         for c in card.controls
-    )
+    ]
     return (
         _agreement(card),
         table_of("measurements", "Every measure", card.measurements),
@@ -536,20 +457,24 @@ def report_tables(card: ReportCard) -> tuple[Table, ...]:
 def _agreement(card: ReportCard) -> Table:
     rows = []
     for c in card.ceilings:
-        for level, title in _LEVEL_TITLES.items():
-            measured = [card.value(c.dimension, level, name) for name in _TITLES]
+        human = interval_text(c.value, c.ci_low, c.ci_high)
+        for level, title in (
+            ("sample", "videos"),
+            ("prompt", "within prompts"),
+            ("model", "models"),
+        ):
+            measured = [card.value(c.dimension, level, name) for name in MEASURES]
             cells = [interval_text(m.value, m.ci_low, m.ci_high) for m in measured]
-            human = interval_text(c.value, c.ci_low, c.ci_high) if level == "sample" else "-"
             rows.append((c.dimension, title, measured[0].n, *cells, human))
+            human = "-"  # a ceiling of single videos
     shared = ", ".join(card.leakage.shared_models) or "none"
     return table_of_rows(
         "agreement",
         f"Agreement of {card.judge} with the raters",
-        ("dimension", "over", "n", *_TITLES.values(), "one rater (PLCC)"),
+        ("dimension", "over", "n", "PLCC", "SRCC", "KRCC", "RMSE", "pairs", "one rater (PLCC)"),
         rows,
         f"{card.settings.confidence * 100:g} % bootstrap intervals over {card.num_prompts} "
-        f"prompts; the {len(card.models)} models are taken as given (measurements: models_low, "
-        "models_high take them as a sample). PLCC and RMSE "
+        f"prompts; the {len(card.models)} models are taken as given. PLCC and RMSE "
         + ("after" if card.calibrated else "WITHOUT")
         + " calibration; pairs: share ordered as by the raters, "
         f"equal within {card.settings.tie_margin:g} points "

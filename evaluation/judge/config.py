@@ -19,8 +19,7 @@ class JudgeDataConfig(Config):
     """Which ratings are learned and how they are split."""
 
     ratings: tuple[str, ...] = ()
-    """Logs (.jsonl) or sheets (.csv) of ratings; without ``samples`` one CSV of clips: path,
-    prompt, dimension, rating, optionally rater, model, cluster."""
+    """Logs (.jsonl) or sheets (.csv) of ratings."""
     samples: str | None = None
     """List of samples (.csv or .jsonl) with caption and video."""
     held_out_models: tuple[str, ...] = ()

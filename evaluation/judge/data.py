@@ -1,8 +1,5 @@
 """What a judge learns from and is checked against: rated clips, their split, and the leakage check.
 
-Ratings come as the log or sheets of a study with its list of samples, or as one CSV with a row for
-each rating: path, prompt, dimension, rating; optionally rater, model and cluster.
-
 A judge is asked about prompts and models that it has never seen, so both are held out. Prompts fall
 into three parts by their text; clips of a held-out model are never trained on:
 
@@ -27,16 +24,13 @@ from longtake.evaluation.dimensions import DIMENSIONS
 from longtake.evaluation.ratings import (
     Finding,
     Findings,
-    Rating,
     Sample,
     SampleList,
-    rating_from_record,
     read_ratings,
     read_samples,
 )
-from longtake.rewards.model_inputs import prompt_key
 from longtake.runtime.errors import ConfigError, UserError
-from longtake.runtime.files import read_csv
+from longtake.runtime.files import prompt_key
 from longtake.runtime.rng import derive_key
 from longtake.runtime.statistics import FloatArray
 
@@ -61,15 +55,13 @@ class RatedClips:
 
     samples: SampleList
     dimensions: tuple[str, ...]
-    """D names."""
     mean: FloatArray
-    """[n, D] mean ratings, n the number of samples; NaN where nobody rated."""
+    """[n, D] mean ratings of n samples in D dimensions; NaN where nobody rated."""
     count: FloatArray
     """[n, D] number of ratings behind each mean."""
     ratings: pd.DataFrame
     """The single ratings: columns sample, model, prompt, cluster, dimension, rater, score."""
     findings: tuple[Finding, ...]
-    """Everything irregular."""
 
     def part(self, names: Sequence[str]) -> "RatedClips":
         """Only the samples with these ids, in the order of the list."""
@@ -123,27 +115,17 @@ class RatedClips:
 
 def read_rated_clips(
     ratings: Sequence[Path],
-    samples: Path | None,
+    samples: Path,
     dimensions: Sequence[str] = JUDGED,
     *,
     exclude_raters: Sequence[str] = (),
 ) -> RatedClips:
-    """Read, check and average ratings; without ``samples`` one CSV as in the module's text."""
-    if samples is None:
-        if len(ratings) != 1 or ratings[0].suffix.lower() != ".csv":
-            raise UserError(
-                "ratings without a list of samples",
-                received=", ".join(map(str, ratings)) or "no file",
-                expected="one .csv with the columns path, prompt, dimension, rating",
-                remedy="give --samples with a log or sheet of ratings",
-            )
-        listed, given, irregular = _read_clip_csv(ratings[0])
-    else:
-        listed = read_samples(samples)
-        given, irregular = read_ratings(ratings, dimensions)
-        # People rate dimensions that no judge scores, and a list is often a part of a study.
-        ids, others = listed.by_id, set(DIMENSIONS) - set(dimensions)
-        given = [r for r in given if r.sample in ids and r.dimension not in others]
+    """Read, check and average the log or sheets of a study with its list of samples."""
+    listed = read_samples(samples)
+    given, irregular = read_ratings(ratings, dimensions)
+    # People rate dimensions that no judge scores, and a list is often a part of a study.
+    ids, others = listed.by_id, set(DIMENSIONS) - set(dimensions)
+    given = [r for r in given if r.sample in ids and r.dimension not in others]
     # Imported ratings may be means of several people, so scores need not be whole.
     rules = RaterRules(exclude_raters=tuple(exclude_raters))
     settings = CheckSettings(dimensions=tuple(dimensions), whole=False, rules=rules)
@@ -178,41 +160,6 @@ def read_rated_clips(
         ratings=table,
         findings=tuple(findings),
     )
-
-
-def _read_clip_csv(path: Path) -> tuple[SampleList, list[Rating], tuple[Finding, ...]]:
-    """The clips and ratings of a CSV of clips."""
-    rows = read_csv(path, ("path", "prompt", "dimension", "rating")).to_dict("index")
-    findings, unusable, mixed = Findings(), [], []
-    samples: dict[str, Sample] = {}
-    ratings: list[Rating] = []
-    nameless: Counter[tuple[str, str]] = Counter()
-    for line, row in rows.items():
-        key = row["path"], row["dimension"]
-        nameless[key] += 1  # each nameless rating of a clip is another person's
-        rater = row.get("rater") or f"rater {nameless[key]}"
-        record = {"sample": key[0], "dimension": key[1], "rater": rater, "score": row["rating"]}
-        try:
-            rating = rating_from_record(record)
-        except ValueError as error:
-            unusable.append(f"{path.name}:{line}: {error}")
-            continue
-        item = Sample(
-            sample=row["path"],
-            model=row.get("model") or "unknown",
-            prompt=prompt_key(row["prompt"]) or "no prompt",
-            cluster=row.get("cluster", ""),
-            caption=row["prompt"],
-            video=row["path"],
-        )
-        if samples.setdefault(item.sample, item) == item:
-            ratings.append(rating)
-        else:
-            mixed.append(f"{path.name}:{line}: {item.sample}")
-    findings.add("row that is not a rating", "not used", unusable)
-    findings.add("clip with another prompt or model than before", "not used", mixed)
-    listed = SampleList(samples=tuple(samples.values()), folder=path.parent)
-    return listed, ratings, tuple(findings)
 
 
 def with_paths_from(samples: SampleList, folder: Path) -> list[Sample]:
@@ -288,15 +235,15 @@ def split_ratings(
     data: "JudgeDataConfig", dimensions: Sequence[str], seed: int
 ) -> tuple[Mapping[Part, RatedClips], tuple[Finding, ...]]:
     """Read, check and split ratings: the parts that have clips, and everything irregular."""
-    if not data.ratings:
+    if not data.ratings or data.samples is None:
         raise ConfigError(
-            "data.ratings is not set",
-            expected="files of ratings",
-            remedy="pass them with --ratings or with --set data.ratings=...",
+            "data.ratings or data.samples is not set",
+            expected="files of ratings and a list of samples",
+            remedy="pass them with --ratings and --samples",
         )
     clips = read_rated_clips(
         [Path(file) for file in data.ratings],
-        Path(data.samples) if data.samples else None,
+        Path(data.samples),
         dimensions,
         exclude_raters=data.exclude_raters,
     )
@@ -324,7 +271,6 @@ class TrainingRecord:
     """What a judge has seen: its training part, and the part that chose and calibrated it."""
 
     prompts: tuple[str, ...]
-    """Texts."""
     models: tuple[str, ...]
 
     @classmethod
@@ -344,13 +290,10 @@ class Leakage:
     checked: bool
     """False: what the judge was trained on is not known."""
     n_prompts: int
-    """Prompts of the benchmark."""
     same_prompts: tuple[str, ...] = ()
-    """Those that the judge was trained on."""
     near_prompts: tuple[str, ...] = ()
-    """Those that are nearly a training prompt, without the same ones."""
+    """Without the same ones."""
     shared_models: tuple[str, ...] = ()
-    """Models whose videos the judge was trained on."""
 
     @property
     def verdict(self) -> str:
@@ -374,29 +317,24 @@ def check_leakage(samples: Sequence[Sample], training: TrainingRecord | None) ->
     if training is None:
         return Leakage(checked=False, n_prompts=len(captions))
     # As the split compares them, so that a judge's own test part never counts as leaked.
-    trained = {prompt_key(text) for text in training.prompts}
+    trained = dict.fromkeys(sorted(map(prompt_key, training.prompts)))
+    grams = [trigrams(text) for text in trained]
+    owners: dict[tuple[str, ...], list[int]] = defaultdict(list)  # most pairs share no 3-gram
+    for index, own in enumerate(grams):
+        for gram in own:
+            owners[gram].append(index)
+    same, near = [], []
+    for key, text in captions.items():
+        own = trigrams(text)
+        shared = Counter(index for gram in own for index in owners.get(gram, ()))
+        if key in trained:
+            same.append(text)
+        elif any(n / (len(own) + len(grams[i]) - n) > NEAR for i, n in shared.items()):
+            near.append(text)
     return Leakage(
         checked=True,
         n_prompts=len(captions),
-        same_prompts=tuple(text for key, text in captions.items() if key in trained),
-        near_prompts=tuple(
-            _near([text for key, text in captions.items() if key not in trained], sorted(trained))
-        ),
+        same_prompts=tuple(same),
+        near_prompts=tuple(near),
         shared_models=tuple(sorted({item.model for item in samples} & set(training.models))),
     )
-
-
-def _near(texts: Sequence[str], trained: Sequence[str]) -> list[str]:
-    """The texts with a trained one that shares more than :data:`NEAR` of their 3-grams."""
-    grams = [trigrams(text) for text in trained]
-    owners: dict[tuple[str, ...], list[int]] = defaultdict(list)  # most pairs share no 3-gram
-    for index, found in enumerate(grams):
-        for gram in found:
-            owners[gram].append(index)
-    near = []
-    for text in texts:
-        own = trigrams(text)
-        shared = Counter(index for gram in own for index in owners.get(gram, ()))
-        if any(n / (len(own) + len(grams[i]) - n) > NEAR for i, n in shared.items()):
-            near.append(text)
-    return near

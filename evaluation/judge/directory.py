@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from longtake.core.weights import read_json
 from longtake.evaluation.judge.calibration import Calibration, read_calibration
 from longtake.evaluation.judge.data import TrainingRecord
-from longtake.rewards.model_inputs import text_digest
 from longtake.runtime.errors import CheckpointError
-from longtake.runtime.files import TEMPORARY, digest, explained, write_json
+from longtake.runtime.files import TEMPORARY, digest, explained, text_digest, write_json
 
 if TYPE_CHECKING:
     import torch

@@ -2,9 +2,7 @@
 
 A correlation without its level is no claim: over videos the difficulty of prompts enters, within a
 prompt only the models differ, and over the means of a few models nearly every judge looks good.
-Every interval is a bootstrap over prompts (clusters). A resample is a row of weights, how often it
-has each video, so that all resamples are a few matrix products; scipy, which takes one list at a
-time, would need a minute for a report card of three dimensions.
+Every interval is a bootstrap over prompts (clusters); the models are taken as given.
 """
 
 import math
@@ -24,13 +22,9 @@ from longtake.runtime.statistics import (
     resampled,
 )
 
-LEVELS = ("sample", "prompt", "model")
-"""Over all videos; within prompts, averaged; over the means of models."""
-COEFFICIENTS = ("plcc", "srcc", "krcc", "rmse")
-MEASURES = (*COEFFICIENTS, "accuracy", "accuracy_ties")
+MEASURES = ("plcc", "srcc", "krcc", "rmse", "accuracy")
 """Pearson's, Spearman's and Kendall's (tau-b) correlation, root mean square error in points, and
-pair accuracy without and with calibrated ties."""
-_VALUES_AT_ONCE = 2_000_000  # signs or weights of pairs held in memory
+the share of pairs that are ordered as by the raters."""
 
 
 class LevelSettings(Config):
@@ -51,18 +45,15 @@ class LevelSettings(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """n videos of one dimension that have both ratings and a score of the judge."""
+    """n videos of one dimension that have both ratings and a score of the judge; arrays [n]."""
 
     human: FloatArray
-    """[n] mean ratings."""
     judge: FloatArray
-    """[n] scores."""
     prompts: IntArray
-    """[n] number of the prompt."""
     models: IntArray
-    """[n] number of the model, without gaps."""
+    """Numbers without gaps."""
     clusters: IntArray
-    """[n] number of the cluster; all videos of a prompt are in one."""
+    """All videos of a prompt are in one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,24 +62,20 @@ class Measurement:
 
     dimension: str
     level: str
+    """sample: over all videos; prompt: within prompts, averaged; model: over means of models."""
     measure: str
     value: float
     """NaN where undefined."""
     ci_low: float
-    """Lower end of the bootstrap interval over prompts; NaN where undefined."""
     ci_high: float
     n: int
     """Videos, prompts, models, or pairs of them, that the value is computed from."""
-    models_low: float = math.nan
-    """Model level: lower end if the models are a sample of all models (Fisher's z)."""
-    models_high: float = math.nan
     reason: str = ""
     """Why the value is undefined; empty otherwise."""
 
 
-Statistic = Callable[[FloatArray], FloatArray]
-"""Draw counts [b, C] -> the measures [b, 6] of each resample, in the order of MEASURES."""
-_LEVELS: "dict[str, Callable[[Judged, LevelSettings], tuple[list[int], Statistic]]]"
+Statistic = Callable[[IntArray], FloatArray]
+"""How often each cluster is drawn [C] -> values [K]."""
 
 
 def measure_levels(
@@ -96,56 +83,65 @@ def measure_levels(
 ) -> list[Measurement]:
     """Every measure at every level; ``num_clusters`` C counts clusters without a score too."""
     measurements = []
-    several = len(np.unique(data.clusters)) > 1
-    for level, of_level in _LEVELS.items():
-        counts, statistic = of_level(data, settings)
-        values = statistic(np.ones((1, num_clusters)))[0]
-        draws = resampled(statistic, num_clusters, resamples=settings.resamples, seed=settings.seed)
-        low, high = percentile_interval(draws, settings.confidence)
-        for k, (name, n) in enumerate(zip(MEASURES, counts, strict=True)):
-            value, ends = float(values[k]), (math.nan, math.nan)
-            if level == "model":
-                ends = random_points_interval(name, value, n, settings.confidence)
+    # One cluster says nothing about others.
+    known = 1.0 if len(np.unique(data.clusters)) > 1 else math.nan
+    levels = {"sample": _samples, "prompt": _within_prompts, "model": _models}
+    for level, of_level in levels.items():
+        sizes, statistic = of_level(data, settings)
+        columns = zip(*with_interval(statistic, num_clusters, settings), strict=True)
+        for name, n, (value, low, high) in zip(MEASURES, sizes, columns, strict=True):
             measurements.append(
                 Measurement(
                     dimension=dimension,
                     level=level,
                     measure=name,
                     value=value,
-                    ci_low=float(low[k]) if several else math.nan,
-                    ci_high=float(high[k]) if several else math.nan,
+                    ci_low=low * known,
+                    ci_high=high * known,
                     n=n,
-                    models_low=ends[0],
-                    models_high=ends[1],
                     reason=_reason(data, level, n) if math.isnan(value) else "",
                 )
             )
     return measurements
 
 
+def with_interval(
+    statistic: Statistic, num_clusters: int, settings: LevelSettings
+) -> tuple[list[float], list[float], list[float]]:
+    """K values, and the lower and upper ends of their intervals."""
+    draws = resampled(
+        lambda counts: np.stack([statistic(row) for row in counts.astype(np.int64)]),
+        num_clusters,
+        resamples=settings.resamples,
+        seed=settings.seed,
+    )
+    low, high = percentile_interval(draws, settings.confidence)
+    return statistic(np.ones(num_clusters, dtype=np.int64)).tolist(), low.tolist(), high.tolist()
+
+
 def _reason(data: Judged, level: str, n: int) -> str:
     if len(data.judge) < 2 or n == 0:
         return "too few videos, or none that the raters tell apart"
-    if np.ptp(data.judge) == 0:
-        return "the judge gives every video the same score"
-    if np.ptp(data.human) == 0:
-        return "the raters give every video the same score"
+    for who, values in (("judge gives", data.judge), ("raters give", data.human)):
+        if np.ptp(values) == 0:
+            return f"the {who} every video the same score"
     return f"no variation at {level} level"
 
 
 def _samples(data: Judged, settings: LevelSettings) -> tuple[list[int], Statistic]:
     n = len(data.human)
     pairs = choose_pairs(n, settings.max_pairs, np.random.default_rng(settings.seed))
-    labels = pair_labels(data.human, pairs, settings.tie_margin)
-    margins = data.judge[pairs[0]] - data.judge[pairs[1]]
+    right, decided = _ordered(data.human, data.judge, pairs, settings.tie_margin)
     a, b = data.clusters[pairs]
 
-    def statistic(counts: FloatArray) -> FloatArray:
-        weights = np.where(a == b, counts[:, a], counts[:, a] * counts[:, b])
-        rows = coefficients(data.human, data.judge, counts[:, data.clusters])
-        return np.concatenate([rows, accuracies(margins, labels, weights)], axis=1)
+    def statistic(counts: IntArray) -> FloatArray:
+        drawn = np.repeat(np.arange(n), counts[data.clusters])
+        # Two videos of one cluster are drawn together, of two clusters each with each.
+        weights = np.where(a == b, counts[a], counts[a] * counts[b])
+        accuracy = share(weights @ right, weights @ decided)
+        return np.array([*coefficients(data.human[drawn], data.judge[drawn]), accuracy])
 
-    return [n, n, n, n, int(np.count_nonzero(labels)), len(labels)], statistic
+    return [n, n, n, n, int(decided.sum())], statistic
 
 
 def _within_prompts(data: Judged, settings: LevelSettings) -> tuple[list[int], Statistic]:
@@ -156,126 +152,80 @@ def _within_prompts(data: Judged, settings: LevelSettings) -> tuple[list[int], S
     """
     groups = [np.flatnonzero(data.prompts == p) for p in np.unique(data.prompts)]
     groups = [group for group in groups if len(group) > 1]
-    table, squares = np.full((len(groups), 3), np.nan), np.zeros(len(groups))
+    # Every measure is a quotient of sums over prompts.
+    part, whole = np.zeros((2, len(groups), len(MEASURES)))
     for row, group in enumerate(groups):
         human, judge = data.human[group], data.judge[group]
         if np.ptp(human) > 0:
-            ones = np.ones((1, len(group)))
-            table[row] = coefficients(human, judge, ones)[0, :3] if np.ptp(judge) > 0 else 0.0
-        squares[row] = len(group) * np.var(judge - human)  # the prompt's mean is taken out of both
-    sizes = np.array([len(group) for group in groups], dtype=np.float64)
-    ends = [group[np.stack(np.triu_indices(len(group), 1))] for group in groups]
-    pairs = np.concatenate([np.zeros((2, 0), dtype=np.int64), *ends], axis=1)
-    labels = pair_labels(data.human, pairs, settings.tie_margin)
-    margins = data.judge[pairs[0]] - data.judge[pairs[1]]
+            own = coefficients(human, judge)[:3] if np.ptp(judge) > 0 else np.zeros(3)
+            part[row, :3], whole[row, :3] = np.nan_to_num(own), np.isfinite(own)
+        # The prompt's mean is taken out of both.
+        part[row, 3], whole[row, 3] = len(group) * np.var(judge - human), len(group)
+        pairs = np.stack(np.triu_indices(len(group), 1))
+        right, decided = _ordered(human, judge, pairs, settings.tie_margin)
+        part[row, 4], whole[row, 4] = right.sum(), decided.sum()
     cluster = data.clusters[np.array([group[0] for group in groups], dtype=np.int64)]
 
-    def statistic(counts: FloatArray) -> FloatArray:
-        weights = counts[:, cluster]
-        means = share(weights @ np.nan_to_num(table), weights @ np.isfinite(table))
-        error = np.sqrt(share(weights @ squares, weights @ sizes))
-        shares = accuracies(margins, labels, counts[:, data.clusters[pairs[0]]])
-        return np.concatenate([means, error[:, None], shares], axis=1)
+    def statistic(counts: IntArray) -> FloatArray:
+        means = share(counts[cluster] @ part, counts[cluster] @ whole)
+        means[3] = np.sqrt(means[3])
+        return means
 
-    defined = np.isfinite(table).sum(axis=0).tolist()
-    return [*defined, len(groups), int(np.count_nonzero(labels)), len(labels)], statistic
+    sizes = [*whole[:, :3].sum(axis=0), len(groups), whole[:, 4].sum()]
+    return [int(size) for size in sizes], statistic
 
 
 def _models(data: Judged, settings: LevelSettings) -> tuple[list[int], Statistic]:
     num_models, num_clusters = int(data.models.max()) + 1, int(data.clusters.max()) + 1
+    columns = np.stack([data.human, data.judge, np.ones(len(data.human))], axis=1)
     cell = data.clusters * num_models + data.models
-    columns = np.stack([data.human, data.judge, np.ones(len(cell))], axis=1)
-    sums = cluster_sums(columns, cell, num_clusters * num_models)
+    sums = cluster_sums(columns, cell, num_clusters * num_models).reshape(num_clusters, -1)
     pairs = np.stack(np.triu_indices(num_models, 1))
-    ones = np.ones((1, pairs.shape[1]))
 
-    def statistic(counts: FloatArray) -> FloatArray:
-        drawn = counts[:, :num_clusters]  # the last clusters may have no score
-        human, judge, videos = (drawn @ c.reshape(num_clusters, num_models) for c in sums.T)
-        rows = np.full((len(counts), len(MEASURES)), np.nan)
+    def means(counts: IntArray) -> FloatArray:
+        drawn = counts[:num_clusters] @ sums  # the last clusters may have no score
+        human, judge, videos = drawn.reshape(num_models, 3).T
+        return share(np.stack([human, judge]), videos)
+
+    def statistic(counts: IntArray) -> FloatArray:
+        human, judge = means(counts)
         # A resample without any video of a model says nothing about that model.
-        whole = (videos > 0).all(axis=1)
-        human, judge = human[whole] / videos[whole], judge[whole] / videos[whole]
-        rows[whole, :4] = coefficients(human, judge, np.ones(human.shape))
-        for row, h, j in zip(np.flatnonzero(whole), human, judge, strict=True):
-            labels = pair_labels(h, pairs, settings.model_tie_margin)
-            rows[row, 4:] = accuracies(j[pairs[0]] - j[pairs[1]], labels, ones)[0]
-        return rows
+        if np.isnan(human).any():
+            return np.full(len(MEASURES), np.nan)
+        right, decided = _ordered(human, judge, pairs, settings.model_tie_margin)
+        return np.array([*coefficients(human, judge), share(right.sum(), decided.sum())])
 
-    human = np.bincount(data.models, weights=data.human) / np.bincount(data.models)
-    decided = int(np.count_nonzero(pair_labels(human, pairs, settings.model_tie_margin)))
-    return [*[num_models] * 4, decided, pairs.shape[1]], statistic
+    human, judge = means(np.ones(num_clusters, dtype=np.int64))
+    decided = _ordered(human, judge, pairs, settings.model_tie_margin)[1].sum()
+    return [*[num_models] * 4, int(decided)], statistic
 
 
-_LEVELS = {"sample": _samples, "prompt": _within_prompts, "model": _models}
-
-
-def pearson(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
-    """Correlation [b] of x and y, each [n] or [b, n], under weights [b, n]; NaN where undefined."""
-    total = np.maximum(weights.sum(axis=1), 1e-300)[:, None]
-    x, y = (v - (weights * v).sum(axis=1, keepdims=True) / total for v in (x, y))
-    covariance, *variances = ((weights * p).sum(axis=1) for p in (x * y, x * x, y * y))
+def pearson(x: FloatArray, y: FloatArray) -> float:
+    """Correlation of two lists; NaN where undefined."""
     # Of equal values rounding leaves a spread of some 1e-16.
-    defined = np.min(variances, axis=0) > 1e-24 * total[:, 0]
-    return share(np.where(defined, covariance, 0.0), np.sqrt(np.prod(variances, axis=0)) * defined)
+    if len(x) < 2 or min(np.std(x), np.std(y)) <= 1e-12:
+        return math.nan
+    return float(np.corrcoef(x, y)[0, 1])
 
 
-def coefficients(human: FloatArray, judge: FloatArray, weights: FloatArray) -> FloatArray:
-    """PLCC, SRCC, KRCC and RMSE [b, 4] of n points under weights [b, n].
-
-    ``human`` and ``judge`` are [n], or [b, n]. With s_ij the sign of x_i - x_j, the mean rank of
-    point i is, up to a constant, sum_j w_j s_ij / 2, and tau-b is
-
-        sum_ij w_i w_j s_ij t_ij / sqrt(sum_ij w_i w_j s_ij^2  sum_ij w_i w_j t_ij^2).
-    """
-
-    def over_points(signs: FloatArray) -> FloatArray:  # [k, n] or [b, k, n] -> [b, k]
-        return weights @ signs.T if signs.ndim == 2 else (signs @ weights[..., None])[..., 0]
-
-    n = weights.shape[1]
-    ranks_human, ranks_judge = np.empty_like(weights), np.empty_like(weights)
-    sums = np.zeros((3, len(weights)))
-    step = max(1, _VALUES_AT_ONCE // max(1, human.size))
-    for start in range(0, n, step):
-        part = slice(start, start + step)
-        s, t = (np.sign(x[..., part, None] - x[..., None, :]) for x in (human, judge))
-        ranks_human[:, part], ranks_judge[:, part] = over_points(s), over_points(t)
-        for row, product in enumerate((s * t, s * s, t * t)):
-            sums[row] += (weights[:, part] * over_points(product)).sum(axis=1)
-    error = share((weights * (human - judge) ** 2).sum(axis=1), weights.sum(axis=1))
-    columns = (
-        pearson(human, judge, weights),
-        pearson(ranks_human, ranks_judge, weights),
-        share(sums[0], np.sqrt(sums[1] * sums[2])),
-        np.sqrt(error),
-    )
-    return np.stack(columns, axis=1)
+def coefficients(human: FloatArray, judge: FloatArray) -> FloatArray:
+    """PLCC, SRCC, KRCC and RMSE [4] of n points; NaN where undefined."""
+    plcc, srcc, krcc = pearson(human, judge), math.nan, math.nan
+    if not math.isnan(plcc):
+        srcc = pearson(stats.rankdata(human), stats.rankdata(judge))
+        krcc = float(stats.kendalltau(human, judge).statistic)
+    error = np.sqrt(share(((human - judge) ** 2).sum(), len(human)))
+    return np.array([plcc, srcc, krcc, error])
 
 
-def random_points_interval(
-    name: str, value: float, n: int, confidence: float
-) -> tuple[float, float]:
-    """Interval of a correlation whose n points themselves are a sample, by Fisher's z.
-
-    The bootstrap over prompts keeps the models; this one asks what other models would give, and
-    with four models it spans nearly everything. Variance of z: 1 / (n - 3) for Pearson,
-    (1 + r^2 / 2) / (n - 3) for Spearman (Bonett & Wright 2000), 0.437 / (n - 4) for Kendall
-    (Fieller et al. 1957). NaN for other measures and where there are too few points.
-    """
-    spare = n - (4 if name == "krcc" else 3)
-    variance = {"plcc": 1.0, "srcc": 1.0 + value * value / 2.0, "krcc": 0.437}.get(name)
-    if variance is None or spare < 1 or not abs(value) <= 1:
-        return math.nan, math.nan
-    z = math.atanh(max(min(value, 1 - 1e-12), -1 + 1e-12))
-    reach = float(stats.norm.ppf(0.5 + confidence / 2.0)) * math.sqrt(variance / spare)
-    return math.tanh(z - reach), math.tanh(z + reach)
-
-
-def pair_labels(human: FloatArray, pairs: IntArray, tie_margin: float) -> FloatArray:
-    """What the raters say of ``pairs`` [2, P] of points [n]: 1 the first is better, -1, or 0."""
+def _ordered(
+    human: FloatArray, judge: FloatArray, pairs: IntArray, margin: float
+) -> tuple[FloatArray, FloatArray]:
+    """Of ``pairs`` [2, P] of points: which the judge orders as the raters, which they decide."""
     difference = human[pairs[0]] - human[pairs[1]]
-    equal = np.abs(difference) <= tie_margin + 1e-9  # thirds and fifths are not exact in binary
-    return np.where(equal, 0.0, np.sign(difference))
+    decided = np.abs(difference) > margin + 1e-9  # thirds and fifths are not exact in binary
+    same = np.sign(judge[pairs[0]] - judge[pairs[1]]) == np.sign(difference)
+    return (same & decided).astype(np.float64), decided.astype(np.float64)
 
 
 def choose_pairs(n: int, max_pairs: int, rng: np.random.Generator) -> IntArray:
@@ -290,33 +240,7 @@ def choose_pairs(n: int, max_pairs: int, rng: np.random.Generator) -> IntArray:
     return np.stack([codes - second * (second - 1) // 2, second])
 
 
-def accuracies(margins: FloatArray, labels: FloatArray, weights: FloatArray) -> FloatArray:
-    """Accuracy [b, 2] without ties, and with calibrated ties, under weights [b, P] >= 0.
-
-    ``margins`` [P] are scores of the judge, first minus second, ``labels`` those of the raters.
-
-    Without ties: share of decided pairs whose margin has the sign of the label. With ties: margins
-    up to a threshold count as predicted ties, and each row of weights takes the threshold that
-    serves it best (Deutsch et al. 2023, arXiv 2305.14324). With weights of one, the numbers are
-    those of the validation of a reward. NaN where no pair has weight.
-    """
-    order = np.argsort(np.abs(margins), kind="stable")
-    margins, labels = margins[order], labels[order]
-    size, tied = np.abs(margins), labels == 0
-    right = (np.sign(margins) == labels) & ~tied
-    # Margins of one size become ties together: only where the size changes, and the ends.
-    ends = np.unique([0, *np.flatnonzero(np.diff(size)) + 1, len(size)])
-    rows = []
-    for w in np.array_split(weights, 1 + weights.size // _VALUES_AT_ONCE):
-        w = w[:, order]
-        correct = w[:, right].sum(axis=1)
-        # gain[:, i]: the i smallest margins are predicted ties, the others by their sign.
-        gain = np.cumsum(w * (tied * 1.0 - right), axis=1)
-        best = correct + np.pad(gain, ((0, 0), (1, 0)))[:, ends].max(axis=1)
-        rows.append([share(correct, w[:, ~tied].sum(axis=1)), share(best, w.sum(axis=1))])
-    return np.concatenate(rows, axis=1).T
-
-
-def share(part: FloatArray, whole: FloatArray) -> FloatArray:
+def share(part: FloatArray | float, whole: FloatArray | float) -> FloatArray:
     """Quotient; NaN where the whole is 0."""
+    whole = np.asarray(whole, dtype=np.float64)
     return np.where(whole > 0, part / np.where(whole > 0, whole, 1.0), np.nan)

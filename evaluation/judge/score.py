@@ -26,11 +26,12 @@ from longtake.core.video import read_video
 from longtake.evaluation.judge.card import CONTROL_MARK, CONTROLS, score_table
 from longtake.evaluation.judge.data import RatedClips
 from longtake.evaluation.judge.directory import JudgeClip, JudgeDirectory, JudgeModel
-from longtake.evaluation.ratings import Sample, SampleList, read_ratings
+from longtake.evaluation.ratings import SampleList, read_ratings
 from longtake.evaluation.score import RescoreReport, VideoScores, rescore
 from longtake.rewards.contract import Score
-from longtake.rewards.model_inputs import prompt_key
 from longtake.runtime.errors import UserError
+from longtake.runtime.files import prompt_key
+from longtake.runtime.progress import progress_bar
 from longtake.runtime.rng import derive_key
 from longtake.runtime.statistics import FloatArray
 
@@ -52,11 +53,8 @@ _CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 class JudgeScorer:
     """Implements :class:`longtake.evaluation.score.Scorer`.
 
-    Args:
-        judge: the directory.
-        load: gives its model when the first clip needs it: a finished log costs no loading.
-        calibrated: apply its calibration; raw scores are for fitting one.
-        control: name of a control whose change of the frames is applied; empty: none.
+    ``load`` gives the model when the first clip needs it: a finished log costs no loading.
+    ``control`` names one whose change of the frames is applied; empty: none.
     """
 
     batch = 64
@@ -77,14 +75,13 @@ class JudgeScorer:
                 remedy="run `eval judge calibrate`, or ask for raw scores with --raw",
             )
         self._load, self._change = load, _CHANGES.get(control)
-        self._curves = judge.calibration.curves if calibrated and judge.calibration else {}
-        self.dimensions, self.name, self.calibration = judge.dimensions, judge.name, ""
-        if calibrated and judge.calibration is not None:
-            self.calibration = judge.calibration.digest
-            self.name += f"/{self.calibration[:8]}"
+        calibration = judge.calibration if calibrated else None
+        self._curves = calibration.curves if calibration else {}
+        self.dimensions = judge.dimensions
+        self.calibration = calibration.digest if calibration else ""
         # Calibrated, raw and control scores are raters of their own: logs never mix them.
-        if control:
-            self.name += f"{CONTROL_MARK}{control}"
+        self.name = judge.name + (f"/{calibration.digest[:8]}" if calibration else "")
+        self.name += f"{CONTROL_MARK}{control}" if control else ""
 
     def score(self, clips: Sequence[tuple[Path, str]]) -> list[VideoScores]:
         """The scores of each video with its caption."""
@@ -115,14 +112,13 @@ class JudgeScorer:
         if shown:
             verdicts = self._load().judge(list(shown.values()))
             for number, verdict in zip(shown, verdicts, strict=True):
-                scores[number] = {name: self._points(name, s) for name, s in verdict.items()}
+                scores[number] = {
+                    name: Score.of(float(self._curves[name](np.array([score.value]))[0]))
+                    if name in self._curves and score.value is not None
+                    else score
+                    for name, score in verdict.items()
+                }
             shown.clear()
-
-    def _points(self, name: str, score: Score) -> Score:
-        curve = self._curves.get(name)
-        if curve is None or score.value is None:
-            return score
-        return Score.of(float(curve(np.array([score.value]))[0]))
 
 
 def score_samples(
@@ -138,9 +134,8 @@ def score_samples(
 ) -> dict[str, RescoreReport]:
     """Score a list of samples, and again under each control; what a log has is kept.
 
-    ``folder`` gets ``scores.jsonl`` and, with controls, ``controls.jsonl``; ``seed`` names the
-    shuffled captions. ``on_progress`` is called with the name of the pass, "scores" or a control,
-    and the number of finished samples. Returns what was done in each pass.
+    ``folder`` gets ``scores.jsonl`` and, with controls, ``controls.jsonl``. ``on_progress`` is
+    called with the name of the pass, "scores" or a control, and the number of finished samples.
     """
     unknown = sorted(set(controls) - set(CONTROLS))
     if unknown:
@@ -163,25 +158,18 @@ def score_samples(
 
 
 def raw_scores(
-    judge: JudgeDirectory,
-    clips: RatedClips,
-    folder: Path,
-    *,
-    device: torch.device,
-    on_progress: Callable[[int], None] = lambda _: None,
+    judge: JudgeDirectory, clips: RatedClips, folder: Path, device: torch.device
 ) -> FloatArray:
-    """Scores [n, D] of n rated clips without calibration; NaN = unscored.
-
-    ``folder`` gets ``scores.jsonl``; scores that it has are kept.
-    """
-    score_samples(
-        clips.samples,
-        judge,
-        folder,
-        device=device,
-        calibrated=False,
-        on_progress=lambda _, done: on_progress(done),
-    )
+    """Scores [n, D] of n rated clips without calibration; NaN = unscored. A log there is kept."""
+    with progress_bar("raw scores", len(clips.mean)) as bar:
+        score_samples(
+            clips.samples,
+            judge,
+            folder,
+            device=device,
+            calibrated=False,
+            on_progress=lambda _, done: bar.update(done),
+        )
     records, _ = read_ratings([folder / "scores.jsonl"])
     return score_table(records, judge.name, clips)
 
@@ -200,8 +188,8 @@ def shuffle_captions(samples: SampleList, seed: int = 0) -> SampleList:
     random.Random(derive_key(seed, "shuffled captions")).shuffle(order)
     # One cycle through all of them: none stays in its place.
     following = dict(zip(order, order[1:] + order[:1], strict=True))
-
-    def moved(item: Sample) -> Sample:
-        return dataclasses.replace(item, caption=captions[following[prompt_key(item.caption)]])
-
-    return dataclasses.replace(samples, samples=tuple(moved(item) for item in samples.samples))
+    moved = (
+        dataclasses.replace(item, caption=captions[following[prompt_key(item.caption)]])
+        for item in samples.samples
+    )
+    return dataclasses.replace(samples, samples=tuple(moved))

@@ -149,10 +149,7 @@ def train_judge(
         trained = kind.train(parts, run, trackers, where)
         judge = _export(run, config, kind, parts, trained)
         held = parts["calibration"]
-        with progress_bar("raw scores", len(held.mean), console=console) as bar:
-            scores = raw_scores(
-                judge, held, run.path / "calibration", device=where, on_progress=bar.update
-            )
+        scores = raw_scores(judge, held, run.path / "calibration", where)
         refused = ""
         try:
             curves = fit_curves(held, scores, config.calibration)
@@ -186,7 +183,7 @@ def _record_inputs(
     run: RunDirectory, config: JudgeTrainingConfig, parts: Parts, base: Mapping[str, Any]
 ) -> None:
     """Write ``provenance.json`` and the lists of the parts that are not trained on."""
-    files = [*config.data.ratings, *([config.data.samples] if config.data.samples else [])]
+    files = (*config.data.ratings, str(config.data.samples))
     record = collect({name: Path(name) for name in files})
     run.write_json("provenance.json", {**record, "base": base})
     for name in ("calibration", "test", "test_new_models"):
@@ -224,11 +221,8 @@ def agreement(part: RatedClips, scores: FloatArray) -> dict[str, dict[str, float
     measured = {}
     for column, name in enumerate(part.dimensions):
         used = (part.count[:, column] > 0) & np.isfinite(scores[:, column])
-        n = int(used.sum())
-        plcc, srcc, *_ = coefficients(
-            part.mean[used, column], scores[used, column], np.ones((1, n))
-        )[0].tolist()
-        measured[name] = {"plcc": plcc, "srcc": srcc, "n": n}
+        plcc, srcc, *_ = coefficients(part.mean[used, column], scores[used, column]).tolist()
+        measured[name] = {"plcc": plcc, "srcc": srcc, "n": int(used.sum())}
     return measured
 
 

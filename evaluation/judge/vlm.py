@@ -36,11 +36,11 @@ from longtake.evaluation.judge.prompt import (
 )
 from longtake.rewards.contract import Score
 from longtake.rewards.frames import FrameSampler
-from longtake.rewards.model_inputs import text_digest, token_batches
+from longtake.rewards.model_inputs import token_batches
 from longtake.rewards.pixels import MERGE, PATCH, resize, resized_size
 from longtake.rewards.videoalign import TOKENS_PER_PASS
 from longtake.runtime.errors import CheckpointError, UserError
-from longtake.runtime.files import digest, write_json
+from longtake.runtime.files import digest, text_digest, write_json
 from longtake.runtime.rng import generator
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

@@ -1,6 +1,5 @@
 """From ratings to the report card by the commands alone; what they import, and what they refuse."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from typer.testing import CliRunner
 from longtake.commands.evaluate_judge import judge
 from longtake.evaluation.judge.data import JUDGED
 from longtake.evaluation.judge.directory import CALIBRATION_FILE, read_judge
-from longtake.evaluation.ratings import Rating, append_ratings
+from longtake.evaluation.ratings import Rating, Sample, append_ratings, write_samples
 from longtake.runtime.errors import UserError
 
 
@@ -65,33 +64,35 @@ def test_train_calibrate_score_report(study, tmp_path):
 @pytest.fixture
 def files(tmp_path):
     rng = np.random.default_rng(0)
-    rows, scores = [], []
+    listed, ratings, scores = [], [], []
     for p in range(12):
         for model in "AB":
-            path, quality = f"{p}{model}.mp4", rng.uniform(1.5, 4.5)
+            name, quality = f"{p}{model}", rng.uniform(1.5, 4.5)
+            text = f"prompt {p}"
+            listed.append(
+                Sample(sample=name, model=model, prompt=text, caption=text, video=f"{name}.mp4")
+            )
             for dimension in JUDGED:
+                given = {"sample": name, "dimension": dimension}
                 for rater in range(3):
-                    rating = int(np.clip(round(quality + rng.normal(0, 0.4)), 1, 5))
-                    rows.append((path, f"prompt {p}", dimension, rating, f"r{rater}", model))
-                scores.append(
-                    Rating(
-                        sample=path,
-                        dimension=dimension,
-                        rater="judge@0",
-                        score=quality,
-                        kind="automatic",
-                        provenance={"calibration": "x"},
-                    )
-                )
-    with (tmp_path / "ratings.csv").open("w", newline="") as file:
-        header = ("path", "prompt", "dimension", "rating", "rater", "model")
-        csv.writer(file).writerows([header, *rows])
+                    score = float(np.clip(round(quality + rng.normal(0, 0.4)), 1, 5))
+                    ratings.append(Rating(**given, rater=f"r{rater}", score=score))
+                made = {"kind": "automatic", "provenance": {"calibration": "x"}}
+                scores.append(Rating(**given, rater="judge@0", score=quality, **made))
+    write_samples(tmp_path / "samples.csv", listed)
+    append_ratings(tmp_path / "ratings.jsonl", ratings)
     append_ratings(tmp_path / "scores.jsonl", scores)
     return tmp_path
 
 
+def report_of(folder):
+    names = {"ratings": "ratings.jsonl", "samples": "samples.csv", "scores": "scores.jsonl"}
+    options = [part for name, file in names.items() for part in (f"--{name}", f"{folder}/{file}")]
+    return ["report", *options, "--set", "resamples=100"]
+
+
 def test_the_report_needs_no_torch_and_help_nothing_heavy(files):
-    report = ["report", "--ratings", f"{files}/ratings.csv", "--scores", f"{files}/scores.jsonl"]
+    report = report_of(files)
     code = (
         "import sys\n"
         "from longtake.commands.evaluate_judge import judge\n"
@@ -99,7 +100,7 @@ def test_the_report_needs_no_torch_and_help_nothing_heavy(files):
         "except SystemExit as stop:\n    assert not stop.code\n"
         "heavy = {'torch', 'numpy', 'scipy'} & sys.modules.keys()\n"
         "print('HEAVY', sorted(heavy), file=sys.stderr)\n"
-        f"try:\n    judge({[*report, '--resamples', '100', '--json']})\n"
+        f"try:\n    judge({[*report, '--json']})\n"
         "except SystemExit as stop:\n    assert not stop.code\n"
         "print('TORCH', 'torch' in sys.modules, file=sys.stderr)\n"
     )
@@ -108,12 +109,11 @@ def test_the_report_needs_no_torch_and_help_nothing_heavy(files):
     card = json.loads(done.stdout[done.stdout.index("\n{") :])
     found = next(m for m in card["measurements"] if m["level"] == "sample")
     assert found["value"] > 0.9 and found["n"] == 24 and found["ci_low"] < found["value"]
-    assert len(card["inputs"]) == 2  # digests of what it was computed from
+    assert len(card["inputs"]) == 3  # digests of what it was computed from
 
 
 def test_report_prints_and_writes(files):
-    given = ["--ratings", files / "ratings.csv", "--scores", files / "scores.jsonl"]
-    text = run("report", *given, "--set", "resamples=100", "--output-dir", files / "card")
+    text = run(*report_of(files), "--output-dir", files / "card")
     assert "Agreement of judge@0" in text and "not checked" in text
     names = {path.name for path in (files / "card").iterdir()}
     assert {"judge_report.json", "judge_report_measurements.csv"} <= names
@@ -124,9 +124,8 @@ def test_report_prints_and_writes(files):
     [
         (("train", "--output-dir", "run"), "base is not set"),
         (("train", "--output-dir", "run", "--set", "learning_rat=1"), "learning_rate"),
-        (("report", "--ratings", "ratings.csv", "--scores", "none.jsonl"), "none.jsonl"),
-        (("score", ".", "--samples", "ratings.csv", "--output-dir", "x"), "lacks"),
-        (("calibrate", ".", "--ratings", "ratings.csv", "--output-dir", "x"), "judge.json"),
+        ((*report_of("."), "--scores", "none.jsonl"), "none.jsonl"),
+        (("score", ".", "--samples", "samples.csv", "--output-dir", "x"), "judge.json"),
     ],
 )
 def test_what_is_refused_is_named(files, monkeypatch, arguments, expected):

@@ -1,58 +1,24 @@
-"""Reading and averaging ratings in both forms, and the split by prompt and model."""
+"""Reading and averaging ratings, and the split by prompt and model."""
 
-import csv
-import math
+import dataclasses
 
 import pytest
 
 from longtake.evaluation.judge.data import (
-    JUDGED,
     PARTS,
     read_rated_clips,
     split_clips,
     with_paths_from,
 )
-from longtake.evaluation.ratings import Rating, Sample, append_ratings
-from longtake.rewards.model_inputs import prompt_key
+from longtake.evaluation.ratings import (
+    Rating,
+    Sample,
+    append_ratings,
+    read_samples,
+    write_samples,
+)
 from longtake.runtime.errors import UserError
-
-
-def write(path, rows):
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
-    return path
-
-
-def test_csv_of_clips(tmp_path):
-    path = write(
-        tmp_path / "clips.csv",
-        [
-            ("path", "prompt", "dimension", "rating", "model"),
-            ("a.mp4", "A cat", "visual_quality", "4", "m1"),
-            ("a.mp4", "A cat", "visual_quality", "2.5", "m1"),
-            ("a.mp4", "A cat", "motion_quality", "1", "m1"),
-            ("b.mp4", "a  cat", "visual_quality", "5", "m2"),
-            ("b.mp4", "a  cat", "visual_quality", "9", "m2"),
-            ("b.mp4", "a dog", "visual_quality", "3", "m2"),
-            ("c.mp4", "", "visual_quality", "3", "m2"),
-            ("d.mp4", "a dog", "visual_quality", "good", "m2"),
-        ],
-    )
-    clips = read_rated_clips([path], None)
-    assert clips.dimensions == JUDGED == ("text_alignment", "visual_quality", "motion_quality")
-    assert [item.sample for item in clips.samples.samples] == ["a.mp4", "b.mp4"]
-    assert clips.mean[0].tolist()[1:] == [3.25, 1.0] and math.isnan(clips.mean[0, 0])
-    assert clips.count.tolist() == [[0, 2, 1], [0, 1, 0]]
-    assert len({item.prompt for item in clips.samples.samples}) == 1  # case and spaces aside
-    kinds = {finding.kind for finding in clips.findings}
-    assert "score that is not a number from 1 to 5" in kinds
-    assert "clip with another prompt or model than before" in kinds
-    assert "row that is not a rating" in kinds
-    assert "rated sample without a caption or a video in the list" in kinds
-    with pytest.raises(UserError, match="without a list of samples"):
-        read_rated_clips([tmp_path / "x.jsonl"], None)
-    with pytest.raises(UserError, match="lacks"):
-        read_rated_clips([write(tmp_path / "no.csv", [("path", "rating")])], None)
+from longtake.runtime.files import prompt_key
 
 
 def test_log_and_list(study, tmp_path):
@@ -77,6 +43,13 @@ def test_log_and_list(study, tmp_path):
     )
     found = read_rated_clips([study.ratings, log], study.samples).findings
     assert [finding.kind for finding in found] == ["unknown dimension"]
+    silent, *others = read_samples(study.samples).samples
+    write_samples(study.folder / "some.csv", [dataclasses.replace(silent, caption=""), *others])
+    fewer = read_rated_clips([study.ratings], study.folder / "some.csv")
+    assert silent.sample not in fewer.samples.by_id and len(fewer.mean) == 59
+    assert [finding.kind for finding in fewer.findings] == [
+        "rated sample without a caption or a video in the list"
+    ]
     part = clips.part(["s004B", "s000A"])
     assert [item.sample for item in part.samples.samples] == ["s000A", "s004B"]
     assert part.mean[1, 1] == clips.mean[row, 1] and len(part.ratings) == 18
