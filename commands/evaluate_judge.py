@@ -62,10 +62,9 @@ def judge_train(
     )
     from longtake.evaluation.judge.train import train_judge  # with torch: settings are right by now
 
-    trained = train_judge(
+    if trained := train_judge(
         settings, output_dir=output_dir, resume=resume, dry_run=dry_run, device=device
-    )
-    if trained is not None:
+    ):
         typer.echo(trained)
 
 
@@ -83,13 +82,16 @@ def judge_calibrate(
     Example: python cli.py eval judge calibrate runs/judge/judge --ratings ratings.jsonl
     --samples runs/judge/calibration.csv --output-dir runs/raw --set min_points=100
     """
+    from rich.console import Console
+
     from longtake.evaluation.judge.calibration import Calibration, CalibrationSettings, fit_curves
     from longtake.evaluation.judge.data import read_rated_clips
     from longtake.evaluation.judge.directory import read_judge, set_calibration
     from longtake.evaluation.judge.score import raw_scores
-    from longtake.evaluation.tables import print_result, table_of_rows
+    from longtake.evaluation.tables import print_findings
     from longtake.runtime.config import merge_config
     from longtake.runtime.device import pick_device
+    from longtake.runtime.progress import result_table
 
     own = read_judge(directory)
     settings = merge_config(CalibrationSettings(), None, overrides or ())
@@ -97,13 +99,13 @@ def judge_calibrate(
     scores = raw_scores(own, clips, output_dir, pick_device(device))
     curves = fit_curves(clips, scores, settings)
     set_calibration(own, Calibration(judge=own.digest, curves=curves))
-    columns = ("dimension", "curve", "n", "prompts", "RMSE isotonic", "RMSE logistic")
+    columns = ["dimension", "curve", "n", "prompts", "isotonic", "logistic"]  # errors: RMSE, points
     rows = [
-        (name, c.method, c.n, c.n_prompts, c.errors["isotonic"], c.errors["logistic"])
+        [name, c.method, c.n, c.n_prompts, *(c.errors[kind] for kind in columns[-2:])]
         for name, c in curves.items()
     ]
-    table = table_of_rows("curves", f"Calibration of {own.name}", columns, rows)
-    print_result([table], clips.findings, shown=("curves",))
+    Console().print(result_table(f"Calibration of {own.name}", columns, rows))
+    print_findings(clips.findings)
 
 
 @judge.command("score")
