@@ -24,11 +24,11 @@ from longtake.rewards.contract import Reward, Score, VideoBatch
 from longtake.runtime.errors import CheckpointError, UserError
 from longtake.runtime.files import digest, to_plain
 
+# Raised with every change that moves a score.
 VERSION = 1
-"""Raised with every change that moves a score."""
 CONFIG_FILE = "open_clip_config.json"
+# Frames per forward; bounds the memory.
 FRAMES_PER_PASS = 32
-"""Frames per forward; bounds the memory."""
 CUT_CAPTION = "the caption is longer than the text context of CLIP, and was cut"
 
 # What open_clip and torch raise on files and configurations that they cannot use.

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from longtake.runtime.errors import UserError
 
+# Overshoot of [0, 1] that is taken as rounding of a decoder, in pixel units.
 PIXEL_TOLERANCE = 1e-3
-"""Overshoot of [0, 1] that is taken as rounding of a decoder, in pixel units."""
 
 
 @dataclass(frozen=True, slots=True)

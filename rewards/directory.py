@@ -46,10 +46,10 @@ from longtake.runtime.files import TEMPORARY, digest
 
 SPEC_FILE, TEMPLATE_FILE, TOKENIZER_FOLDER = "reward.json", "template.txt", "tokenizer"
 TOKENIZER_FILE = f"{TOKENIZER_FOLDER}/tokenizer.json"
+# Version of ``reward.json``; raised when an older reader would misunderstand it.
 FORMAT = 1
-"""Version of ``reward.json``; raised when an older reader would misunderstand it."""
+# Largest weight file, and with it the memory that writing needs.
 SHARD_BYTES = 2 * 2**30
-"""Largest weight file, and with it the memory that writing needs."""
 PUBLIC_WEIGHTS = {"hpsv3": "HPSv3.safetensors", "videoreward": "model.pth"}
 """File name of the public layout."""
 INFERENCE_CONFIG = "inference_config.json"

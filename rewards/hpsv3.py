@@ -27,8 +27,8 @@ VERSION = 1  # raised with every change that moves a score
 GENERAL, PERCENTILE = "hpsv3_general", "hpsv3_percentile"
 GENERAL_PROMPT = "A high-quality image"
 """Stands in the place of the caption for ``hpsv3_general`` (report section 3.3.2)."""
+# Share of the frames that ``hpsv3_percentile`` averages (report section 3.3.2), rounded down.
 BEST_FRACTION = 0.3
-"""Share of the frames that ``hpsv3_percentile`` averages (report section 3.3.2), rounded down."""
 TOKENS_PER_PASS = 32768  # padding included; bounds memory, and no score depends on it
 
 
@@ -36,7 +36,8 @@ class HPSv3Scorer:
     """One loaded HPSv3 model, which scores the frames of a batch for one or both columns.
 
     The frame scores of the last batch are kept, keyed by everything that they depend on (pixels of
-    the frames, captions), so that the second reward of a suite finds them.
+    the frames, captions), so that the second reward of a suite finds them; the weights must not
+    change meanwhile.
     """
 
     def __init__(

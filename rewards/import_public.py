@@ -66,13 +66,13 @@ CONFIG_FILE, FULL_FILE = "model_config.json", "model.pth"
 _UNREADABLE = (OSError, RuntimeError, EOFError, KeyError, TypeError,
                SafetensorError, pickle.UnpicklingError)  # fmt: skip
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+# Settings of the public trainer that change the function of the model; others were never used.
 _PUBLISHED = (
     ("data_config", "prompt_template_type", "detailed_special"),
     ("data_config", "sample_type", "uniform"),
     ("model_config", "reward_token", "special"),
     ("peft_lora_config", "use_rslora", False),
 )
-"""Settings of the public trainer that change the function of the model; others were never used."""
 _LORA_DOWN, _LORA_UP = ".lora_A.default.weight", ".lora_B.default.weight"
 _MAX_SOURCE_BYTES = 4 << 20  # a larger .py file is data, not a module with a prompt
 

@@ -27,11 +27,11 @@ from longtake.rewards.pairs import TIE, UNLABELLED, PreferencePair
 from longtake.rewards.spec import DIMENSIONS, RewardSpec
 from longtake.runtime.errors import UserError
 
+# Linux's MAP_NORESERVE, which Python 3.11 does not name: a bound that is larger than the machine's
+# memory costs nothing as long as the clips fit (the tiny judge's default is 64 GiB).
 NO_RESERVE = 0x4000 if platform.machine() in ("x86_64", "aarch64") else 0
-"""Linux's MAP_NORESERVE, which Python 3.11 does not name: a bound that is larger than the machine's
-memory costs nothing as long as the clips fit (the tiny judge's default is 64 GiB)."""
+# Patches of the last clips that a loader keeps.
 RECENT_BYTES = 1 << 26
-"""Patches of the last clips that a loader keeps."""
 
 
 class FrameCache:

@@ -20,8 +20,8 @@ from longtake.runtime.files import checked_rows, prompt_key, read_csv, write_csv
 from longtake.runtime.rng import derive_key
 
 A_WINS, TIE, B_WINS = 1, 0, -1
+# Label of a dimension that nobody judged; losses and accuracies leave it out.
 UNLABELLED = -100
-"""Label of a dimension that nobody judged; losses and accuracies leave it out."""
 LABEL_OF_WORD = {"A": A_WINS, "same": TIE, "B": B_WINS, "": UNLABELLED}
 WORD_OF_LABEL = {label: word for word, label in LABEL_OF_WORD.items()}
 SWAPPED = {A_WINS: B_WINS, TIE: TIE, B_WINS: A_WINS, UNLABELLED: UNLABELLED}
@@ -30,8 +30,8 @@ SWAPPED = {A_WINS: B_WINS, TIE: TIE, B_WINS: A_WINS, UNLABELLED: UNLABELLED}
 OVERALL = "Overall"
 """One judgement of the whole: of image pairs (HPSv3), and a column of VideoGen-RewardBench."""
 LABELS = (*DIMENSIONS, OVERALL)
+# Share of annotators behind a label below which HPSv3 does not train on a pair.
 MIN_CONFIDENCE = 0.95
-"""Share of annotators behind a label below which HPSv3 does not train on a pair."""
 
 _FILES = ("path_A", "path_B", "prompt")
 _SIDES = ("path", "fps", "num_frames")

@@ -30,14 +30,14 @@ REWARDS: dict[str, str] = {
 """Name -> source of the rewards that need none beside their name. A new one is added here."""
 
 _TINY = Path(__file__).parents[1] / "checkpoints" / "tiny" / "rewards"
+# The learned rewards of the sandbox: name -> reward directory. They are not in :data:`REWARDS`,
+# since the published models have these names too and must not be taken for these.
 TINY_REWARDS: dict[str, str] = {
     "hpsv3_general": str(_TINY / "hpsv3"),
     "hpsv3_percentile": str(_TINY / "hpsv3"),
     "videoalign_mq": str(_TINY / "videoalign_mq"),
     "videoalign_ta": str(_TINY / "videoalign_ta"),
 }
-"""The learned rewards of the sandbox: name -> reward directory. They are not in :data:`REWARDS`,
-since the published models have these names too and must not be taken for these."""
 
 COLUMNS = {
     "hpsv3": ("hpsv3_general", "hpsv3_percentile"),
@@ -176,7 +176,6 @@ def _check_source(name: str, source: str) -> None:
             received=source,
             expected=f"{_nearest(source, siblings)}a directory with {_REWARD_FILE} or "
             f"{_CLIP_FILE}, FILE.py:CLASS or an address",
-            remedy="check the path",
         )
 
 

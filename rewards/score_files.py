@@ -49,8 +49,8 @@ NAMED_NOTE = "the caption is the name of the file"
 
 _BEFORE = ("path", "prompt", "fps", "frames")
 _AFTER = ("unscored", "notes", "settings", "digest")
+# Longest clip by default: 93 frames of 480x832 take 106 MiB, 1000 frames of 1080p take 6 GiB.
 MAX_FRAMES = 1000
-"""Longest clip by default: 93 frames of 480x832 take 106 MiB, 1000 frames of 1080p take 6 GiB."""
 TINY_NOTE = (
     "These rewards learned from lossless 64x64 sandbox clips. Lossy H.264 moves them: clean renders"
     " score hpsv3_general 1.33 lossless, -0.60 as H.264 at 64 px, 0.46 at 256 px. Compare clips"

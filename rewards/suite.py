@@ -16,8 +16,8 @@ from torch import Tensor
 from longtake.rewards.contract import Reward, Score, VideoBatch
 from longtake.runtime.errors import UserError
 
+# What a scorer may raise without ending the run. RuntimeError covers CUDA and out of memory.
 SCORING_ERRORS = (RuntimeError, ValueError, ArithmeticError, OSError, TypeError, LookupError)
-"""What a scorer may raise without ending the run. RuntimeError covers CUDA and out of memory."""
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ from longtake.runtime.rng import derive_key, generator
 from longtake.runtime.run_directory import RunDirectory
 from longtake.runtime.tracking import Trackers
 
+# Weights of a checkpoint: only the parameters that are trained.
 TRAINED_STEM = "trained"
-"""Weights of a checkpoint: only the parameters that are trained."""
 _SCHEDULERS = {"constant": "constant_with_warmup", "cosine": "cosine"}  # Trainer's names
 _STATE = "trainer_state.json"  # the last file that Trainer writes into a checkpoint
 

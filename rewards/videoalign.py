@@ -29,8 +29,8 @@ from longtake.rewards.spec import DIMENSIONS
 from longtake.runtime.errors import UserError
 
 COLUMNS = {f"videoalign_{dimension.lower()}": dimension for dimension in DIMENSIONS}
+# Tokens of one forward pass, padding included: some six clips of 93 frames at 15 fps.
 TOKENS_PER_PASS = 16384
-"""Tokens of one forward pass, padding included: some six clips of 93 frames at 15 fps."""
 
 
 class VideoAlignReward(Reward):

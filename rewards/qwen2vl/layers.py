@@ -27,8 +27,8 @@ from longtake.runtime.errors import CheckpointError
 
 HEAD_PREFIX = "rm_head."
 """State-dict prefix of the head in every layout."""
+# Rows of VideoAlign's diagonal head: visual quality, motion quality, text alignment.
 DIAGONAL_ROWS = 3
-"""Rows of VideoAlign's diagonal head: visual quality, motion quality, text alignment."""
 
 
 def inverse_frequencies(
