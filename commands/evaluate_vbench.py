@@ -1,7 +1,7 @@
 """`eval vbench`: from a plan to a submission; without a command, a small round trip."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -68,27 +68,22 @@ def round_trip(
     """
     if context.invoked_subcommand is not None:
         return
-    from longtake.evaluation.vbench.generate import generate_videos
+    from longtake.evaluation.vbench import generate, results, run, scores, tables, upstream
     from longtake.evaluation.vbench.plan import make_plan, sandbox_data, write_plan
-    from longtake.evaluation.vbench.results import read_results
-    from longtake.evaluation.vbench.run import score_natively
-    from longtake.evaluation.vbench.scores import aggregate
     from longtake.evaluation.vbench.suites import VBENCH1
-    from longtake.evaluation.vbench.tables import round_trip_report
-    from longtake.evaluation.vbench.upstream import is_native
     from longtake.evaluation.vbench.videos import find_videos
 
-    native = [name for name in VBENCH1.dimensions if is_native(VBENCH1, name)]
+    native = [name for name in VBENCH1.dimensions if upstream.is_native(VBENCH1, name)]
     data = sandbox_data(VBENCH1, native)
     plan = make_plan(data, seed=seed, prompts_per_dimension=prompts, samples=samples)
     write_plan(plan, output_dir / "plan.json")
     videos = output_dir / "videos"
-    generate_videos(plan, videos, checkpoint=checkpoint, overrides=overrides or (), device=device)
-    files = find_videos(plan, videos)
+    settings = overrides or ()
+    generate.generate_videos(plan, videos, checkpoint=checkpoint, overrides=settings, device=device)
     for name in plan.dimensions:
-        score_natively(plan, files, name, output_dir)
-    scores = aggregate(read_results(VBENCH1, output_dir), plan)
-    _show(*round_trip_report(plan, scores), str(output_dir))
+        run.score_natively(plan, find_videos(plan, videos), name, output_dir)
+    found = scores.aggregate(results.read_results(VBENCH1, output_dir), plan)
+    _show(*tables.round_trip_report(plan, found), str(output_dir))
 
 
 @vbench.command("plan")
@@ -200,7 +195,7 @@ def doctor_command(
     from longtake.evaluation.vbench.tables import doctor_report
     from longtake.evaluation.vbench.upstream import is_native
 
-    upstream = _upstream(suite, checkout, python, commit)
+    upstream = _upstream(suite, python, checkout=checkout, commit=commit)
     names = [upstream.suite.dimension(name).name for name in dimension or ()]
     lacking = {name: upstream.missing(name) for name in names or upstream.suite.dimensions}
     _show(*doctor_report(upstream.suite, lacking))
@@ -243,7 +238,14 @@ def run_command(
     from longtake.evaluation.vbench.tables import run_report
 
     planned = read_plan(plan)
-    upstream = _upstream(planned.suite.name, checkout, python, commit, device, allow_downloads)
+    upstream = _upstream(
+        planned.suite.name,
+        python,
+        checkout=checkout,
+        commit=commit,
+        device=device,
+        allow_downloads=allow_downloads,
+    )
     settings = RunSettings(
         timeout_s=timeout,
         prompts_per_call=prompts_per_call,
@@ -321,25 +323,12 @@ def submit_command(
     _show(str(out))
 
 
-def _upstream(
-    suite: str,
-    checkout: Path | None,
-    pythons: list[str] | None,
-    commit: str,
-    device: str = "cuda",
-    allow_downloads: bool = False,
-) -> "Upstream":
+def _upstream(suite: str, pythons: list[str] | None, **options: Any) -> "Upstream":
     from longtake.evaluation.vbench.suites import find_suite
     from longtake.evaluation.vbench.upstream import Upstream, parse_pythons
 
-    return Upstream(
-        suite=find_suite(suite),
-        checkout=checkout,
-        commit=commit,
-        pythons=parse_pythons(find_suite(suite), pythons or ()),
-        device=device,
-        allow_downloads=allow_downloads,
-    )
+    found = find_suite(suite)
+    return Upstream(suite=found, pythons=parse_pythons(found, pythons or ()), **options)
 
 
 def _read_plan(path: Path | None) -> "Plan | None":

@@ -305,11 +305,10 @@ class _DimensionRun:
             self.given_up[Path(path).name] = f"{reason} (tries: {tries})"
 
     def _call(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], Path]:
-        """Let the public code score the videos of ``rows``, in a process of its own.
+        """What the runner wrote, or stage and error (the exit code is never trusted); the log.
 
         A process for each call costs its imports, and the public function loads its weights in
-        every call anyway; a crash or a leak ends with it. Returns what the runner wrote (the exit
-        code is never trusted), or stage and error, and the log of the output.
+        every call anyway; a crash or a leak ends with it.
         """
         log = self.work / f"call-{1 + len(list(self.work.glob('call-*.log')))}.log"
         job, outcome = self.work / "job.json", self.work / "outcome.json"

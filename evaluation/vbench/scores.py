@@ -269,13 +269,10 @@ def published_models(suite: Suite) -> dict[str, PublishedModel]:
 
 
 def rough_errors(suite: Suite, categories: Mapping[str, float]) -> dict[str, float]:
-    """Rough standard error of published scores, which come without results of videos.
+    """Rough standard error of published scores: categories that are given, `Total` when all are.
 
     Each dimension counts as a share p of its prompts, with p the score of its category; then
     p (1 - p) / prompts is the variance if all videos of a prompt agree and every result is 0 or 1.
-    Graded results and videos that disagree have less; prompts that two dimensions share and videos
-    to which a dimension does not apply add to it. By category that is given, and for `Total` when
-    all are.
     """
     variances = {
         d.name: categories[c.name] * (1 - categories[c.name]) / d.prompts
@@ -426,12 +423,11 @@ def _remarks(
 
 
 def submit(suite: Suite, source: Path, out: Path, plan: Plan | None = None) -> Scores:
-    """Check the results of a model and pack them for the public leaderboard.
+    """Pack the results of a model for the public leaderboard; returns the scores it will compute.
 
     The public aggregator looks one level deep only and takes a missing dimension for 0, so results
-    in the layout of the public `evaluate.sh` (two levels) get a total of 0. Here they are found at
-    any depth and packed so that it finds them; incomplete ones are refused. Returns the scores that
-    the leaderboard will compute.
+    in the layout of the public `evaluate.sh` (two levels) get a total of 0. Here they are packed so
+    that it finds them; incomplete ones are refused.
     """
     found = read_results(suite, source)
     scores = aggregate(found, plan)

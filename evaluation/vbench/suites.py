@@ -130,10 +130,7 @@ class Suite:
         return lines
 
     def shares(self, line: str) -> dict[str, float]:
-        """How much a dimension, category or `Total` moves by each dimension: d line / d dimension.
-
-        All formulas are linear, so the noise of a line follows from that of its dimensions.
-        """
+        """How much a line (dimension, category, `Total`) moves by each dimension, d line / d x."""
         if line in self.dimensions:
             return {line: 1.0}
         total = sum(c.weight for c in self.categories)

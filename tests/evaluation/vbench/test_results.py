@@ -185,11 +185,3 @@ def test_written_results_read_back(plan: Plan, entries: Entries, tmp_path: Path)
     assert again.unscored == made.unscored and again.origin == "ours"
     assert again.problems == ["a remark"]
     assert again.provenance["upstream_commit"] == "45e79ec"
-
-
-def test_a_dimension_without_results_keeps_its_reasons(tmp_path: Path) -> None:
-    made = parse_dimension(VBENCH2.dimensions["Material"], None, [])
-    made.unscored = {"a-0.mp4": "the video is missing"}
-    write_results(tmp_path / "out", made, {})
-    again = read_results(VBENCH2, tmp_path / "out").dimensions["Material"]
-    assert again.score is None and again.unscored == made.unscored

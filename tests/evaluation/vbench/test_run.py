@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -32,7 +31,6 @@ from longtake.evaluation.vbench.run import (
     run_dimensions,
     score_natively,
 )
-from longtake.evaluation.vbench.runner import plain
 from longtake.evaluation.vbench.scores import aggregate
 from longtake.evaluation.vbench.suites import SUITES, VBENCH1, VBENCH2
 from longtake.evaluation.vbench.upstream import (
@@ -417,19 +415,6 @@ def test_the_runner_needs_nothing_but_the_standard_library(tmp_path: Path) -> No
     command = [sys.executable, "-I", "-u", RUNNER, "no-job.json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "FileNotFoundError" in done.stderr and "no-job.json" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (np.float64(0.5), 0.5),
-        (torch.tensor(0.25), 0.25),
-        ({1: (torch.ones(2), None)}, {"1": [[1.0, 1.0], None]}),
-        (Path("a"), "a"),
-    ],
-)
-def test_results_become_plain(value: object, expected: object) -> None:
-    assert json.loads(json.dumps(plain(value))) == expected
 
 
 def test_the_doctor_names_each_missing_thing_and_how_to_get_it(

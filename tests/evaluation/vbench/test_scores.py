@@ -193,19 +193,6 @@ def test_what_counts_in_a_dimension(whole: Plan, entries: Entries) -> None:
     assert "s-0.mp4" in line.notes[0]
 
 
-def test_a_score_without_videos_counts_but_is_not_submitted(tmp_path: Path) -> None:
-    results = ResultSet(suite=VBENCH2, source=Path("test"))
-    for name, dimension in VBENCH2.dimensions.items():
-        results.dimensions[name] = DimensionResults(dimension=dimension, stated=0.5)
-    scores = aggregate(results)
-    assert scores.categories["Total"].score == 0.5 and scores.is_complete
-    assert scores.categories["Total"].interval is None
-    content = {name: [0.5, []] for name in VBENCH2.dimensions}
-    (tmp_path / "x.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="no results of videos"):
-        submit(VBENCH2, tmp_path / "x.json", tmp_path / "x.zip")
-
-
 def drawn(name: str, values: np.ndarray, tag: str = "p") -> dict[str, DimensionResults]:
     """Results of one dimension: values [prompts, samples]."""
     videos = {
