@@ -301,7 +301,7 @@ def compare_command(
     from longtake.evaluation.vbench.tables import comparison_report
 
     sides = [read_side(SCORED_SUITES[suite], name) for name in (first, second)]
-    comparison = compare(SCORED_SUITES[suite], *sides, _read_plan(plan))
+    comparison = compare(SCORED_SUITES[suite], sides[0], sides[1], _read_plan(plan))
     _show(*comparison_report(SCORED_SUITES[suite], comparison, (first, second)))
 
 

@@ -27,7 +27,7 @@ RESULTS_ENDING = "_eval_results.json"
 RECORD_ENDING = "_record.json"
 RESULTS_FOLDER = "results"
 RESULT_FILE = "result file"
-_STATED_TOLERANCE = 1e-6
+_TOLERANCE = 1e-6
 _MOSTLY = 0.9
 
 
@@ -103,8 +103,12 @@ class DimensionResults:
         if self.videos and recomputed is None:
             notes.append("no video counts: all are -1 (not applicable)")
         # The -1 in the mean, most often, or weights that only the file knows. NaN is off, too.
-        stated = recomputed if self.stated is None else self.stated
-        if recomputed is not None and not abs(stated - recomputed) <= _STATED_TOLERANCE:
+        stated = self.stated
+        if (
+            stated is not None
+            and recomputed is not None
+            and not abs(stated - recomputed) <= _TOLERANCE
+        ):
             notes.append(
                 f"the file states {stated:.6g}; the mean of its videos is {recomputed:.6g}"
             )
