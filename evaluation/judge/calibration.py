@@ -41,7 +41,7 @@ class CalibrationSettings(Config):
     """How a curve is chosen."""
 
     method: Literal["auto", "isotonic", "logistic"] = "auto"
-    """auto | isotonic | logistic; auto decides by cross-validated error."""
+    """auto decides by cross-validated error."""
     folds: int = Field(5, ge=2)
     """Of the cross-validation, >= 2; a prompt is in one fold."""
     min_points: int = Field(50, ge=10)
@@ -73,7 +73,6 @@ class Curve(Config):
     method: Method
     parameters: Parameters
     n: int
-    """Videos it was fitted on."""
     n_prompts: int
     errors: Mapping[str, float | None]
     """Method -> cross-validated RMSE in points; None where the fit did not converge."""
@@ -155,10 +154,9 @@ def fit_curve(
     weights: FloatArray,
     name: str = "the judge",
 ) -> Curve:
-    """Fit n raw scores to n mean ratings.
+    """Fit n raw scores to n mean ratings, ``weights`` [n] ratings behind each.
 
-    ``prompts`` [n] numbers the prompts, ``weights`` [n] are the ratings behind each mean, ``name``
-    stands in errors.
+    ``prompts`` [n] numbers the prompts; ``name`` stands in errors.
     """
     n_prompts = len(np.unique(prompts))
     if len(scores) < settings.min_points or n_prompts < settings.min_prompts:
@@ -182,7 +180,11 @@ def fit_curve(
         method: _cross_validated(method, scores, ratings, prompts, weights, settings)
         for method in METHODS
     }
-    method = _better(errors) if settings.method == "auto" else settings.method
+    isotonic, logistic = errors["isotonic"], errors["logistic"]
+    assert isotonic is not None  # it always has a solution
+    smooth = logistic is not None and isotonic >= (1 - _NEEDED_GAIN) * logistic
+    better: Method = "logistic" if smooth else "isotonic"
+    method = better if settings.method == "auto" else settings.method
     parameters = _fit(method, scores, ratings, weights)
     if parameters is None:
         raise UserError(
@@ -198,14 +200,6 @@ def fit_curve(
         errors=errors,
         plcc=relation,
     )
-
-
-def _better(errors: Mapping[str, float | None]) -> Method:
-    isotonic, logistic = errors["isotonic"], errors["logistic"]
-    assert isotonic is not None  # it always has a solution
-    if logistic is None or isotonic < (1 - _NEEDED_GAIN) * logistic:
-        return "isotonic"
-    return "logistic"
 
 
 def _cross_validated(

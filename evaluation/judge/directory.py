@@ -40,12 +40,10 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeClip:
-    """One clip to judge."""
+    """One clip to judge: frames uint8 [T, 3, H, W], shown at ``fps`` a second."""
 
     frames: "Tensor"
-    """uint8 [T, 3, H, W]."""
     fps: float
-    """Frames per second of playback."""
     caption: str
 
 
@@ -79,7 +77,6 @@ class JudgeDirectory:
     """Of weights, dimensions and settings."""
     training: TrainingRecord
     calibration: Calibration | None
-    """To the raters' scale; None when it has none."""
     provenance: Mapping[str, Any]
 
     @property
@@ -89,9 +86,8 @@ class JudgeDirectory:
 
     def load_model(self, device: "torch.device") -> JudgeModel:
         """The model on a device."""
-        folder = self.path / MODEL_FOLDER
-        model: JudgeModel = _backbone(self.backbone).load_judge(folder, self.dimensions, device)
-        return model
+        load: Callable[..., JudgeModel] = _backbone(self.backbone).load_judge
+        return load(self.path / MODEL_FOLDER, self.dimensions, device)
 
 
 def write_judge(
@@ -137,7 +133,7 @@ def write_judge(
 
 def read_judge(path: Path) -> JudgeDirectory:
     """Read and check a judge directory; the weights stay on the disk."""
-    record = read_json(path / JUDGE_FILE)
+    record: dict[str, Any] = dict(read_json(path / JUDGE_FILE))
     backbone, dimensions = record.get("backbone"), record.get("dimensions")
     usable = record.get("format") == FORMAT and backbone in BACKBONES
     if not (usable and isinstance(dimensions, list) and dimensions):
@@ -147,18 +143,15 @@ def read_judge(path: Path) -> JudgeDirectory:
             f"dimensions {dimensions!r} in {path}",
             expected=f"format {FORMAT}, backbone {', '.join(BACKBONES)}, a list of dimensions",
         )
-    seen = read_json(path / TRAINING_FILE)
+    seen: dict[str, Any] = dict(read_json(path / TRAINING_FILE))
     model = _backbone(str(backbone)).model_digest(path / MODEL_FOLDER)
-    for name, same in (
-        (TRAINING_FILE, digest(path / TRAINING_FILE) == record.get("training_sha256")),
-        (MODEL_FOLDER, model == record.get("model_digest")),
-    ):
-        if not same:
-            raise CheckpointError(
-                "the judge directory was changed",
-                received=f"{name} in {path} has another digest than judge.json records",
-                remedy="copy the directory again from its source",
-            )
+    made = digest(path / TRAINING_FILE), model
+    if made != (record.get("training_sha256"), record.get("model_digest")):
+        raise CheckpointError(
+            "the judge directory was changed",
+            received=f"{path}: {TRAINING_FILE} or {MODEL_FOLDER} has another digest than recorded",
+            remedy="copy the directory again from its source",
+        )
     # With the dimensions: the same weights that score fewer of them are another judge.
     whole = text_digest(json.dumps([backbone, dimensions, model]))
     calibration = None
@@ -170,9 +163,7 @@ def read_judge(path: Path) -> JudgeDirectory:
         backbone=str(backbone),
         dimensions=tuple(dimensions),
         digest=whole,
-        training=TrainingRecord(
-            prompts=tuple(seen.get("prompts", ())), models=tuple(seen.get("models", ()))
-        ),
+        training=TrainingRecord(prompts=tuple(seen["prompts"]), models=tuple(seen["models"])),
         calibration=calibration,
         provenance=record.get("provenance", {}),
     )

@@ -91,9 +91,11 @@ class RegressionJudge:
         """Scores of clips; one that cannot be shown or scored has a reason instead."""
         scores: list[dict[str, Score]] = [{}] * len(clips)
         inputs: list[ClipInputs] = []
+        numbers: list[int] = []
         for number, clip in enumerate(clips):
             try:
-                inputs.append(self._inputs(number, clip))
+                inputs.append(self._inputs(clip))
+                numbers.append(number)
             except UserError as error:
                 reason = f"{error.what}: {error.received or 'cannot be scored'}"
                 scores[number] = dict.fromkeys(self._dimensions, Score.unscored(reason))
@@ -104,22 +106,17 @@ class RegressionJudge:
             patches = normalize_patches(
                 batch["pixel_values"].to(self._model.device), self._spec.pixels
             )
-            raw = self._model.score(
-                batch["input_ids"],
-                batch["attention_mask"],
-                patches,
-                batch["grid_thw"],
-                self._tokens,
-            )
+            ids, mask, grid = (batch[k] for k in ("input_ids", "attention_mask", "grid_thw"))
+            raw = self._model.score(ids, mask, patches, grid, self._tokens)
             for index, row in zip(group, raw.tolist(), strict=True):
-                scores[inputs[index].key] = self._in_points(row)
+                scores[numbers[index]] = self._in_points(row)
         return scores
 
-    def _inputs(self, number: int, clip: JudgeClip) -> ClipInputs:
+    def _inputs(self, clip: JudgeClip) -> ClipInputs:
         if not clip.caption.strip():
             raise UserError("the clip has no caption", received="an empty text")
         frames = seen_frames(clip.frames.to(self._model.device), clip.fps, self._spec)
-        return clip_inputs(frames, clip.caption, self._encoder, key=number, stop_at=None)
+        return clip_inputs(frames, clip.caption, self._encoder, key=0, stop_at=None)
 
     def _in_points(self, raw: Sequence[float]) -> dict[str, Score]:
         scores = {}

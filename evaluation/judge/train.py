@@ -35,7 +35,7 @@ from longtake.evaluation.judge.data import (
     split_ratings,
     with_paths_from,
 )
-from longtake.evaluation.judge.directory import JudgeDirectory, set_calibration, write_judge
+from longtake.evaluation.judge.directory import set_calibration, write_judge
 from longtake.evaluation.judge.levels import coefficients
 from longtake.evaluation.judge.prompt import judge_prompt
 from longtake.evaluation.judge.regression import (
@@ -86,10 +86,9 @@ Parts = Mapping[Part, RatedClips]
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """The best weights of a training."""
+    """The best weights of a training: ``write`` puts them into a folder."""
 
     write: Callable[[Path], object]
-    """Writes the folder of the weights."""
     best_update: int
     """Updates after which they were taken."""
 
@@ -145,9 +144,28 @@ def train_judge(
         run = stack.enter_context(RunDirectory.create(output_dir, yaml, resume=resume))
         trackers = stack.enter_context(Trackers(run, config.trackers, {"seed": config.seed}))
         # Before training, so that a run that is stopped says what it was made of.
-        _record_inputs(run, config, parts, kind.base)
+        files = (*config.data.ratings, str(config.data.samples))
+        record = collect({name: Path(name) for name in files})
+        run.write_json("provenance.json", {**record, "base": kind.base})
+        for name in parts.keys() - {"train", "unused"}:
+            samples = with_paths_from(parts[name].samples, run.path.absolute())
+            write_samples(run.path / f"{name}.csv", samples)
         trained = kind.train(parts, run, trackers, where)
-        judge = _export(run, config, kind, parts, trained)
+        target = run.path / JUDGE_FOLDER
+        with run.writing(JUDGE_FOLDER):
+            shutil.rmtree(target, ignore_errors=True)  # of the same run, finished before
+            judge = write_judge(
+                target,
+                trained.write,
+                backbone=kind.backbone,
+                dimensions=config.dimensions,
+                training=TrainingRecord.of(parts),
+                provenance={
+                    "trained_from": to_plain(kind.base),
+                    "best_update": trained.best_update - 1,
+                    "seed": config.seed,
+                },
+            )
         held = parts["calibration"]
         scores = raw_scores(judge, held, run.path / "calibration", where)
         refused = ""
@@ -156,7 +174,7 @@ def train_judge(
             judge = set_calibration(judge, Calibration(judge=judge.digest, curves=curves))
         except UserError as error:  # an uncalibrated judge still ranks
             refused = f"{error.what}: {error.received}"
-        summary = {
+        summary: dict[str, Any] = {
             "updates": config.updates,
             "best_update": trained.best_update - 1,
             "wall_s": time.monotonic() - start,
@@ -170,50 +188,12 @@ def train_judge(
             "judge": judge.name,
         }
         run.write_json("summary.json", summary)
-    found = summary["calibration_part"].items()
     title = f"{judge.name} on the calibration part (no claim: it chose the update)"
-    rows = [[name, item["plcc"], item["srcc"], item["n"]] for name, item in found]
-    console.print(result_table(title, ["dimension", "PLCC", "SRCC", "n"], rows))
+    measured = [[name, *item.values()] for name, item in summary["calibration_part"].items()]
+    console.print(result_table(title, ["dimension", "PLCC", "SRCC", "n"], measured))
     if refused:
         console.print(f"! not calibrated: {refused}", markup=False, soft_wrap=True)
     return judge.path
-
-
-def _record_inputs(
-    run: RunDirectory, config: JudgeTrainingConfig, parts: Parts, base: Mapping[str, Any]
-) -> None:
-    """Write ``provenance.json`` and the lists of the parts that are not trained on."""
-    files = (*config.data.ratings, str(config.data.samples))
-    record = collect({name: Path(name) for name in files})
-    run.write_json("provenance.json", {**record, "base": base})
-    for name in ("calibration", "test", "test_new_models"):
-        if name in parts:
-            samples = with_paths_from(parts[name].samples, run.path.absolute())
-            write_samples(run.path / f"{name}.csv", samples)
-
-
-def _export(
-    run: RunDirectory,
-    config: JudgeTrainingConfig,
-    kind: "Regression | FineTuning",
-    parts: Parts,
-    trained: Trained,
-) -> JudgeDirectory:
-    target = run.path / JUDGE_FOLDER
-    with run.writing(JUDGE_FOLDER):
-        shutil.rmtree(target, ignore_errors=True)  # of the same run, finished before
-        return write_judge(
-            target,
-            trained.write,
-            backbone=kind.backbone,
-            dimensions=config.dimensions,
-            training=TrainingRecord.of(parts),
-            provenance={
-                "trained_from": to_plain(kind.base),
-                "best_update": trained.best_update - 1,
-                "seed": config.seed,
-            },
-        )
 
 
 def agreement(part: RatedClips, scores: FloatArray) -> dict[str, dict[str, float]]:
@@ -246,11 +226,10 @@ class Regression:
     ) -> Trained:
         """Train, or go on with what is in ``run``."""
         config, scale = self._config, target_scale(parts["train"])
-        sizes = [len(parts[name].mean) for name in ("train", "calibration")]
-        cache = config.data.cache_mib * 2**20 // sum(sizes)  # bytes for each clip
+        both = parts["train"], parts["calibration"]
+        cache = config.data.cache_mib * 2**20 // sum(len(part.mean) for part in both)  # of a clip
         train, held_out = (
-            RatedDataset(parts[name], self._source, scale, cache * size)
-            for name, size in zip(("train", "calibration"), sizes, strict=True)
+            RatedDataset(part, self._source, scale, cache * len(part.mean)) for part in both
         )
         head = HeadTraining(
             source=self._source,
@@ -320,7 +299,8 @@ class FineTuning:
                 self._fine_tune(processor, parts, run, checkpoint, where, RunLog(trackers, bar))
             checkpoint = latest_checkpoint(run.checkpoints)
         assert checkpoint is not None
-        best = int(read_json(checkpoint / "trainer_state.json")["best_global_step"])
+        state: dict[str, Any] = dict(read_json(checkpoint / "trainer_state.json"))
+        best = int(state["best_global_step"])
         return Trained(
             write=lambda folder: write_vlm(
                 folder,

@@ -59,7 +59,6 @@ class VlmSpec:
     prompt: str
     """The question, with the place of the caption once."""
     sampler: FrameSampler = field(default_factory=FrameSampler)
-    """Which frames of a clip are shown."""
     max_frame_pixels: int = 256 * 28 * 28
     """Larger frames are scaled down to at most this area, pixels; the limits of the checkpoint's
     own processor hold after that."""
@@ -192,16 +191,14 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownClip:
-    """What is kept of a clip: all that the processor needs."""
+    """What is kept of a clip of ``total`` frames, ``fps`` a second: all the processor needs."""
 
     frames: Tensor
     """uint8 [F, 3, h, w]."""
     indices: tuple[int, ...]
     """Number of each frame in the clip, from 0."""
     total: int
-    """Frames of the clip."""
     fps: float
-    """Frames per second of the clip."""
 
 
 def shown_clip(frames: Tensor, fps: float, spec: VlmSpec) -> ShownClip:
@@ -446,7 +443,8 @@ class AnswerCollator:
         A rating between two whole numbers becomes one of them, the nearer one more often, so that
         its mean over draws is kept.
         """
-        part, scores = self._parts[held_out], []
+        part = self._parts[held_out]
+        scores: list[int | None] = []
         for name in part.dimensions:
             given = self._given[held_out].get((part.samples.samples[row].sample, name))
             if given is None:

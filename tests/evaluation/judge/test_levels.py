@@ -120,22 +120,6 @@ def test_intervals_are_those_of_resampled_prompts():
         assert ends == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
 
 
-def test_intervals_cover_the_truth():
-    hits, trials, rho = 0, 40, 0.8
-    for seed in range(trials):
-        rng = np.random.default_rng(seed)
-        x = rng.normal(size=150)
-        y = rho * x + math.sqrt(1 - rho**2) * rng.normal(size=150)
-        prompts = np.repeat(np.arange(50), 3)
-        data = Judged(
-            human=x, judge=y, prompts=prompts, models=np.tile(np.arange(3), 50), clusters=prompts
-        )
-        settings = LevelSettings(max_pairs=10, resamples=100, seed=seed)
-        found = measure_levels("x", data, 50, settings)
-        hits += found[0].ci_low <= rho <= found[0].ci_high
-    assert 0.85 <= hits / trials <= 1, hits
-
-
 def test_a_judge_of_prompts_fails_within_prompts():
     """The trap of the sample level: a score of the prompt alone correlates over videos."""
     data = study(1, noise=0.0)

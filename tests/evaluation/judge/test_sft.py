@@ -100,26 +100,6 @@ def test_it_learns_brightness_of_new_prompts(run):
     assert not {item.caption for item in test.samples} & set(judge.training.prompts)
 
 
-def test_scores_controls_and_report_card(run, study, tmp_path):
-    judge = read_judge(run / "judge")
-    listed = read_samples(run / "test.csv")
-    reports = score_samples(listed, judge, tmp_path, device=CPU, controls=["frozen", "repeat"])
-    n = len(listed.samples)
-    assert all(r.scored == n and r.unscored == 0 for r in reports.values())
-    card = report_card_from_files(
-        [study.ratings],
-        run / "test.csv",
-        tmp_path / "scores.jsonl",
-        controls=tmp_path / "controls.jsonl",
-        judge=run / "judge",
-        dimensions=ONE,
-    )
-    assert card.calibrated and card.leakage.checked and not card.leakage.same_prompts
-    assert card.coverage[0].scored == n and card.coverage[0].reasons == {}
-    found = {c.control: c for c in card.controls}
-    assert found["repeat"].spread == 0  # greedy: the same video gets the same score
-
-
 def test_a_judge_that_never_learned_is_counted_in_the_report_card(study, tiny_vlm, tmp_path):
     config = short(study, tiny_vlm, updates=1, eval_every=1, learning_rate=1e-9)
     train_judge(config, output_dir=tmp_path / "run", device="cpu")
@@ -211,15 +191,6 @@ def test_lora_leaves_the_rest_alone_and_is_merged(study, tiny_vlm, tmp_path, pre
     assert changed and all("proj" in name and "visual" not in name for name in changed)
     losses = [row["loss"] for row in metrics(tmp_path / "run") if "loss" in row]
     assert losses[-1] < losses[0]
-
-
-def test_full_training_without_vision_keeps_the_tower(study, tiny_vlm, tmp_path):
-    config = short(study, tiny_vlm, train_vision=False)
-    judge = train_judge(config, output_dir=tmp_path / "run", device="cpu")
-    before = load_file(tiny_vlm / "model.safetensors")
-    after = load_file(judge / "model/model.safetensors")
-    same = {name for name, value in before.items() if after[name].equal(value)}
-    assert same == {name for name in before if "visual" in name}
 
 
 def test_a_diverged_training_ends_with_its_name(study, tiny_vlm, tmp_path):
