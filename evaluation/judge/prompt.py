@@ -88,14 +88,14 @@ def parse_failure(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerTokens:
-    """The answer as tokens: all answers share them except for the digits."""
+    """The answer as tokens ``ids`` [A], the end of the turn last: only digits differ.
+
+    The digit of each dimension stands at ``positions`` [D] and is one of ``digits`` [D, 5].
+    """
 
     ids: tuple[int, ...]
-    """A token ids of an answer, the end of the turn last."""
     positions: tuple[int, ...]
-    """Index of each dimension's digit in ``ids``; length D."""
     digits: tuple[tuple[int, ...], ...]
-    """[D, 5] token ids of the digits 1 to 5 at each position."""
 
     def answer(self, scores: Sequence[int]) -> list[int]:
         """Token ids of the answer with these scores, the end of the turn last."""

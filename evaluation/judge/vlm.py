@@ -324,7 +324,8 @@ class VlmJudge:
                 rows.append(self._questions.row(shown, clip.caption))
                 numbers.append(number)
             except UserError as error:
-                scores[number] = self._unscored(f"{error.what}: {error.received}")
+                reason = Score.unscored(f"{error.what}: {error.received}")
+                scores[number] = dict.fromkeys(self._dimensions, reason)
         lengths = [row["input_ids"].shape[1] for row in rows]
         for group in token_batches(lengths, TOKENS_PER_PASS):
             answers = self._answers([rows[index] for index in group])
@@ -351,12 +352,9 @@ class VlmJudge:
         expected = () if digits is None else tokens.answer(digits)[:-1]
         # The same text in other tokens fails too: its digits stand elsewhere.
         if digits is None or said[: len(expected)] != expected:
-            return self._unscored(parse_failure(text))
+            return dict.fromkeys(self._dimensions, Score.unscored(parse_failure(text)))
         scores = tokens.expectation(logits).tolist()
         return {n: Score.of(s) for n, s in zip(self._dimensions, scores, strict=True)}
-
-    def _unscored(self, reason: str) -> dict[str, Score]:
-        return dict.fromkeys(self._dimensions, Score.unscored(reason))
 
 
 IGNORED = -100

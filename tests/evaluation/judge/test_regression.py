@@ -233,7 +233,7 @@ def test_too_few_clips_leave_it_uncalibrated_and_say_so(study, tmp_path):
 def test_changed_judges_are_refused(run, tmp_path):
     for name, expected in (
         ("training.json", "changed"),
-        ("model/template.txt", "damaged"),
+        ("model/template.txt", "cannot be used"),
         ("judge.json", "cannot read"),
         ("calibration.json", "calibration"),
     ):
