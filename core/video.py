@@ -61,7 +61,9 @@ def write_mp4(
         ):
             # One thread: x264 splits work by threads, and bytes should not depend on the machine.
             options = {"preset": "veryfast", "threads": "1"}
-            options |= {"qp": "0"} if lossless else {"crf": _CRF}
+            # With AVX-512, x264's macroblock tree reads memory it never wrote: equal frames gave up
+            # to five different files (measured on a Xeon), so a clip was not repeatable.
+            options |= {"qp": "0"} if lossless else {"crf": _CRF, "x264-params": "mbtree=0"}
             codec, pix_fmt = ("libx264rgb", "rgb24") if lossless else ("libx264", "yuv420p")
             stream = container.add_stream(codec, rate=rate, options=options)
             stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
