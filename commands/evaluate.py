@@ -307,8 +307,8 @@ def bench_list(directory: BenchFolder = None, category: BenchCategory = None) ->
         return
     images = benchmark.read_records(folder / benchmark.I2V_FILE, benchmark.ImagePrompt)
     sizes = [*((name, len(part)) for name, part in sets.items()), ("i2v", len(images))]
-    rows = [
-        (entry.name, *(sum(entry.name in p.categories for p in part) for part in sets.values()))
+    rows: list[list[str | int]] = [
+        [entry.name, *(sum(entry.name in p.categories for p in part) for part in sets.values())]
         for entry in benchmark.read_taxonomy(folder / benchmark.TAXONOMY_FILE)
     ]
     Console().print(result_table("sets", ["set", "samples"], sizes))

@@ -191,7 +191,7 @@ def _rated(paths: Sequence[Path], listed: SampleList | None) -> tuple[pd.DataFra
             tables.append(video_scores(checked.table))
             findings += [f for f in checked.findings if f.kind != "sample without a rating"]
     table = pd.concat(tables, ignore_index=True)
-    return table[list(_LOG)], tuple(findings)
+    return table[list(_LOG)], findings
 
 
 @dataclass(frozen=True, kw_only=True)

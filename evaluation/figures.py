@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
 from matplotlib.patches import Patch
 
@@ -62,9 +63,10 @@ def save_png(figure: Figure, path: Path) -> Path:
 def _legend(
     figure: Figure, colours: Sequence[str], names: Sequence[str], loc: str, ncols: int
 ) -> Legend:
-    style: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "labelcolor": INK}
+    style: dict[str, Any] = {"loc": loc, "ncols": ncols, "alignment": "left", "fontsize": 8.5}
     patches = [Patch(color=colour) for colour in colours]
-    return figure.legend(patches, names, loc=loc, ncols=ncols, alignment="left", **style)
+    legend: Legend = figure.legend(patches, names, frameon=False, labelcolor=INK, **style)
+    return legend
 
 
 def write_mos_figure(result: MosResult, path: Path, title: str = "MOS") -> Path:
@@ -111,7 +113,7 @@ def write_mos_figure(result: MosResult, path: Path, title: str = "MOS") -> Path:
             axes.text(x, top + 0.06, f"{cell.mean:.2f}", **text)
     colours = [SERIES[i % len(SERIES)] for i in range(len(result.models))]
     _legend(figure, colours, result.models, "outside lower left", entries).set_title(
-        note, prop={"size": 7.5}
+        note, prop=FontProperties(size=7.5)
     )
     return save_png(figure, path)
 
