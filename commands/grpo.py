@@ -45,8 +45,11 @@ def grpo_run(
 
     if preset not in PRESETS:
         raise ConfigError("unknown preset", received=preset, expected=" | ".join(PRESETS))
-    options = {"prompts": prompts, "checkpoint": checkpoint}
-    options |= {"device": None if device == "auto" else device}
+    options = {
+        "prompts": prompts,
+        "checkpoint": checkpoint,
+        "device": None if device == "auto" else device,
+    }
     values = [f"{key}={json.dumps(str(v))}" for key, v in options.items() if v is not None]
     # A mistyped setting is answered here, before torch and the models are imported.
     merged = merge_config(PRESETS[preset](), config, [*(overrides or []), *values])

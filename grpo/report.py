@@ -322,7 +322,8 @@ def _score(record: Mapping[str, Any]) -> float | None:
 
 
 def _evaluations(summary: Mapping[str, Any]) -> list[list[object]]:
-    nfe, rows = summary.get("nfe") or {}, []
+    nfe = summary.get("nfe") or {}
+    rows: list[list[object]] = []
     for key, label in (("rollout", "rollout evaluations"), ("train_forwards", "training forwards")):
         counted, naive = nfe.get(key), nfe.get(f"{key}_naive")
         if counted is not None and naive:
