@@ -191,7 +191,7 @@ def test_a_wide_sheet_with_gaps(tmp_path):
     assert {f.kind: f.items for f in findings} == {
         "empty cell": ("sheet.csv:3, motion_quality",),
         "record that is not a rating": (
-            "sheet.csv:4, motion_quality: `score` is 'good', expected a number or null",
+            "sheet.csv:4, motion_quality: `score` is 'good', expected a number",
         ),
     }
 

@@ -211,7 +211,7 @@ def test_resume_scores_only_what_is_missing(folder, tmp_path, ending, monkeypatc
     whole = run(folder, output=output, prompt="x")
     assert read_table(output, NAMES) == whole.rows and whole.unscored()["general"] == 1
     if ending == "csv":
-        frame = pd.read_csv(output)
+        frame = pd.read_csv(output, float_precision="round_trip")
         assert frame["general"].tolist()[0] == whole.rows[0].scores["general"]
         assert frame["general"].isna().sum() == 1
     (folder / "deep" / "cut.mp4").unlink()
